@@ -1,0 +1,210 @@
+"""A run directory: a ledger, Zarr arrays, metrics, and one atomic way to change them.
+
+`Run.commit` stages new arrays, flushes them, writes one ledger row that says where each of
+them belongs and what the new state is, and only then moves them into place. A crash before the row
+leaves the old state; a crash after it is rolled forward when the run is opened next.
+Source: architecture.md, "The run directory".
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import zarr
+
+from globe_stream.errors import GlobeError, InputError
+from globe_stream.store import arrays, files
+from globe_stream.store.ledger import Ledger, Row
+from globe_stream.store.lock import RunLock
+
+FORMAT = 1
+STORE = "run.zarr"
+STAGING = "staging.partial"
+TRASH = "trash.partial"
+SPILL = "spill.partial"
+
+State = dict[str, Any]
+
+
+class Run:
+    """One run directory, opened for reading or, under its lock, for writing."""
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        if not (path / "ledger.jsonl").exists():
+            raise InputError(f"{path}: not a run directory (no ledger.jsonl). "
+                             "Make one with `globe-stream seed MODEL --run DIR`")
+        self.path = path
+        self._lock = RunLock(path) if writable else None
+        self.ledger = Ledger(path / "ledger.jsonl", writable=writable)
+        if not self.ledger.rows:
+            raise GlobeError(f"{path}/ledger.jsonl: empty; start over with --fresh")
+        _require_format(path, self.ledger.rows[0])
+        if writable:
+            self._recover()
+
+    @classmethod
+    def create(cls, path: Path, header: Row) -> "Run":
+        """Make `path` a new run whose first ledger row carries `header`."""
+        path.mkdir(parents=True, exist_ok=True)
+        with RunLock(path):
+            zarr.open_group(str(path / STORE), mode="w", zarr_format=3)
+            files.sync_tree(path / STORE)
+            Ledger(path / "ledger.jsonl", writable=True).append(
+                {"kind": "created", "format": FORMAT, **header}
+            )
+            files.sync_tree(path)
+        return cls(path, writable=True)
+
+    @property
+    def header(self) -> Row:
+        """What the run was created with."""
+        return self.ledger.rows[0]
+
+    def state(self, key: str) -> State | None:
+        """The state that the last commit under `key` recorded, or None."""
+        for row in reversed(self.ledger.rows):
+            if row["kind"] == "commit" and key in row["states"]:
+                state: State | None = row["states"][key]
+                return state
+        return None
+
+    def array(self, name: str) -> Path:
+        """Where the array `name` (such as "up/bank") lives."""
+        return self.path / STORE / name
+
+    def has(self, name: str) -> bool:
+        """Whether the array `name` is in place."""
+        return (self.array(name) / "zarr.json").exists()
+
+    def spill(self, name: str) -> Path:
+        """A path for data that only this run's current stage needs; kept until `clear_spill`."""
+        folder = self.path / SPILL
+        folder.mkdir(exist_ok=True)
+        return folder / name
+
+    def clear_spill(self) -> None:
+        """Delete every spill file."""
+        files.remove(self.path / SPILL)
+
+    def commit(
+        self,
+        states: Mapping[str, State | None],
+        put: Mapping[str, arrays.Source] | None = None,
+        *,
+        move: Sequence[tuple[str, str]] = (),
+        drop: Sequence[str] = (),
+    ) -> None:
+        """Atomically replace `states` and the arrays `put`, after moving and dropping others.
+
+        `move` renames arrays or groups (old, new) before `put` takes effect. Raises InputError
+        when the disk is full; the run is then as it was before.
+        """
+        put = put or {}
+        self._require_free(put)
+        sequence = len(self.ledger.rows)
+        staging = self.path / STAGING / str(sequence)
+        with files.disk_full_is_input_error(self.path, "the run's state"):
+            self._stage(staging, put)
+        self.ledger.append({
+            "kind": "commit", "sequence": sequence, "states": dict(states),
+            "put": sorted(put), "move": [list(pair) for pair in move], "drop": list(drop),
+        })
+        self._apply(self.ledger.rows[-1])
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _require_free(self, put: Mapping[str, arrays.Source]) -> None:
+        needed = sum(arrays.nbytes(source) for source in put.values())
+        if needed:
+            files.require_free(self.path, needed + (1 << 20), "the run's state")
+
+    def _stage(self, staging: Path, put: Mapping[str, arrays.Source]) -> None:
+        files.remove(staging)
+        staging.mkdir(parents=True)
+        try:
+            for name, source in put.items():
+                target = staging / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                arrays.write(target, source)
+            files.sync_tree(staging)
+        except BaseException:
+            files.remove(staging)
+            raise
+
+    def _recover(self) -> None:
+        """Finish a commit that a crash interrupted, then sweep what was never committed."""
+        commits = [row for row in self.ledger.rows if row["kind"] == "commit"]
+        done = {row["sequence"] for row in self.ledger.rows if row["kind"] == "applied"}
+        if commits and commits[-1]["sequence"] not in done:
+            self._apply(commits[-1])
+        for leftover in (STAGING, TRASH):
+            files.remove(self.path / leftover)
+
+    def _apply(self, row: Row) -> None:
+        """Carry out the moves of `row`; safe to repeat after a crash at any point."""
+        staging = self.path / STAGING / str(row["sequence"])
+        trash = self.path / TRASH / str(row["sequence"])
+        trash.mkdir(parents=True, exist_ok=True)
+        for old, new in row["move"]:
+            if not (trash / "moved" / old).exists():
+                if self.array(old).exists():
+                    self._rename(self.array(old), self.array(new), trash / "replaced" / new)
+                self._mark(trash / "moved" / old)
+        for name in row["drop"]:
+            if self.array(name).exists():
+                self._rename(self.array(name), trash / "dropped" / name, None)
+        for name in row["put"]:
+            if (staging / name).exists():
+                self._rename(staging / name, self.array(name), trash / "put" / name)
+        self.ledger.append({"kind": "applied", "sequence": row["sequence"]})
+        files.remove(staging)
+        files.remove(self.path / TRASH)
+
+    def _rename(self, source: Path, target: Path, replaced: Path | None) -> None:
+        self._ensure_groups(target)
+        if replaced is not None and target.exists():
+            replaced.parent.mkdir(parents=True, exist_ok=True)
+            target.rename(replaced)
+        os.rename(source, target)
+        files.sync_parents(target, self.path)
+        files.sync_parents(source, self.path)
+
+    def _ensure_groups(self, target: Path) -> None:
+        """Make every ancestor of an array inside the store a Zarr group."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store = self.path / STORE
+        if not target.is_relative_to(store):
+            return
+        for parent in target.parents:
+            if parent == store:
+                return
+            if not (parent / "zarr.json").exists():
+                zarr.open_group(str(parent), mode="a", zarr_format=3)
+
+    def _mark(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        files.sync_parents(path, self.path)
+
+
+def _require_format(path: Path, header: Row) -> None:
+    found = header.get("format")
+    if found != FORMAT:
+        raise InputError(f"{path}: written in run format {found}, this version reads {FORMAT}. "
+                         "Use the version that made it, or start over with --fresh")
