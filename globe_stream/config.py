@@ -1,0 +1,262 @@
+"""Configuration: one frozen, typed record per concern, with help, unit and bounds by each field.
+
+The command line, the recipes and `config.toml` are all made from these fields, so an option
+exists once. A field marked `runtime` changes how a run is carried out, not what it computes, and
+may differ when a run is continued.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+import tomli_w
+
+from globe_stream.errors import InputError
+from globe_stream.units import parse_size
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a field accepts: one of `choices`, or a number from `low` to `high` inclusive."""
+
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    runtime: bool = False
+    metavar: str | None = None
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """A dataclass field with its help text and limits."""
+    return field(default=default, metadata={"limits": Limits(help, **limits)})
+
+
+class Checked:
+    """Base of the configuration records: checks every field against its limits."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]
+            _check(flag(item.name), getattr(self, item.name), item)
+        self.check()
+
+    def check(self) -> None:
+        """Conditions across fields; raises InputError."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str) -> Self:
+        """The record that `values` (a TOML table found at `where`) describes."""
+        known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise InputError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+        return cls(**{name: _coerce(value, known[name], where) for name, value in values.items()})
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide what is computed, by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self)  # type: ignore[arg-type]
+                if not limits_of(item).runtime}
+
+
+@dataclass(frozen=True)
+class SelectionConfig(Checked):
+    """Which experts of the checkpoint take part."""
+
+    families: str = option("both", "Expert families to compress.", choices=("up", "gate", "both"))
+    single_layer: int | None = option(None, "Take experts from this layer only.", low=0)
+    layers: str | None = option(None, "Take layers A to B-1 only.", metavar="A:B")
+    max_experts: int | None = option(None, "At most this many experts a family.", low=2)
+    sample_method: str = option(
+        "first_n", "Which experts --max-experts keeps.", choices=("first_n", "evenly_spaced")
+    )
+    include_shared: bool = option(
+        False, "Also take shared experts, cut into blocks of the routed experts' height."
+    )
+    include_mtp: bool = option(False, "Also take the experts of multi-token-prediction layers.")
+    revision: str | None = option(
+        None, "Branch, tag or commit of a hub model.", metavar="REVISION"
+    )
+
+    @property
+    def family_names(self) -> tuple[str, ...]:
+        """The families as a tuple."""
+        return ("up", "gate") if self.families == "both" else (self.families,)
+
+
+METHODS = (
+    "ts_pca", "left_gram_pca", "rpca", "spherical_kmeans", "residual_greedy", "hybrid", "svd",
+    "nn_dictionary",
+)
+
+
+@dataclass(frozen=True)
+class SeedConfig(Checked):
+    """The warm start: proxies, atoms, codes."""
+
+    method: str = option("nn_dictionary", "Seeding method.", choices=METHODS)
+    rank: int | None = option(None, "Rows r of an atom; overrides --rank-ratio.", low=1)
+    rank_ratio: float = option(0.75, "r as a fraction of the expert height p.", low=0.0, high=1.0)
+    bases: int | None = option(None, "Atoms m in the bank; overrides --basis-ratio.", low=1)
+    basis_ratio: float = option(
+        0.25, "m as a fraction of the N experts in a bank's scope.", low=0.0, high=1.0
+    )
+    bank_scope: str = option(
+        "global", "Experts that share a bank: all layers, one layer, or runs of K layers.",
+        metavar="global|layer|layers:K",
+    )
+    proxies: str | None = option(
+        None, "Proxy right factors (default: the method's own).",
+        choices=("rows", "left_gram", "svd"),
+    )
+    row_selection: str = option(
+        "energy", "How `rows` proxies choose rows.", choices=("energy", "uniform", "random")
+    )
+    row_subset: int | None = option(
+        None, "Experts whose energies choose the rows (default: all).", low=1
+    )
+    codes: str = option(
+        "nnls", "Initial codes: non-negative least squares, the same on the simplex, "
+        "or least squares clamped at zero.", choices=("nnls", "simplex", "ls_clamp"),
+    )
+    normalize: str = option(
+        "zscore", "Per-family normalisation of the weights, folded back at the end.",
+        choices=("zscore", "none"),
+    )
+    oversampling: int = option(8, "Extra columns of rpca's range finder.", low=0)
+    power_iterations: int = option(2, "Power iterations of rpca.", low=0)
+    kmeans_init: str = option(
+        "kmeans++", "First centres of k-means.", choices=("kmeans++", "farthest")
+    )
+    kmeans_iterations: int = option(50, "Lloyd iterations at most.", low=1)
+    greedy_ridge: float = option(
+        0.0, "Ridge of residual_greedy's codes, relative to the atoms' unit norm.", low=0.0
+    )
+    hybrid_ratio: float = option(
+        0.5, "Fraction of hybrid's atoms that come from PCA.", low=0.0, high=1.0
+    )
+    hybrid_variant: str = option(
+        "kmeans", "What completes hybrid's PCA atoms.", choices=("kmeans", "greedy")
+    )
+    dictionary_rounds: int = option(30, "MOD + NNLS rounds of nn_dictionary.", low=0)
+    lambda_a: float = option(
+        1e-6, "Ridge of the adapters, relative to the mean diagonal of H H^T.", low=0.0
+    )
+    seed: int = option(0, "Seed of everything random.", low=0)
+
+    def check(self) -> None:
+        if self.rank is None and self.rank_ratio == 0:
+            raise InputError("--rank-ratio 0 leaves no rows: give a fraction above 0, or --rank")
+        if self.bases is None and self.basis_ratio == 0:
+            raise InputError("--basis-ratio 0 leaves no atoms: give a fraction above 0, or --bases")
+        self.scope_layers()
+
+    def scope_layers(self) -> int | None:
+        """Layers that share a bank; None means all of them."""
+        kind, _, count = self.bank_scope.partition(":")
+        if self.bank_scope == "global":
+            return None
+        if self.bank_scope == "layer":
+            return 1
+        if kind == "layers" and count.isdigit() and int(count) > 0:
+            return int(count)
+        raise InputError(
+            f"--bank-scope {self.bank_scope!r} is not known: use global, layer or layers:K with K > 0"
+        )
+
+
+@dataclass(frozen=True)
+class RuntimeConfig(Checked):
+    """How a run is carried out."""
+
+    memory: str | None = option(
+        None, "Peak resident memory of the whole process (default: 60 % of what is free).",
+        runtime=True, metavar="SIZE",
+    )
+    device: str = option(
+        "auto", "Where the arithmetic runs.", choices=("auto", "cpu", "mps", "cuda")
+    )
+    checkpoint_every: float = option(
+        10.0, "Minutes between checkpoints inside a pass.", low=0.0, runtime=True,
+        metavar="MINUTES",
+    )
+    wandb_project: str | None = option(
+        None, "Also log to this Weights & Biases project.", runtime=True, metavar="NAME"
+    )
+
+    def check(self) -> None:
+        if self.memory is not None:
+            parse_size(self.memory)
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field's name."""
+    return "--" + name.replace("_", "-")
+
+
+def limits_of(item: "dataclasses.Field[Any]") -> Limits:
+    """The limits given to `option` for a field."""
+    limits: Limits = item.metadata["limits"]
+    return limits
+
+
+def plain_type(item: "dataclasses.Field[Any]") -> type:
+    """The field's type without `| None`."""
+    kind = item.type
+    if isinstance(kind, str):
+        raise TypeError(f"{item.name}: annotations must not be strings")
+    if isinstance(kind, types.UnionType):
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    return typing.cast(type, kind)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One phrase per key whose value differs, spelled out."""
+    return [f"{key}: was {old.get(key)!r}, now {new.get(key)!r}"
+            for key in sorted(set(old) | set(new)) if old.get(key) != new.get(key)]
+
+
+def to_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Tables of plain values as TOML, leaving out None, which TOML cannot say."""
+    kept = {name: {k: v for k, v in table.items() if v is not None}
+            for name, table in sections.items()}
+    return tomli_w.dumps(kept)
+
+
+def load_toml(text: str, where: str) -> dict[str, Any]:
+    """Parse TOML; a mistake is an InputError naming `where`."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{where}: not valid TOML: {error}") from error
+
+
+def _coerce(value: Any, item: "dataclasses.Field[Any]", where: str) -> Any:
+    kind = plain_type(item)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise InputError(f"{where}: {item.name} = {value!r}: a {kind.__name__} is needed")
+    return value
+
+
+def _check(name: str, value: Any, item: "dataclasses.Field[Any]") -> None:
+    limits = limits_of(item)
+    if value is None:
+        return
+    if limits.choices and value not in limits.choices:
+        raise InputError(f"{name} {value!r} is not known: use one of {', '.join(limits.choices)}")
+    low_enough = limits.high is None or value <= limits.high
+    if not (low_enough and (limits.low is None or value >= limits.low)):
+        raise InputError(f"{name} {value!r} is out of range: {_range(limits)}")
+
+
+def _range(limits: Limits) -> str:
+    bounds: Iterable[str] = (
+        f"at least {limits.low:g}" if limits.low is not None else "",
+        f"at most {limits.high:g}" if limits.high is not None else "",
+    )
+    return " and ".join(filter(None, bounds))

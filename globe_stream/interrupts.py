@@ -1,0 +1,40 @@
+"""Ctrl-C and SIGTERM as a request: the pass at hand checkpoints itself, then stops."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupt:
+    """Whether somebody asked the process to stop."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def request(self, number: int, _frame: FrameType | None) -> None:
+        """Signal handler: the first signal asks, a second one stops at once."""
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        name = signal.Signals(number).name
+        print(f"\n{name}: saving the state of this pass, then stopping "
+              "(again to stop at once)", file=sys.stderr)
+
+
+@contextmanager
+def graceful_interrupts() -> Iterator[Interrupt]:
+    """Handle SIGINT and SIGTERM as requests inside the block (main thread only)."""
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    old = {number: signal.signal(number, interrupt.request)
+           for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,109 @@
+"""What the process really holds: resident memory now, and the peak of each stage.
+
+Linux keeps the exact peak (VmHWM) and lets it be reset, so stages are measured exactly there;
+elsewhere a thread samples every few milliseconds. Device memory is added where the device shares
+the machine's memory. Source: architecture.md, "Memory".
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_SAMPLE_SECONDS = 0.005
+
+
+class Meter:
+    """Peaks by stage, in bytes."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.peaks: dict[str, int] = {}
+        self._exact = _can_reset()
+        self._process = psutil.Process()
+
+    def now(self) -> int:
+        """Bytes held at this moment, device memory included where it is the machine's own."""
+        return _resident(self._process) + unified_device_bytes(self.device)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Record the highest `now` inside the block as the peak of `name`."""
+        watch = _ResettablePeak() if self._exact else _SampledPeak(self.now)
+        with watch:
+            try:
+                yield
+            finally:
+                self.peaks[name] = max(self.peaks.get(name, 0), watch.peak(), self.now())
+
+    @property
+    def peak(self) -> int:
+        """The highest peak of all stages so far, in bytes."""
+        return max(self.peaks.values(), default=self.now())
+
+
+def unified_device_bytes(device: torch.device) -> int:
+    """Driver-held bytes of a device that shares the machine's memory (MPS), else 0."""
+    return torch.mps.driver_allocated_memory() if device.type == "mps" else 0
+
+
+def _resident(process: psutil.Process) -> int:
+    if sys.platform == "darwin":
+        return int(process.memory_full_info().uss)
+    return int(process.memory_info().rss)
+
+
+def _can_reset() -> bool:
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return _STATUS.exists()
+
+
+def _high_water() -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class _ResettablePeak:
+    def __enter__(self) -> "_ResettablePeak":
+        _CLEAR_REFS.write_text("5")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def peak(self) -> int:
+        return _high_water()
+
+
+class _SampledPeak:
+    def __init__(self, gauge: Callable[[], int]) -> None:
+        self._gauge = gauge
+        self._highest = gauge()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "_SampledPeak":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def peak(self) -> int:
+        return self._highest
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_SAMPLE_SECONDS):
+            self._highest = max(self._highest, self._gauge())
