@@ -54,7 +54,8 @@ class Checked:
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise InputError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
-        return cls(**{name: _coerce(value, known[name], where) for name, value in values.items()})
+        given = {name: value for name, value in values.items() if value is not None}
+        return cls(**{name: _coerce(value, known[name], where) for name, value in given.items()})
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide what is computed, by name."""
@@ -166,6 +167,88 @@ class SeedConfig(Checked):
         raise InputError(
             f"--bank-scope {self.bank_scope!r} is not known: use global, layer or layers:K with K > 0"
         )
+
+
+@dataclass(frozen=True)
+class TrainConfig(Checked):
+    """Alternating minimisation: one pass over the experts an epoch."""
+
+    epochs: int = option(
+        20, "Passes over the data in all, warm-up included; more than were done continues.",
+        low=1, runtime=True,
+    )
+    warmup_epochs: int = option(
+        10, "First epochs with orthonormal adapters, which align the experts' gauges.", low=0
+    )
+    warmup_momentum: float = option(0.8, "Momentum of the bank in the warm-up.", low=0.0, high=0.99)
+    momentum: float = option(0.95, "Momentum of the bank after the warm-up.", low=0.0, high=0.99)
+    targets: str = option(
+        "surrogate", "Weight-aware targets: descent on a surrogate of the loss, or pseudo-inverse.",
+        choices=("surrogate", "pinv"),
+    )
+    blend_epochs: int = option(
+        0, "Epochs after the warm-up over which beta goes from warm-start to weight-aware targets.",
+        low=0,
+    )
+    damping: float = option(
+        0.25, "c of the surrogate's weights: larger is slower and safer.", low=0.01, high=16.0
+    )
+    coding_share: float = option(
+        0.5, "Part of the bank's step that the codes aim at.", low=0.0, high=1.0
+    )
+    coding_steps: int = option(10, "Accelerated NNLS steps an epoch.", low=1)
+    activation: str = option(
+        "none", "Activation phi of the mixtures.", choices=("silu", "tanh", "none")
+    )
+    gain: float = option(1.0, "RMS of phi's argument (activation gain).", low=0.01, high=100.0)
+    activation_start: int = option(
+        30, "Epoch after which the activation is brought in.", low=0
+    )
+    activation_steps: int = option(1, "Steps in which lambda goes from 0 to 1.", low=1)
+    target_support: str = option(
+        "12", "Median number of atoms an expert uses; none leaves the codes unconstrained.",
+        metavar="N|none",
+    )
+    coding: str = option(
+        "entmax", "Mapping that sparsifies codes (entmax is the 1.5 one).",
+        choices=("entmax", "sparsemax", "softmax"),
+    )
+    temperature_rate: float = option(
+        0.3, "Rate eta of the temperature's control law.", low=0.0, high=5.0
+    )
+    temperature_min: float = option(1e-3, "Lowest temperature.", low=1e-6)
+    temperature_max: float = option(1e3, "Highest temperature.", low=1e-6)
+    prune: float = option(1e-3, "Codes with a smaller share are dropped (epsilon).", low=0.0, high=1.0)
+    support_cap: int | None = option(None, "At most this many atoms an expert (top-k).", low=1)
+    l1: float = option(0.0, "L1 penalty on codes, relative to the atoms' energy.", low=0.0)
+    lambda_a: float = option(
+        1e-6, "Ridge of the adapters, relative to the mean diagonal of H H^T.", low=0.0
+    )
+    lambda_b: float = option(
+        1e-6, "Ridge of the dictionary step, relative to the mean diagonal.", low=0.0
+    )
+    lambda_t: float = option(1e-3, "Ridge of the pinv targets, relative.", low=0.0)
+    coherence: float = option(0.0, "Strength of the penalty on similar atoms.", low=0.0, high=1.0)
+    tolerance: float = option(
+        1e-5, "Early stop: relative improvement of relF below which an epoch counts as still.",
+        low=0.0,
+    )
+    patience: int = option(10, "Early stop after this many still epochs; 0 never stops.", low=0)
+
+    def check(self) -> None:
+        self.support_target()
+        if self.temperature_min > self.temperature_max:
+            raise InputError("--temperature-min is above --temperature-max: swap them")
+
+    def support_target(self) -> int | None:
+        """The wanted median support, or None."""
+        if self.target_support == "none":
+            return None
+        if not self.target_support.isdigit() or int(self.target_support) < 1:
+            raise InputError(
+                f"--target-support {self.target_support!r}: give a number above 0, or none"
+            )
+        return int(self.target_support)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Warm starts: proxies -> Gram -> atoms -> codes."""

@@ -86,6 +86,20 @@ def read_into(path: Path, tiles: Tiles) -> None:
         tiles.store(tile, torch.from_numpy(block))
 
 
+class StoredTiles:
+    """A committed (n, r, d) array read one tile of rows at a time."""
+
+    def __init__(self, path: Path, like: Tiles) -> None:
+        self._array = open_checked(path)
+        self._bounds, self._device = like.bounds, like.device
+
+    def load(self, tile: int) -> Tensor:
+        """Tile `tile` (n, rows, d)."""
+        start, stop = self._bounds[tile]
+        block = read_slice(self._array, (slice(None), slice(start, stop), slice(None)))
+        return torch.from_numpy(block).to(self._device)
+
+
 def _write_tiles(path: Path, tiles: Tiles) -> None:
     n, _, d = tiles.shape
     rows = tiles.tile_shape(0)[1]

@@ -113,6 +113,14 @@ class Run:
         })
         self._apply(self.ledger.rows[-1])
 
+    def delete(self) -> None:
+        """Delete everything the run holds, its record first, and release the lock."""
+        self.ledger.path.unlink()
+        for child in self.path.iterdir():
+            if child.name != "lock":
+                files.remove(child)
+        self.close()
+
     def close(self) -> None:
         """Release the lock."""
         if self._lock is not None:

@@ -103,6 +103,28 @@ class Tiles:
         item_bytes = self._elements(tile) // self.shape[0] * self.dtype.itemsize
         _write_exactly(self._descriptor, source.view(-1), self._offset(tile) + first * item_bytes)
 
+    def items(self, first: int, last: int) -> Tensor:
+        """A copy (last - first, r, d) of some items, gathered from all tiles."""
+        count, (_, r, d) = last - first, self.shape
+        gathered = torch.empty(count, r, d, dtype=self.dtype, device=self.device)
+        for tile, (start, stop) in enumerate(self.bounds):
+            gathered[:, start:stop] = self._item_rows(first, last, tile)
+        return gathered
+
+    def put_items(self, first: int, items: Tensor) -> None:
+        """Replace items first, first + 1, ... by `items` (k, r, d)."""
+        for tile, (start, stop) in enumerate(self.bounds):
+            self.write_items(first, items[:, start:stop], tile)
+
+    def _item_rows(self, first: int, last: int, tile: int) -> Tensor:
+        if not self.spilled:
+            return self._tiles[tile][first:last]
+        n, rows, d = self.tile_shape(tile)
+        target = self._buffer.view(-1)[: (last - first) * rows * d]
+        skipped = first * rows * d * self.dtype.itemsize
+        _read_exactly(self._descriptor, target, self._offset(tile) + skipped, self.path)
+        return target.view(last - first, rows, d).to(self.device)
+
     def __iter__(self) -> Iterator[tuple[Bounds, Tensor]]:
         """Every tile in order, as (row bounds, `load` of it)."""
         for tile, bounds in enumerate(self.bounds):

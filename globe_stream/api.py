@@ -1,0 +1,323 @@
+"""The library's entry points: what the commands `plan`, `seed`, `train` and `status` call."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from globe_stream import runtime
+from globe_stream.checkpoint.index import ExpertIndex, open_index
+from globe_stream.checkpoint.selection import Selection, parse_layers
+from globe_stream.config import (
+    RuntimeConfig,
+    SeedConfig,
+    SelectionConfig,
+    TrainConfig,
+    differences,
+    to_toml,
+)
+from globe_stream.context import Context
+from globe_stream.errors import InputError
+from globe_stream.interrupts import graceful_interrupts
+from globe_stream.memory import allocator, planner
+from globe_stream.memory.budget import Knobs, StagePlan
+from globe_stream.memory.meter import Meter
+from globe_stream.scope import Unit, make_units
+from globe_stream.seeding.pipeline import Seeding, proxy_kind
+from globe_stream.status import status_document
+from globe_stream.store import files
+from globe_stream.store.run import Run
+from globe_stream.telemetry.metrics import Metrics, MetricsFile, Sink
+from globe_stream.telemetry.progress import Progress
+from globe_stream.telemetry.tracker import WandbSink
+from globe_stream.training.loop import Trainer
+from globe_stream.units import format_bytes, parse_size
+
+FREE_SHARE = 0.6
+"""Share of the free memory that is the budget when none is given."""
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The selected experts of a checkpoint and the units they form."""
+
+    index: ExpertIndex
+    units: tuple[Unit, ...]
+
+
+def open_source(model: str, selection: SelectionConfig, seeding: SeedConfig) -> Source:
+    """Index `model`, select experts and cut them into units; reads headers only."""
+    index = open_index(model, selection.revision, selection.include_mtp)
+    chosen = index.select(Selection(
+        families=selection.family_names,
+        single_layer=selection.single_layer,
+        layers=None if selection.layers is None else parse_layers(selection.layers),
+        max_experts=selection.max_experts,
+        sample_method=selection.sample_method,
+        include_shared=selection.include_shared,
+        include_mtp=selection.include_mtp,
+    ))
+    return Source(chosen, tuple(make_units(chosen, selection.family_names, seeding)))
+
+
+def seed(
+    model: str, path: Path, selection: SelectionConfig, seeding: SeedConfig,
+    how: RuntimeConfig, *, fresh: bool = False, silent: bool = False,
+) -> Document:
+    """Warm start of every unit of `model` in the run directory `path`; returns the status.
+
+    The same call again continues. Raises InputError when `path` holds a run of another model
+    or configuration, unless `fresh`, which deletes that run.
+    """
+    allocator.return_freed_memory()
+    source = open_source(model, selection, seeding)
+    device, reason = runtime.choose_device(how.device)
+    header = _header(source, selection, seeding, device)
+    run = _matching_run(path, header, fresh)
+    with _closing_on_error(run):
+        limit, base = memory_limit(how, run), Meter(device).now()
+        plans = {unit.key: planner.seed_plans(unit, seeding, proxy_kind(seeding), limit, base)
+                 for unit in source.units}
+        run = run or Run.create(path, header)
+    with run, _context(run, how, device, limit, base, silent) as context:
+        _adopt_machine(run, device, reason)
+        _write_config(run, None)
+        source.index.fetch([expert for unit in source.units for expert in unit.experts])
+        for unit in source.units:
+            chosen = _recorded_plans(run, f"{unit.key}:plans:seed", plans[unit.key], limit)
+            Seeding(context, unit, seeding, chosen).run()
+        return _finish(context)
+
+
+def train(
+    path: Path, training: TrainConfig, how: RuntimeConfig, *, fresh: bool = False,
+    silent: bool = False,
+) -> Document:
+    """Alternating minimisation of every unit of the run at `path`; returns the status.
+
+    The same call again continues; more epochs than were done go on from there. Raises
+    InputError when the source or the configuration changed, unless `fresh`, which trains again
+    from the seeds.
+    """
+    allocator.return_freed_memory()
+    with Run(path, writable=True) as run:
+        source = _same_source(run)
+        _require_seeded(run, source)
+        device, reason = runtime.choose_device(how.device)
+        limit, base = memory_limit(how, run), Meter(device).now()
+        plans = {unit.key: {"train": planner.train_plan(unit, training, limit, base)}
+                 for unit in source.units}
+        _adopt_config(run, training, fresh)
+        _adopt_machine(run, device, reason)
+        with _context(run, how, device, limit, base, silent) as context:
+            source.index.fetch([expert for unit in source.units for expert in unit.experts])
+            for unit in source.units:
+                chosen = _recorded_plans(run, f"{unit.key}:plans:train", plans[unit.key], limit)
+                Trainer(context, unit, training, chosen["train"]).run()
+            return _finish(context)
+
+
+def status(path: Path) -> Document:
+    """Where the run at `path` stands; changes nothing."""
+    return status_document(Run(path, writable=False))
+
+
+def memory_limit(how: RuntimeConfig, run: Run | None) -> int:
+    """The budget in bytes: as given, else the run's own, else a share of what is free."""
+    if how.memory is not None:
+        return parse_size(how.memory)
+    recorded = run.state("budget") if run is not None else None
+    if recorded is not None:
+        return int(recorded["bytes"])
+    return int(FREE_SHARE * psutil.virtual_memory().available)
+
+
+@contextmanager
+def _closing_on_error(run: Run | None) -> Iterator[None]:
+    """Let go of the run's lock when the block fails."""
+    try:
+        yield
+    except BaseException:
+        if run is not None:
+            run.close()
+        raise
+
+
+# -- run directories ---------------------------------------------------------------------------
+
+
+def _header(
+    source: Source, selection: SelectionConfig, seeding: SeedConfig, device: torch.device
+) -> Document:
+    return {
+        "model": source.index.model, "model_type": source.index.model_type,
+        "revision": source.index.revision, "fingerprint": source.index.fingerprint(),
+        "config": {"selection": selection.identity(), "seed": seeding.identity(),
+                   "device": device.type},
+        "units": [unit.record() for unit in source.units],
+    }
+
+
+def _matching_run(path: Path, header: Document, fresh: bool) -> Run | None:
+    """The run at `path` if there is one; it must be of the same model and configuration."""
+    if not (path / "ledger.jsonl").exists():
+        if path.is_dir() and any(child.name != "lock" for child in path.iterdir()):
+            raise InputError(f"{path}: not empty and not a run directory. Choose another --run")
+        return None
+    run = Run(path, writable=True)
+    if fresh:
+        run.delete()
+        return None
+    changed = _changes(run.header, header)
+    if changed:
+        run.close()
+        raise InputError(
+            f"{path}: holds a run of another model or configuration: {'; '.join(changed)}. "
+            "Choose another --run, or start over with --fresh"
+        )
+    return run
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two run headers, spelled out."""
+    phrases = [f"{section} {phrase}" for section in ("selection", "seed")
+               for phrase in differences(old["config"][section], new["config"][section])]
+    phrases += differences({"device": old["config"]["device"]},
+                           {"device": new["config"]["device"]})
+    return phrases + _source_changes(old["fingerprint"], new["fingerprint"])
+
+
+def _source_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    phrases = differences({"revision": old["revision"]}, {"revision": new["revision"]})
+    before, after = old["files"], new["files"]
+    phrases += [f"{name}: no longer there" for name in sorted(set(before) - set(after))]
+    phrases += [f"{name}: was not there" for name in sorted(set(after) - set(before))]
+    return phrases + [f"{name}: size or header changed" for name in sorted(set(before) & set(after))
+                      if before[name] != after[name]]
+
+
+def _same_source(run: Run) -> Source:
+    """The experts that the run was seeded from; InputError when they changed since."""
+    config = run.header["config"]
+    selection = SelectionConfig.from_mapping(config["selection"], "ledger")
+    seeding = SeedConfig.from_mapping(config["seed"], "ledger")
+    source = open_source(run.header["model"], selection, seeding)
+    changed = _source_changes(run.header["fingerprint"], source.index.fingerprint())
+    if changed:
+        raise InputError(
+            f"{run.header['model']}: changed since {run.path} was seeded: {'; '.join(changed)}. "
+            "Restore the checkpoint, or seed again with --fresh"
+        )
+    return source
+
+
+def _require_seeded(run: Run, source: Source) -> None:
+    waiting = [unit.key for unit in source.units if run.state(unit.key) is None]
+    if waiting:
+        raise InputError(
+            f"{run.path}: seeding is not finished ({', '.join(waiting[:3])}). "
+            "Give the seed command again first"
+        )
+
+
+def _adopt_config(run: Run, training: TrainConfig, fresh: bool) -> None:
+    """Record the training configuration, or insist that it is the recorded one."""
+    recorded = run.state("train_config")
+    if fresh and recorded is not None:
+        _forget_training(run)
+        recorded = None
+    if recorded is None:
+        run.commit({"train_config": training.identity()})
+    else:
+        changed = differences(recorded, training.identity())
+        if changed:
+            raise InputError(
+                f"{run.path}: training began with another configuration: {'; '.join(changed)}. "
+                "Give the same options, or train again from the seeds with --fresh"
+            )
+    _write_config(run, training)
+
+
+def _forget_training(run: Run) -> None:
+    """Put the seeds back in place and drop everything that training added."""
+    for unit in run.header["units"]:
+        key = unit["key"]
+        seeded = run.state(f"{key}:seeded")
+        move = [(f"{key}/seed/{name}", f"{key}/{name}") for name in ("bank", "codes")
+                if run.has(f"{key}/seed/{name}")]
+        run.commit({key: seeded, f"{key}:next": None, f"{key}:partial": None,
+                    "train_config": None}, move=move, drop=[f"{key}/next", f"{key}/partial"])
+
+
+def _write_config(run: Run, training: TrainConfig | None) -> None:
+    config = run.header["config"]
+    sections: dict[str, Any] = {
+        "model": {"model": run.header["model"], **config["selection"]},
+        "seed": config["seed"], "runtime": {"device": config["device"]},
+    }
+    if training is not None:
+        sections["train"] = asdict(training)
+    files.replace_text(run.path / "config.toml", to_toml(sections))
+
+
+def _adopt_machine(run: Run, device: torch.device, reason: str) -> None:
+    """Use the GEMM precision the run began with, so that continuing changes no bit."""
+    recorded = run.state("machine")
+    machine = runtime.prepare(device, reason, recorded)
+    if recorded != machine.record():
+        run.commit({"machine": machine.record()})
+
+
+def _recorded_plans(
+    run: Run, key: str, plans: dict[str, StagePlan], limit: int
+) -> dict[str, StagePlan]:
+    """The plans that were recorded for the same budget, else `plans`, now recorded.
+
+    The base is measured anew in every process; without this a resumed run might choose another
+    batch and differ in the last bits.
+    """
+    recorded = run.state(key)
+    if recorded is not None and recorded["limit"] == limit:
+        return {stage: StagePlan(stage, Knobs(**plan["knobs"]), plan["price"])
+                for stage, plan in recorded["plans"].items()}
+    run.commit({key: {"limit": limit, "plans": {
+        stage: {"knobs": asdict(plan.knobs), "price": plan.price}
+        for stage, plan in plans.items()}}, "budget": {"bytes": limit}})
+    return plans
+
+
+@contextmanager
+def _context(
+    run: Run, how: RuntimeConfig, device: torch.device, limit: int, base: int, silent: bool
+) -> Iterator[Context]:
+    sinks: list[Sink] = [MetricsFile(run.path / "metrics.jsonl")]
+    if how.wandb_project is not None:
+        sinks.append(WandbSink(run.path, how.wandb_project, run.header["config"]))
+    metrics = Metrics(sinks)
+    try:
+        with graceful_interrupts() as interrupt, \
+                files.disk_full_is_input_error(run.path, "the run"):
+            yield Context(run, metrics, Progress(silent=silent), Meter(device), interrupt, device,
+                          60 * how.checkpoint_every, limit, base)
+    finally:
+        metrics.close()
+
+
+def _finish(context: Context) -> Document:
+    """Record the peak, say how it compares with the price, and return the status."""
+    run, meter = context.run, context.meter
+    if meter.peaks:
+        before = (run.state("memory") or {"peak_bytes": 0})["peak_bytes"]
+        run.commit({"memory": {"peak_bytes": max(before, meter.peak)}})
+        for stage, price in context.prices.items():
+            context.progress.say(
+                f"memory of {stage}: priced {format_bytes(price)}, "
+                f"peak {format_bytes(meter.peaks[stage])}"
+            )
+    return status_document(run)

@@ -1,0 +1,48 @@
+"""The command line: parse, validate, call one library function, print."""
+
+import sys
+
+import click
+
+from globe_stream import __version__
+from globe_stream.cli import checkpoint, runs
+from globe_stream.errors import GlobeError
+
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="globe-stream")
+def cli() -> None:
+    """Compress Mixture-of-Experts language models out of core.
+
+    One bank of basis matrices shared by all experts, sparse non-negative codes and a small
+    adapter per expert, learned within a memory budget from safetensors shards.
+    """
+
+
+for command in (*checkpoint.COMMANDS, *runs.COMMANDS):
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with 0, 1, 2 or 130."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    try:
+        cli.main(arguments, prog_name="globe-stream", standalone_mode=False)
+    except click.exceptions.Exit as request:
+        return request.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except GlobeError as error:
+        print(f"globe-stream: {error}", file=sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("globe-stream: interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    return 0

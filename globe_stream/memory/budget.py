@@ -1,0 +1,192 @@
+"""All byte arithmetic: what every stage needs at its peak, and the batch that fits a budget.
+
+A price is what a stage adds to the process that was measured before it began (`base`:
+interpreter, libraries, thread pools). Every term stands beside the array it pays for.
+Source: architecture.md, "Memory"; method.md section 2.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from globe_stream.errors import InputError
+from globe_stream.scope import Sizes
+from globe_stream.store.tiles import balanced_rows
+from globe_stream.units import format_bytes
+
+TILE_BYTES = 32 << 20
+"""Target size of one tile of a bank; also one chunk on disk."""
+PROXY_TILE_BYTES = 128 << 20
+"""Target size of one float32 tile of the proxies."""
+WORKSPACE_BYTES = 512 << 20
+"""Batches stop growing when their arrays take this much: larger ones are not faster."""
+ATOM_CHUNK_BYTES = 32 << 20
+"""Whole atoms handled together take about this much, or one atom where that is more."""
+MAX_BATCH = 128
+CHUNK_READ_COPIES = 2
+"""A checksummed chunk is held this many times while Zarr reads it (measured)."""
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What the planner may choose for a stage."""
+
+    batch: int = 1
+    spill: bool = False
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage's choice and its price in bytes above the base."""
+
+    stage: str
+    knobs: Knobs
+    price: int
+
+
+ReaderBytes = Callable[[int, int | None], int]
+"""Resident bytes of a reader for (batch, rows or None)."""
+
+
+def tile_rows(sizes: Sizes) -> int:
+    """Rows in a tile of bank and proxies; depends on sizes only, so files never change shape."""
+    bank = TILE_BYTES // (4 * sizes.bases * sizes.d)
+    proxies = PROXY_TILE_BYTES // (4 * sizes.experts * sizes.d)
+    return balanced_rows(sizes.rank, min(bank, proxies))
+
+
+def bank_tile_bytes(sizes: Sizes) -> int:
+    """Bytes of one tile of the bank."""
+    return 4 * sizes.bases * tile_rows(sizes) * sizes.d
+
+
+def statistics_price(sizes: Sizes, knobs: Knobs, reader: ReaderBytes, left_gram: bool) -> int:
+    """First pass: the reader, per-row sums, and the left Gram with one product panel."""
+    square = sizes.p * sizes.p
+    return reader(knobs.batch, None) + (square * (8 + 4) if left_gram else 0) + 48 * sizes.experts
+
+
+def proxies_price(
+    sizes: Sizes, knobs: Knobs, reader: ReaderBytes, kind: str, proxy_itemsize: int
+) -> int:
+    """Second pass: the reader and the proxies of a batch in float32 and as stored.
+
+    left_gram holds A0 (p, r) too, after an eigendecomposition of the (p, p) left Gram in
+    float64 (matrix, vectors and 2 p^2 of LAPACK workspace); svd does the same per expert.
+    """
+    rows = sizes.rank if kind == "rows" else None
+    batch = knobs.batch * sizes.rank * sizes.d * (4 + proxy_itemsize)
+    eigen = 8 * 5 * sizes.p * sizes.p if kind != "rows" else 0
+    basis = 4 * 2 * sizes.p * sizes.rank if kind == "left_gram" else 0
+    working = reader(knobs.batch, rows) + batch
+    return basis + (max(eigen, working) if kind == "left_gram" else eigen + working)
+
+
+def gram_price(sizes: Sizes, proxy_itemsize: int) -> int:
+    """Gram matrix: a tile of proxies as stored, one 4096-wide float32 slice, C and its panels."""
+    tile = sizes.experts * tile_rows(sizes) * sizes.d * proxy_itemsize
+    panels = 512 * sizes.experts * (4 + 8)
+    return tile + sizes.experts * (4096 * 4 + 8 * sizes.experts) + panels
+
+
+def atoms_price(sizes: Sizes, proxy_itemsize: int) -> int:
+    """Atoms: the method's side-N matrices; then a proxy tile in both widths and bank tiles."""
+    square = 8 * sizes.experts * sizes.experts
+    tile = sizes.experts * tile_rows(sizes) * sizes.d * (proxy_itemsize + 4)
+    writing = bank_tile_bytes(sizes) * (2 + CHUNK_READ_COPIES)
+    small = 8 * 12 * sizes.experts * sizes.bases
+    return square + small + max(6 * square, tile + 2 * bank_tile_bytes(sizes), writing)
+
+
+def fit_bytes(sizes: Sizes) -> int:
+    """Arrays of `fitting.fit_adapters` for one expert.
+
+    Z and H (r, d); the Gram, its ridged copy and factor (r, r); W H^T, the solution, and two
+    copies inside the solver or the error formula (p, r).
+    """
+    return 4 * (2 * sizes.rank * sizes.d + 3 * sizes.rank**2 + 4 * sizes.p * sizes.rank)
+
+
+def resident_bank(sizes: Sizes, spill: bool) -> int:
+    """A bank in memory, or the one tile of a spilled one; loading a chunk adds its copies."""
+    held = bank_tile_bytes(sizes) if spill else sizes.bank_bytes
+    return held + CHUNK_READ_COPIES * bank_tile_bytes(sizes)
+
+
+def measure_price(sizes: Sizes, knobs: Knobs, reader: ReaderBytes) -> int:
+    """A pass that refits adapters and measures the error: bank, codes, reader, one batch."""
+    codes = 4 * sizes.experts * sizes.bases
+    return (resident_bank(sizes, knobs.spill) + codes + reader(knobs.batch, None)
+            + knobs.batch * fit_bytes(sizes))
+
+
+def direction_bytes(sizes: Sizes, warmup: bool, curved: bool) -> int:
+    """Arrays of one expert's direction, beyond `fit_bytes`.
+
+    Surrogate: A^T A and its product with M^-1 (r, r), the force (r, d), and with a curved
+    activation its argument, value and slope (r, d). Warm-up: the target (r, d) and the polar
+    iteration's four (r, p) and two (r, r).
+    """
+    square, force = 4 * sizes.rank**2, 4 * sizes.rank * sizes.d
+    surrogate = 2 * square + force * (4 if curved else 1)
+    polar = 4 * 4 * sizes.rank * sizes.p + 2 * square + force
+    return max(surrogate, polar) if warmup else surrogate
+
+
+def train_price(
+    sizes: Sizes, knobs: Knobs, reader: ReaderBytes, *, warmup: bool, curved: bool
+) -> int:
+    """An epoch: bank and sum of forces throughout, and the larger of its pass and its step.
+
+    The pass holds the metric's four matrices and two sums, codes twice, the reader, one batch,
+    and one expert's row-space solve (three (d, r)). The step holds atom chunks or a few tiles.
+    """
+    banks = 2 * (bank_tile_bytes(sizes) if knobs.spill else sizes.bank_bytes)
+    squares = 4 * 3 * (sizes.rank**2 + sizes.d**2)
+    codes = 2 * 4 * sizes.experts * sizes.bases + 24 * sizes.experts
+    solve = 4 * 3 * sizes.rank * sizes.d
+    batch = knobs.batch * (fit_bytes(sizes) + direction_bytes(sizes, warmup, curved))
+    each = reader(knobs.batch, None) + batch + solve
+    chunk = max(ATOM_CHUNK_BYTES, 4 * sizes.rank * sizes.d)
+    inverses = 8 * 3 * max(sizes.rank, sizes.d) ** 2
+    step = max(3 * chunk + inverses, (5 + CHUNK_READ_COPIES) * bank_tile_bytes(sizes))
+    return banks + squares + codes + max(each, step)
+
+
+def baseline_price(sizes: Sizes, knobs: Knobs, reader: ReaderBytes) -> int:
+    """Spectra: the reader, and one expert's (p, p) Gram in float32 and, three times, float64."""
+    return reader(knobs.batch, None) + sizes.p**2 * (4 + 3 * 8)
+
+
+def batches(sizes: Sizes, bytes_each: int) -> list[int]:
+    """Batch sizes worth trying, largest first, for `bytes_each` per expert."""
+    most = max(1, min(MAX_BATCH, sizes.experts, WORKSPACE_BYTES // max(1, bytes_each)))
+    sizes_down = []
+    while most >= 1:
+        sizes_down.append(most)
+        most //= 2
+    return sizes_down
+
+
+def choose(
+    stage: str,
+    candidates: Iterable[Knobs],
+    price: Callable[[Knobs], int],
+    limit: int,
+    base: int,
+    advice: str,
+) -> StagePlan:
+    """The first of `candidates` (best first) whose price and `base` stay within `limit`.
+
+    Raises InputError naming the stage, the least it needs, the limit and what to change.
+    """
+    least = None
+    for knobs in candidates:
+        cost = price(knobs)
+        if base + cost <= limit:
+            return StagePlan(stage, knobs, cost)
+        least = cost if least is None else min(least, cost)
+    raise InputError(
+        f"--memory {format_bytes(limit)}: stage {stage} needs at least "
+        f"{format_bytes(base + (least or 0))} ({format_bytes(base)} of it for the program itself). "
+        f"Raise --memory, or {advice}"
+    )

@@ -1,0 +1,134 @@
+"""Units: one family within one bank's scope, the thing that has a bank.
+
+Source: method.md section 1, "Scope of a bank".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.index import ExpertIndex
+from globe_stream.config import SeedConfig
+from globe_stream.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The numbers that decide operations and bytes: N experts of p x d, m atoms of r x d."""
+
+    experts: int
+    p: int
+    d: int
+    rank: int
+    bases: int
+    itemsize: int
+
+    @property
+    def bank_bytes(self) -> int:
+        """Bytes of one float32 bank."""
+        return 4 * self.bases * self.rank * self.d
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the unit's experts in the checkpoint."""
+        return self.experts * self.p * self.d * self.itemsize
+
+    @property
+    def kept_parameters(self) -> int:
+        """Parameters of adapters and bank, N p r + m r d; the codes' come on top."""
+        return self.rank * (self.experts * self.p + self.bases * self.d)
+
+    def parameter_ratio(self, nonzeros: int) -> float:
+        """Parameters kept, `nonzeros` codes included, as a fraction of N p d."""
+        return (self.kept_parameters + nonzeros) / (self.experts * self.p * self.d)
+
+    @property
+    def svd_rank(self) -> int:
+        """Rank of the per-expert truncated SVD with as many parameters as adapters and bank.
+
+        k (p + d) = p r + m r d / N, rounded down. Source: method.md section 1.
+        """
+        return self.kept_parameters // (self.experts * (self.p + self.d))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The experts that share a bank, in position order, and the bank's size."""
+
+    key: str
+    family: str
+    experts: tuple[Expert, ...]
+    rank: int
+    bases: int
+
+    @property
+    def sizes(self) -> Sizes:
+        """Its sizes."""
+        p, d = self.experts[0].shape
+        per_weight = self.experts[0].nbytes / (p * d)
+        return Sizes(len(self.experts), p, d, self.rank, self.bases, max(1, round(per_weight)))
+
+    @property
+    def proxy_dtype(self) -> torch.dtype:
+        """Precision of the spilled proxies: that of the checkpoint, at least 16 bits."""
+        return torch.float32 if self.experts[0].dtype == "F32" else torch.bfloat16
+
+    def record(self) -> dict[str, Any]:
+        """For the ledger's header."""
+        sizes = self.sizes
+        return {"key": self.key, "family": self.family, "experts": sizes.experts, "p": sizes.p,
+                "d": sizes.d, "rank": self.rank, "bases": self.bases}
+
+
+def make_units(index: ExpertIndex, families: Sequence[str], config: SeedConfig) -> list[Unit]:
+    """Cut the selected experts into units.
+
+    Raises InputError when shapes differ, or bases and rank do not fit the experts.
+    """
+    return [unit for family in families
+            for unit in _family_units(family, index.experts[family], config)]
+
+
+def _family_units(family: str, experts: Sequence[Expert], config: SeedConfig) -> list[Unit]:
+    span = config.scope_layers()
+    if span is None:
+        return [_unit(family, family, tuple(experts), config)]
+    layers = sorted({expert.layer for expert in experts})
+    group_of = {layer: number // span for number, layer in enumerate(layers)}
+    units = []
+    for _, members in groupby(experts, key=lambda expert: group_of[expert.layer]):
+        chosen = tuple(members)
+        key = f"{family}/layers-{chosen[0].layer:03d}-{chosen[-1].layer:03d}"
+        units.append(_unit(key, family, chosen, config))
+    return units
+
+
+def _unit(key: str, family: str, experts: tuple[Expert, ...], config: SeedConfig) -> Unit:
+    _require_one_shape(experts)
+    p = experts[0].shape[0]
+    rank = config.rank if config.rank is not None else max(1, round(config.rank_ratio * p))
+    bases = (config.bases if config.bases is not None
+             else max(1, round(config.basis_ratio * len(experts))))
+    if rank > p:
+        raise InputError(f"--rank {rank}: larger than the experts' {p} rows ({family}). "
+                         f"Use at most {p}")
+    if bases > len(experts):
+        raise InputError(
+            f"--bases {bases}: more atoms than the {len(experts)} experts that share the bank "
+            f"{key}. Use at most {len(experts)}, or a wider --bank-scope"
+        )
+    return Unit(key, family, experts, rank, bases)
+
+
+def _require_one_shape(experts: Sequence[Expert]) -> None:
+    first = experts[0]
+    for expert in experts:
+        if expert.shape != first.shape:
+            raise InputError(
+                f"{expert.where}: shape {expert.shape}, but {first.name} has {first.shape}; a bank "
+                "needs experts of one shape. Select layers of one shape with --layers"
+            )

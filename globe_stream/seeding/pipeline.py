@@ -1,0 +1,258 @@
+"""The warm start of one unit, stage by stage; a stage that the ledger has is not done again.
+
+    statistics -> proxies -> gram -> atoms (and codes) -> measure -> baseline
+
+`statistics`, `proxies` and `measure` each read the experts once; `gram` and `atoms` work on the
+spilled proxies; `baseline` reads a sample of large experts, or all small ones. Source: method.md section 3; warm-start guidelines, sections A to K.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from globe_stream.code_metrics import code_values
+from globe_stream.config import SeedConfig
+from globe_stream.context import Context
+from globe_stream.fitting import Activation
+from globe_stream.kernels.atoms import unit_mixture_scales
+from globe_stream.kernels.gram import normalised
+from globe_stream.measure import MeasureAccumulator
+from globe_stream.memory.budget import StagePlan, tile_rows
+from globe_stream.scope import Unit
+from globe_stream.seeding import proxies as proxy
+from globe_stream.seeding.baseline import BaselineAccumulator, sampled_experts
+from globe_stream.seeding.gramspace import ProxyOperator, build_bank, proxy_gram
+from globe_stream.seeding.methods import GramView, codes_from_gram, run_method, uses_dense_gram
+from globe_stream.seeding.statistics import Normalisation, Statistics, StatisticsAccumulator
+from globe_stream.store import arrays, codes
+from globe_stream.store.tiles import Tiles
+from globe_stream.streaming import Pass, PassCost, finished, stream
+
+STAGES = ("statistics", "proxies", "gram", "atoms", "measure", "baseline")
+
+
+@dataclass(frozen=True)
+class Seeding:
+    """What the stages of one unit share."""
+
+    context: Context
+    unit: Unit
+    config: SeedConfig
+    plans: dict[str, StagePlan]
+
+    def run(self) -> None:
+        """Carry out every stage that is not done yet."""
+        state = self.context.run.state(self.unit.key)
+        if state is not None:
+            return
+        steps: dict[str, Callable[[], None]] = {
+            "statistics": self._statistics, "proxies": self._proxies, "gram": self._gram,
+            "atoms": self._atoms, "measure": self._measure, "baseline": self._baseline,
+        }
+        for stage in STAGES:
+            if self._done(stage) is None:
+                plan = self.plans[stage]
+                with self.context.stage(f"{self.unit.key}/seed/{stage}", plan.price):
+                    steps[stage]()
+                self._log(stage)
+
+    # -- stages ----------------------------------------------------------------------------
+
+    def _statistics(self) -> None:
+        experts = list(self.unit.experts)
+        subset = frozenset(_evenly(len(experts), self.config.row_subset or len(experts)))
+        accumulator = StatisticsAccumulator(
+            experts, subset, left_gram=proxy_kind(self.config) == "left_gram",
+            device=self.context.device,
+        )
+        task = self._pass("statistics")
+        cost = stream(self.context, task, accumulator)
+        found = accumulator.result()
+        by = found.normalisation(self.config.normalize)
+        put: dict[str, arrays.Source] = {
+            "norms": found.norms, "seed/row_energy": found.row_energy(by),
+            "seed/normalised_norms": found.normalised_norms(by, accumulator.expert_sums),
+            "experts": torch.tensor([[e.layer, e.expert, int(e.shared)] for e in experts],
+                                    dtype=torch.int32),
+        }
+        if found.left_gram is not None:
+            put["seed/left_gram"] = found.normalised_left_gram(by)
+        self._commit("statistics", {"mean": by.mean, "scale": by.scale}, cost, put, task)
+
+    def _proxies(self) -> None:
+        projector, rows, facts = self._projector()
+        tiles = self._proxy_tiles()
+        accumulator = proxy.ProxyAccumulator(tiles, projector, self._normalisation())
+        task = self._pass("proxies", rows)
+        cost = stream(self.context, task, accumulator)
+        tiles.sync()
+        tiles.close()
+        self._commit("proxies", facts, cost, {}, task)
+
+    def _gram(self) -> None:
+        start = time.monotonic()
+        tiles = self._proxy_tiles()
+        if uses_dense_gram(self.config.method, self.unit.sizes.experts):
+            gram, norms = normalised(proxy_gram(tiles, self.context.device))
+            put: dict[str, arrays.Source] = {"seed/gram": gram, "seed/proxy_norms": norms}
+        else:
+            put = {"seed/proxy_norms": ProxyOperator(tiles, self.context.device).norms}
+        tiles.close()
+        self._commit("gram", {}, _cost_since(start), put)
+
+    def _atoms(self) -> None:
+        start = time.monotonic()
+        tiles = self._proxy_tiles()
+        norms = torch.from_numpy(self._read("seed/proxy_norms"))
+        view = self._view(tiles)
+        atoms = run_method(self.config, view, self.unit.bases)
+        fitted = codes_from_gram(view, atoms.combination, how=self.config.codes)
+        dense = fitted.codes * unit_mixture_scales(fitted.codes, fitted.atom_gram)[:, None]
+        bank = build_bank(tiles, norms, atoms.combination,
+                          self.context.run.spill(f"{_flat(self.unit.key)}-bank"))
+        facts = {"explained_variance": atoms.explained_variance, "method_stats": atoms.stats,
+                 **code_values(dense, fitted.atom_gram),
+                 "proxy_relative_error": fitted.relative_error}
+        put: dict[str, arrays.Source] = {
+            f"{self.unit.key}/bank": bank, **codes.named(self.unit.key, dense.float()),
+            f"{self.unit.key}/eigenvalues": view.eigenvalues(),
+        }
+        self.context.run.commit({self._key("atoms"): {**facts, **_cost_since(start).values()}}, put)
+        bank.close()
+        tiles.close()
+
+    def _measure(self) -> None:
+        task, plan = self._pass("measure"), self.plans["measure"]
+        bank = self._bank(plan)
+        dense = codes.load(self.context.run, self.unit.key, self.unit.bases)
+        accumulator = MeasureAccumulator(
+            bank, dense, Activation(), self.config.lambda_a, self._normalisation(),
+            torch.from_numpy(self._read("norms")),
+        )
+        cost = stream(self.context, task, accumulator)
+        bank.close()
+        self.context.run.clear_spill()
+        self._commit("measure", accumulator.metrics(self.unit.experts), cost,
+                     {"errors": accumulator.squared_errors}, task)
+
+    def _baseline(self) -> None:
+        sample = sampled_experts(self.unit)
+        experts = tuple(self.unit.experts[k] for k in sample)
+        task = Pass(self.unit.key, "baseline", experts, self.plans["baseline"].knobs.batch)
+        accumulator = BaselineAccumulator(self.unit.sizes.svd_rank)
+        cost = stream(self.context, task, accumulator)
+        facts = {"svd/rank": self.unit.sizes.svd_rank, "svd/experts": len(sample),
+                 "svd/relative_frobenius_error": accumulator.relative_error, **cost.values()}
+        state = self._seeded_state(facts)
+        states, drop = finished(task)
+        self.context.run.commit({self._key("baseline"): facts, self.unit.key: state,
+                                 self._key("seeded"): state, **states}, drop=drop)
+
+    # -- pieces ----------------------------------------------------------------------------
+
+    def _projector(self) -> tuple[proxy.Projector, list[int] | None, dict[str, Any]]:
+        kind, rank = proxy_kind(self.config), self.unit.rank
+        if kind == "rows":
+            energy = torch.from_numpy(self._read("seed/row_energy"))
+            rows = proxy.select_rows(self.config.row_selection, energy, rank, self.config.seed)
+            share = float(energy[rows].sum() / energy.sum())
+            return (lambda weights: weights), rows, {"energy_captured": share, "rows": rows}
+        if kind == "left_gram":
+            basis, share = proxy.left_basis(torch.from_numpy(self._read("seed/left_gram")), rank)
+            projector = proxy.left_gram_projector(basis.to(self.context.device))
+            return projector, None, {"energy_captured": share}
+        return proxy.svd_projector(rank), None, {}
+
+    def _view(self, tiles: Tiles) -> GramView:
+        if self.context.run.has(f"{self.unit.key}/seed/gram"):
+            return GramView.dense(torch.from_numpy(self._read("seed/gram")))
+        return GramView.operator(ProxyOperator(tiles, self.context.device))
+
+    def _proxy_tiles(self) -> Tiles:
+        sizes = self.unit.sizes
+        return Tiles((sizes.experts, sizes.rank, sizes.d), tile_rows(sizes),
+                     dtype=self.unit.proxy_dtype, device=self.context.device,
+                     path=self.context.run.spill(f"{_flat(self.unit.key)}-proxies"))
+
+    def _bank(self, plan: StagePlan) -> Tiles:
+        path = self.context.run.spill(f"{_flat(self.unit.key)}-bank") if plan.knobs.spill else None
+        sizes = self.unit.sizes
+        bank = Tiles((sizes.bases, sizes.rank, sizes.d), tile_rows(sizes),
+                     device=self.context.device, path=path)
+        arrays.read_into(self.context.run.array(f"{self.unit.key}/bank"), bank)
+        return bank
+
+    def _normalisation(self) -> Normalisation:
+        state = self._done("statistics") or {}
+        return Normalisation(state["mean"], state["scale"])
+
+    def _seeded_state(self, baseline: dict[str, Any]) -> dict[str, Any]:
+        done = {stage: self._done(stage) or {} for stage in STAGES[:-1]} | {"baseline": baseline}
+        by = self._normalisation()
+        norms = torch.from_numpy(self._read("norms"))
+        return {
+            "stage": "seeded", "epoch": 0, "passes": 3,
+            "relative_frobenius_error": done["measure"]["recon/relative_frobenius_error"],
+            "squared_norm": float(norms.sum()),
+            "svd_relative_error": baseline["svd/relative_frobenius_error"],
+            "svd_sampled": baseline["svd/experts"],
+            "mean": by.mean, "scale": by.scale, "lambda_a": self.config.lambda_a,
+            "activation": "none", "activation_lambda": 0.0, "gamma": 1.0, "temperature": 1.0,
+            "median_support": done["atoms"]["alpha/median_support"],
+            "explained_variance": done["atoms"]["explained_variance"],
+            "seeding_method": self.config.method,
+            "bytes_read": sum(int(f.get("io/bytes_read", 0)) for f in done.values()),
+            "seconds": sum(f.get("time/seconds", 0.0) for f in done.values()),
+        }
+
+    def _pass(self, stage: str, rows: list[int] | None = None) -> Pass:
+        return Pass(self.unit.key, stage, self.unit.experts, self.plans[stage].knobs.batch, rows)
+
+    def _commit(
+        self, stage: str, facts: dict[str, Any], cost: PassCost,
+        put: dict[str, arrays.Source], task: Pass | None = None,
+    ) -> None:
+        states, drop = finished(task) if task else ({}, [])
+        self.context.run.commit(
+            {self._key(stage): {**facts, **cost.values()}, **states},
+            {f"{self.unit.key}/{name}": source for name, source in put.items()}, drop=drop,
+        )
+
+    def _log(self, stage: str) -> None:
+        values = {**(self._done(stage) or {}),
+                  **self.context.memory_values(f"{self.unit.key}/seed/{stage}")}
+        values.pop("rows", None)
+        self.context.metrics.log(f"seed/{stage}", self.unit.key, values)
+
+    def _key(self, stage: str) -> str:
+        return f"{self.unit.key}:{stage}"
+
+    def _done(self, stage: str) -> dict[str, Any] | None:
+        return self.context.run.state(self._key(stage))
+
+    def _read(self, name: str) -> Any:
+        return arrays.read(self.context.run.array(f"{self.unit.key}/{name}"))
+
+
+def proxy_kind(config: SeedConfig) -> str:
+    """The kind of proxies that `config` asks for, or its method's own."""
+    if config.proxies is not None:
+        return config.proxies
+    return {"ts_pca": "rows", "svd": "svd"}.get(config.method, "left_gram")
+
+
+def _evenly(total: int, count: int) -> list[int]:
+    """`count` of `total` positions, evenly spaced."""
+    kept = min(count, total)
+    return [k * total // kept for k in range(kept)]
+
+
+def _cost_since(start: float) -> PassCost:
+    return PassCost(0, time.monotonic() - start, 0.0)
+
+
+def _flat(key: str) -> str:
+    return key.replace("/", "-")

@@ -1,0 +1,105 @@
+"""Second pass: a cheap right factor X_i (r, d) of every expert, written row tile by row tile.
+
+Proxies are spilled to a file laid out as tiles of rows, each holding those rows of all
+experts, so that the Gram matrix and the atoms need one tile of memory whatever N is.
+Source: warm-start guidelines, sections A, B and J; method.md section 3.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from globe_stream.checkpoint.reader import Batch
+from globe_stream.seeding.statistics import Normalisation
+from globe_stream.store import arrays
+from globe_stream.store.tiles import Tiles
+from globe_stream.streaming import Loader
+
+Projector = Callable[[Tensor], Tensor]
+
+
+def select_rows(how: str, energy: Tensor, rank: int, seed: int) -> list[int]:
+    """Indices of `rank` of the p rows, ascending.
+
+    `energy` picks the largest of `energy` (p,), `uniform` a regular stride, `random` without
+    replacement from `seed`. Source: warm-start guidelines, section A.1.
+    """
+    p = len(energy)
+    if how == "energy":
+        chosen = torch.topk(energy, rank).indices
+    elif how == "uniform":
+        chosen = torch.arange(rank) * p // rank
+    else:
+        chosen = torch.randperm(p, generator=torch.Generator().manual_seed(seed))[:rank]
+    return sorted(chosen.tolist())
+
+
+def left_basis(left_gram: Tensor, rank: int) -> tuple[Tensor, float]:
+    """A0 (p, r), the top eigenvectors of the left Gram, and the share of energy they hold.
+
+    Source: warm-start guidelines, section B.1.
+    """
+    values, vectors = torch.linalg.eigh(left_gram.double())
+    share = float(values[-rank:].clamp_min(0).sum() / values.clamp_min(0).sum())
+    return vectors[:, -rank:].flip(1).float().contiguous(), share
+
+
+def left_gram_projector(basis: Tensor) -> Projector:
+    """W (b, p, d) -> A0^T W (b, r, d)."""
+    transposed = basis.T.contiguous()
+    return lambda weights: torch.matmul(transposed, weights)
+
+
+def svd_projector(rank: int) -> Projector:
+    """W (b, p, d) -> each expert's top-r right singular rows, scaled by singular values.
+
+    With W = U S V^T the rows are U_r^T W = S_r V_r^T; U comes from the eigenvectors of
+    W W^T in float64. Source: bank workflow, step 4, "SVD baseline".
+    """
+
+    def project(weights: Tensor) -> Tensor:
+        rows = [_top_left(matrix, rank).T @ matrix for matrix in weights]
+        return torch.stack(rows)
+
+    return project
+
+
+def _top_left(matrix: Tensor, rank: int) -> Tensor:
+    double = matrix.cpu().double()
+    vectors = torch.linalg.eigh(double @ double.T).eigenvectors
+    return vectors[:, -rank:].flip(1).to(matrix)
+
+
+class ProxyAccumulator:
+    """Writes the proxies of every batch into `tiles` (N, r, d)."""
+
+    def __init__(self, tiles: Tiles, projector: Projector, normalisation: Normalisation) -> None:
+        self._tiles = tiles
+        self._projector = projector
+        self._normalisation = normalisation
+
+    def update(self, batch: Batch) -> str:
+        proxies = self._projector(self._normalisation.apply_(batch.weights)).to(self._tiles.dtype)
+        for tile, (start, stop) in enumerate(self._tiles.bounds):
+            for first, last in _runs(batch.positions):
+                rows = proxies[first:last, start:stop]
+                self._tiles.write_items(batch.positions[first], rows, tile)
+        return ""
+
+    def arrays(self) -> Mapping[str, arrays.Source]:
+        self._tiles.sync()
+        return {}
+
+    def scalars(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
+        del load, scalars
+
+
+def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
+    """Half-open index ranges of `positions` in which they count up one by one."""
+    starts = [k for k in range(len(positions)) if k == 0 or positions[k] != positions[k - 1] + 1]
+    return list(zip(starts, [*starts[1:], len(positions)], strict=True))

@@ -1,0 +1,133 @@
+"""One epoch: every expert once, the state measured and the next one prepared.
+
+For each batch: compose, refit the adapters, measure, find the direction, solve the codes, add to
+the sums. The measured error is that of the bank and codes the epoch began with.
+Source: method.md section 4; bank workflow, steps 6 to 9.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from globe_stream.checkpoint.reader import Batch
+from globe_stream.fitting import Activation, Fit, compose, fit_adapters
+from globe_stream.kernels.cholesky import ridge_solve
+from globe_stream.measure import ErrorLog
+from globe_stream.memory.workspace import Workspace
+from globe_stream.seeding.statistics import Normalisation
+from globe_stream.store import arrays
+from globe_stream.store.tiles import Tiles
+from globe_stream.streaming import Loader
+from globe_stream.training import directions
+from globe_stream.training.coding import Coding, solve_codes
+from globe_stream.training.directions import Direction
+from globe_stream.training.geometry import Geometry
+from globe_stream.training.sums import EpochSums
+
+COMPLEMENT_SAMPLES = 256
+"""Experts whose row spaces make the right metric C; a mean over this many is accurate enough."""
+
+
+@dataclass(frozen=True)
+class EpochSettings:
+    """The plain numbers that the schedule chose for one epoch."""
+
+    targets: str  # "orthonormal", "surrogate" or "pinv"
+    activation: Activation
+    damping: float  # c of the surrogate's weight
+    coding_share: float  # of the bank's step that the codes aim at
+    coding: Coding
+    ridge: float  # of the adapters
+    target_ridge: float  # of the pinv targets
+
+
+class EpochAccumulator:
+    """Carries one epoch through the experts of a unit."""
+
+    def __init__(
+        self, bank: Tiles, codes: Tensor, gram: Tensor, geometry: Geometry, sums: EpochSums,
+        how: EpochSettings, normalisation: Normalisation, norms: Tensor,
+    ) -> None:
+        self._bank = bank
+        self._codes = codes
+        self._gram = gram
+        self.geometry = geometry
+        self._how = how
+        self._normalisation = normalisation
+        self._workspace = Workspace(bank.device)
+        self._stride = max(1, -(-len(codes) // COMPLEMENT_SAMPLES))
+        self.sums = sums
+        self.new_codes = codes.clone()
+        self.log = ErrorLog(norms, normalisation.scale)
+        self.polar_fallbacks = 0
+
+    def update(self, batch: Batch) -> str:
+        weights = self._normalisation.apply_(batch.weights)
+        old = self._codes[batch.positions].to(weights)
+        mixtures = compose(old, self._bank, self._workspace)
+        fit = fit_adapters(weights, mixtures, self._how.activation, self._how.ridge)
+        self.log.add(batch.positions, fit.squared_error, fit.solve)
+        self._sample_complement(batch.positions, fit)
+        direction = self._direction(weights, mixtures, fit)
+        new = solve_codes(self._gram, self._linear(old, direction), old, self._how.coding)
+        self.new_codes[batch.positions] = new.cpu()
+        self.sums.add(direction, old, new)
+        return f"relF {self.log.relative_error:.4f}"
+
+    def arrays(self) -> Mapping[str, arrays.Source]:
+        return {**self.sums.arrays(), "codes": self.new_codes,
+                "squared_errors": self.log.squared_errors}
+
+    def scalars(self) -> dict[str, Any]:
+        return {**self.sums.scalars(), **self.log.scalars(),
+                "polar_fallbacks": self.polar_fallbacks}
+
+    def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
+        self.sums.restore(load, scalars)
+        self.new_codes = torch.from_numpy(arrays.read(load("codes")))
+        self.log.restore(torch.from_numpy(arrays.read(load("squared_errors"))), scalars)
+        self.polar_fallbacks = scalars["polar_fallbacks"]
+
+    def _direction(self, weights: Tensor, mixtures: Tensor, fit: Fit) -> Direction:
+        how = self._how
+        if how.targets == "orthonormal":
+            self.sums.metric += how.activation.gamma**2 * _adapter_gram(fit)
+            direction, fallbacks = directions.orthonormal(weights, mixtures)
+            self.polar_fallbacks += fallbacks
+            return direction
+        if how.targets == "pinv":
+            self.sums.metric += how.activation.gamma**2 * _adapter_gram(fit)
+            return directions.pseudo_inverse(
+                weights, mixtures, fit, how.activation, how.target_ridge
+            )
+        direction, metric = directions.surrogate(
+            weights, mixtures, fit, how.activation, how.damping, self.geometry.left_inverse
+        )
+        self.sums.metric += metric
+        return direction
+
+    def _linear(self, old: Tensor, direction: Direction) -> Tensor:
+        """b (b, m): <B_j, M S_i C> with S_i the part of the way that the codes aim at."""
+        pulled = torch.zeros(len(old), self._bank.shape[0], device=old.device)
+        for (start, stop), tile in self._bank:
+            rows = direction.force[:, start:stop].reshape(len(old), -1)
+            pulled.addmm_(rows, tile.reshape(len(tile), -1).T)
+        pulled *= (self._how.coding_share / direction.weight)[:, None]
+        return old.double() @ self._gram.to(old.device) + pulled.double()
+
+    def _sample_complement(self, positions: list[int], fit: Fit) -> None:
+        """Add H^T (H H^T)^-1 H of every so many experts to the sum of projectors."""
+        for k, position in enumerate(positions):
+            if position % self._stride == 0:
+                hidden = fit.hidden[k : k + 1]
+                columns = ridge_solve(fit.hidden_gram[k : k + 1], hidden.mT, self._how.ridge)
+                self.sums.complement.addmm_(columns.solution[0], hidden[0])
+                self.sums.sampled += 1
+
+
+def _adapter_gram(fit: Fit) -> Tensor:
+    flat = fit.adapters.reshape(-1, fit.adapters.shape[2])
+    return flat.T @ flat
