@@ -1,0 +1,97 @@
+"""Batched ridge least squares by Cholesky factorisation, with counted fallbacks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from globe_stream.errors import GlobeError
+
+RIDGE_FACTOR = 10.0
+MAX_RAISES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RidgeResult:
+    """Solutions and how hard they were to get."""
+
+    solution: Tensor  # (b, k, r), dtype of the right-hand side
+    raised: int  # times that a matrix had its ridge raised tenfold
+    fallbacks: int  # matrices solved by LU or pseudo-inverse instead
+    condition: Tensor  # (b,) estimate from the Cholesky diagonal; inf for fallbacks
+
+
+def ridge_solve(gram: Tensor, rhs: Tensor, ridge: float) -> RidgeResult:
+    """Solve ``X (G + ridge s I) = R`` for every matrix, s being the mean diagonal of G.
+
+    With ``G = H H^T`` and ``R = W H^T`` this is the minimiser of
+    ``||W - X H||_F^2 + ridge s ||X||_F^2``. The ridge is relative, so scaling H changes
+    nothing. A matrix that is not positive definite has its ridge raised tenfold, at most four
+    times (from one rounding error if the ridge is zero), then is solved by LU with the given
+    ridge, or by pseudo-inverse where it is singular; all of it is counted.
+
+    Args:
+        gram: G (b, r, r), symmetric positive semidefinite; not changed.
+        rhs: R (b, k, r), same dtype and device.
+        ridge: relative, >= 0.
+
+    Memory: two more arrays like ``gram`` and two like ``rhs``.
+
+    Raises:
+        GlobeError: NaN or Inf in G or R, or a negative ridge.
+
+    Source: bank workflow, section 3.8; method notes, section 4.2.
+    """
+    if ridge < 0:
+        raise GlobeError(f"ridge: {ridge} is negative")
+    if not bool(torch.isfinite(gram).all() and torch.isfinite(rhs).all()):
+        raise GlobeError("ridge: the normal equations hold NaN or Inf")
+    mean = gram.diagonal(dim1=1, dim2=2).mean(1)
+    factor, info = torch.linalg.cholesky_ex(_ridged(gram, ridge * mean))
+    raised, failed = _raise_ridges(gram, mean, ridge, factor, info > 0)
+    solution = torch.cholesky_solve(rhs.transpose(1, 2), factor).transpose(1, 2)
+    diagonal = factor.diagonal(dim1=1, dim2=2)
+    condition = (diagonal.amax(1) / diagonal.amin(1)).square()
+    if failed.numel():
+        condition[failed] = torch.inf
+        solution[failed] = _general_solve(_ridged(gram[failed], ridge * mean[failed]), rhs[failed])
+    return RidgeResult(solution, raised, int(failed.numel()), condition)
+
+
+def _ridged(gram: Tensor, amount: Tensor) -> Tensor:
+    system = gram.clone()
+    system.diagonal(dim1=1, dim2=2).add_(amount[:, None])
+    return system
+
+
+def _raise_ridges(
+    gram: Tensor, mean: Tensor, ridge: float, factor: Tensor, bad: Tensor
+) -> tuple[int, Tensor]:
+    """Retry the bad matrices, replacing their factors; (retries, indices that stay bad)."""
+    raised, failed = 0, bad.nonzero()[:, 0]
+    step = max(ridge, torch.finfo(gram.dtype).eps)
+    for _ in range(MAX_RAISES):
+        if not failed.numel():
+            break
+        step *= RIDGE_FACTOR
+        raised += int(failed.numel())
+        retried, info = torch.linalg.cholesky_ex(_ridged(gram[failed], step * mean[failed]))
+        good = info == 0
+        factor[failed[good]] = retried[good]
+        failed = failed[~good]
+    factor[failed] = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+    return raised, failed
+
+
+def _general_solve(systems: Tensor, rhs: Tensor) -> Tensor:
+    """X (b, k, r) with X S = R, by LU; by pseudo-inverse where LU breaks down."""
+    sides = rhs.transpose(1, 2)
+    solved: Tensor
+    solved, info = torch.linalg.solve_ex(systems.transpose(1, 2), sides)
+    # An LU that succeeds on a numerically singular matrix gives huge, useless values.
+    error = (systems.transpose(1, 2) @ solved - sides).abs().amax((1, 2))
+    limit = sides.abs().amax((1, 2)) * torch.finfo(rhs.dtype).eps ** 0.5
+    broken = (info > 0) | ~(error <= limit)
+    if bool(broken.any()):
+        solved[broken] = torch.linalg.pinv(systems[broken], hermitian=True) @ sides[broken]
+    return solved.transpose(1, 2)

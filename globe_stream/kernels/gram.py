@@ -1,0 +1,99 @@
+"""Accumulation of Gram matrices over blocks, and their normalisation."""
+
+import torch
+from torch import Tensor
+
+from globe_stream.errors import InputError
+
+REDUCTION_TILE = 4096
+PANEL_ROWS = 512
+
+
+def accumulate_gram(total: Tensor, block: Tensor) -> None:
+    """Add ``block block^T`` to ``total`` in place.
+
+    Products run over reduction tiles of 4096 in float32 (float64 for a float64 block) and are
+    summed in the dtype of ``total``, so that long reductions keep their accuracy; only one
+    triangle is computed, panel by panel, and mirrored.
+
+    Args:
+        total: (N, N), float64 where the device has it, else float32; symmetric.
+        block: (N, k) floating; half precisions are widened before multiplying.
+
+    Memory: one (N, 4096) tile in float32 if the block is narrower, and an (512, N) panel.
+
+    Source: warm-start guidelines, sections A.4 and J; section I for the precision.
+    """
+    for start in range(0, block.shape[1], REDUCTION_TILE):
+        tile = block[:, start : start + REDUCTION_TILE]
+        if tile.dtype in (torch.bfloat16, torch.float16):
+            tile = tile.float()
+        _accumulate_tile(total, tile)
+
+
+def _accumulate_tile(total: Tensor, tile: Tensor) -> None:
+    for top in range(0, tile.shape[0], PANEL_ROWS):
+        bottom = min(top + PANEL_ROWS, tile.shape[0])
+        panel = (tile[top:bottom] @ tile[:bottom].T).to(total.dtype)
+        lower = panel[:, top:].tril()  # a matrix product need not be exactly symmetric
+        panel[:, top:] = lower + lower.tril(-1).T
+        total[top:bottom, :bottom] += panel
+        total[:top, top:bottom] += panel[:, :top].T
+
+
+def accumulate_left_gram(total: Tensor, weights: Tensor) -> None:
+    """Add ``sum_i W_i W_i^T`` to ``total`` (p, p) in place; ``weights`` (b, p, d).
+
+    Source: warm-start guidelines, section B.1.
+    """
+    for matrix in weights:
+        accumulate_gram(total, matrix)
+
+
+def leading_eigenvectors(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Orthonormal eigenvectors (n, count) and eigenvalues (count,), largest first, float64.
+
+    Signs are fixed (the largest entry of each vector is positive), so results do not depend
+    on the LAPACK at hand.
+
+    Raises:
+        InputError: count > n.
+    """
+    if count > gram.shape[0]:
+        raise InputError(
+            f"gram: {count} eigenvectors asked of a matrix of side {gram.shape[0]}; ask for fewer"
+        )
+    values, vectors = torch.linalg.eigh(gram.double())
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    peaks = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    return vectors * peaks.sign(), values
+
+
+def normalised(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale a Gram matrix to unit diagonal.
+
+    Args:
+        gram: C (N, N), unnormalised.
+
+    Returns:
+        ``C_ij / sqrt(C_ii C_jj)`` (N, N) float64 with an exact unit diagonal, and the norms
+        ``sqrt(C_ii)`` (N,) float64.
+
+    Raises:
+        InputError: an element with zero, negative or non-finite norm; positions are named.
+
+    Source: method notes, section 3.2; warm-start guidelines, section A.3.
+    """
+    squares = gram.diagonal().double()
+    usable = torch.isfinite(squares) & (squares > 0)
+    if not bool(usable.all()):
+        bad = (~usable).nonzero()[:, 0].tolist()
+        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise InputError(
+            f"gram: {len(bad)} proxies are zero or not finite (positions {shown}); "
+            "exclude those experts or choose other proxies"
+        )
+    norms = squares.sqrt()
+    scaled = gram.double() / norms[:, None] / norms[None, :]
+    scaled.fill_diagonal_(1.0)
+    return scaled, norms

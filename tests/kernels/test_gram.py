@@ -1,0 +1,94 @@
+"""Gram accumulation against numpy in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from globe_stream.errors import InputError
+from globe_stream.kernels.gram import (
+    accumulate_gram,
+    accumulate_left_gram,
+    leading_eigenvectors,
+    normalised,
+)
+
+
+def blocks(shape, pieces, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    whole = torch.randn(*shape, generator=generator).to(dtype)
+    return whole, whole.split(shape[1] // pieces, dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rows", "columns"), [(5, 12), (600, 90), (40, 9001)])
+def test_matches_numpy(rows, columns, dtype):
+    whole, parts = blocks((rows, columns), 3, dtype)
+    total = torch.zeros(rows, rows, dtype=torch.float64)
+    for part in parts:
+        accumulate_gram(total, part)
+    exact = whole.double().numpy()
+    expected = exact @ exact.T
+    rounding = 2.0**-53 if dtype == torch.float64 else 2.0**-24
+    bound = rounding * np.sqrt(columns) * np.abs(expected).max()
+    assert np.abs(total.numpy() - expected).max() <= bound
+    assert torch.equal(total, total.T)
+
+
+def test_long_reductions_keep_their_accuracy_in_float32():
+    whole, parts = blocks((6, 300_000), 3, torch.float32)
+    whole += 3  # a common part, on which float32 sums lose the most
+    total = torch.zeros(6, 6)
+    for part in parts:
+        accumulate_gram(total, part)
+    expected = (whole.double() @ whole.double().T).numpy()
+    assert np.abs(total.numpy() / expected - 1).max() < 3e-6
+
+
+def test_left_gram_matches_numpy():
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(7, 9, 20, generator=generator)
+    total = torch.zeros(9, 9, dtype=torch.float64)
+    accumulate_left_gram(total, weights[:3])
+    accumulate_left_gram(total, weights[3:])
+    exact = weights.double().numpy()
+    np.testing.assert_allclose(total.numpy(), np.einsum("ipd,iqd->pq", exact, exact), rtol=1e-5)
+
+
+def test_leading_eigenvectors_match_numpy():
+    whole, _ = blocks((12, 30), 1, torch.float64)
+    gram = whole @ whole.T
+    vectors, values = leading_eigenvectors(gram, 4)
+    np.testing.assert_allclose(values.numpy(), np.linalg.eigvalsh(gram.numpy())[::-1][:4])
+    torch.testing.assert_close(gram @ vectors, vectors * values)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(4).double())
+    assert bool((vectors.gather(0, vectors.abs().argmax(0)[None]) > 0).all())
+
+
+def test_more_eigenvectors_than_rows_are_refused():
+    with pytest.raises(InputError, match="ask for fewer"):
+        leading_eigenvectors(torch.eye(3), 4)
+
+
+def test_normalised_is_the_cosine_matrix():
+    whole, _ = blocks((8, 15), 1, torch.float64)
+    scaled, norms = normalised(whole @ whole.T)
+    unit = whole / whole.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(scaled, unit @ unit.T)
+    torch.testing.assert_close(norms, whole.norm(dim=1))
+    assert bool((scaled.diagonal() == 1).all())
+
+
+def test_zero_proxies_are_named():
+    gram = torch.eye(9, dtype=torch.float64)
+    gram[4, 4] = 0
+    gram[7, 7] = torch.nan
+    with pytest.raises(InputError, match=r"2 proxies .* \(positions 4, 7\)"):
+        normalised(gram)
+
+
+def test_is_deterministic():
+    whole, _ = blocks((600, 5000), 1, torch.float32)
+    totals = [torch.zeros(600, 600, dtype=torch.float64) for _ in range(2)]
+    for total in totals:
+        accumulate_gram(total, whole)
+    assert torch.equal(*totals)
