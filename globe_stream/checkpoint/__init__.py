@@ -1,0 +1,1 @@
+"""Where experts lie in a checkpoint, and how to read them: knows nothing of banks."""

@@ -1,0 +1,173 @@
+"""Headers of safetensors files: every tensor's name, dtype, shape and byte range, and no data.
+
+A file is an unsigned little-endian 64-bit length, that many bytes of JSON, and the tensors' bytes
+without gaps. Source: the safetensors format description.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from globe_stream.errors import InputError
+
+ITEM_BYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+    "C64": 8,
+}
+"""Bytes of one element of every dtype that the format names."""
+
+PREFIX_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a file: bytes `start` to `stop`, counted from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What one file says about itself; `tensors` are in the order of their bytes."""
+
+    path: Path
+    size: int
+    sha256: str
+    metadata: dict[str, str]
+    tensors: tuple[TensorEntry, ...]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of the file `path`; InputError when it cannot be trusted."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+
+            def fetch(start: int, stop: int) -> bytes:
+                file.seek(start)
+                return file.read(stop - start)
+
+            return load_header(path, size, fetch)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}.") from error
+
+
+def load_header(path: Path, size: int, fetch: Callable[[int, int], bytes]) -> Header:
+    """The checked header of a file of `size` bytes, where `fetch(start, stop)` returns its bytes.
+
+    `path` is where the file lies, or will lie once it is fetched; it is not opened.
+    """
+    if size < PREFIX_BYTES:
+        raise InputError(
+            f"{path}: is no safetensors file: {size} bytes are too few for a header. "
+            "Download it again."
+        )
+    length = int.from_bytes(fetch(0, PREFIX_BYTES), "little")
+    if length > MAX_HEADER_BYTES or PREFIX_BYTES + length > size:
+        raise InputError(
+            f"{path}: is no safetensors file or is truncated: its header claims {length:,} bytes, "
+            f"{size - PREFIX_BYTES:,} are present. Download it again."
+        )
+    raw = fetch(PREFIX_BYTES, PREFIX_BYTES + length)
+    fields = _parse_json(path, raw)
+    metadata = fields.pop("__metadata__", None) or {}
+    base = PREFIX_BYTES + length
+    entries = [_entry(path, base, name, value) for name, value in fields.items()]
+    entries.sort(key=lambda entry: (entry.start, entry.stop))
+    _check_layout(path, base, size, entries)
+    return Header(path, size, hashlib.sha256(raw).hexdigest(), metadata, tuple(entries))
+
+
+def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: has a damaged header ({reason}). Download the file again."
+        ) from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: has a damaged header (no JSON object). Download the file again.")
+    return fields
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in fields if names.count(name) > 1)
+        raise ValueError(f"{twice} stands in it twice")
+    return fields
+
+
+def _entry(path: Path, base: int, name: str, value: Any) -> TensorEntry:
+    try:
+        dtype = value["dtype"]
+        shape = tuple(int(side) for side in value["shape"])
+        begin, end = (int(offset) for offset in value["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: the header's entry for {name} is incomplete. Download the file again."
+        ) from error
+    if dtype not in ITEM_BYTES:
+        raise InputError(f"{path}: tensor {name} has the unsupported dtype {dtype}.")
+    expected = math.prod(shape) * ITEM_BYTES[dtype]
+    if min(shape, default=0) < 0 or begin < 0 or end - begin != expected:
+        raise InputError(
+            f"{path}: the header lies about tensor {name}: {dtype} {list(shape)} takes "
+            f"{expected:,} bytes, its offsets say {end - begin:,}. Download the file again."
+        )
+    return TensorEntry(name, dtype, shape, path, base + begin, base + end)
+
+
+def _check_layout(path: Path, base: int, size: int, entries: list[TensorEntry]) -> None:
+    position = base
+    for entry in entries:
+        if entry.start != position:
+            problem = "overlaps the one before it" if entry.start < position else "follows a gap"
+            raise InputError(
+                f"{path}: the header lies about tensor {entry.name}: it {problem} "
+                f"(byte {entry.start:,} instead of {position:,}). Download the file again."
+            )
+        if entry.stop > size:
+            raise InputError(
+                f"{path}: tensor {entry.name} is truncated: {entry.nbytes:,} bytes expected, "
+                f"{max(0, size - entry.start):,} present. Download the file again."
+            )
+        position = entry.stop
+    if position != size:
+        raise InputError(
+            f"{path}: {size - position:,} bytes follow the last tensor, which the header does not "
+            "name. Download the file again."
+        )

@@ -1,0 +1,253 @@
+"""The index of a checkpoint: all experts and where they lie, from the shards' headers alone."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from globe_stream.checkpoint import selection as choosing
+from globe_stream.checkpoint.experts import Expert, split_shared
+from globe_stream.checkpoint.header import Header, TensorEntry, read_header
+from globe_stream.checkpoint.inventory import Inventory, take_inventory
+from globe_stream.checkpoint.layouts import model_type_of
+from globe_stream.checkpoint.selection import Selection
+from globe_stream.errors import InputError
+
+__all__ = ["Expert", "ExpertIndex", "Selection", "build_index", "open_index", "shard_names"]
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+def _nothing_to_fetch(paths: Sequence[Path]) -> None:
+    """A local folder has all its shards."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertIndex:
+    """Every expert of a checkpoint by family, in the order of positions.
+
+    `experts` holds the routed ones, and after `select` the chosen blocks of shared ones; `shared`
+    the shared experts whole. `headers` are those of all shards, in the order of their names.
+    `revision` is the commit of a hub model, None for a folder.
+    """
+
+    model: str
+    model_type: str
+    layout: str
+    revision: str | None
+    root: Path
+    config: dict[str, Any]
+    headers: tuple[Header, ...]
+    experts: dict[str, tuple[Expert, ...]]
+    shared: dict[str, tuple[Expert, ...]] = field(default_factory=dict)
+    extra_layers: int = 0
+    fetch_files: Callable[[Sequence[Path]], None] = _nothing_to_fetch
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All shards."""
+        return tuple(header.path for header in self.headers)
+
+    def select(self, selection: Selection) -> "ExpertIndex":
+        """The index of the experts that `selection` takes; InputError if it takes none."""
+        chosen = {}
+        for family in selection.families:
+            if family not in self.experts:
+                raise InputError(f"{self.model}: has no {family} matrices. Change --families.")
+            members = self.experts[family]
+            if selection.include_shared:
+                members = self._with_shared(family, members)
+            chosen[family] = choosing.choose(members, selection)
+        return replace(self, experts=chosen)
+
+    def _with_shared(self, family: str, members: tuple[Expert, ...]) -> tuple[Expert, ...]:
+        if not self.shared.get(family):
+            raise InputError(f"{self.model}: has no shared experts. Leave out --include-shared.")
+        p = members[0].shape[1 if family == "down" else 0]
+        blocks = (block for expert in self.shared[family] for block in split_shared(expert, p))
+        return tuple(sorted((*members, *blocks), key=lambda expert: expert.order))
+
+    def fetch(self, experts: Sequence[Expert]) -> None:
+        """Make sure that every file that holds one of `experts` is on this machine."""
+        regions = [expert.storage.weight for expert in experts]
+        regions += [expert.storage.scale for expert in experts if expert.storage.scale]
+        self.fetch_files(sorted({region.path for region in regions}))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the checkpoint: revision, and size and header hash of every shard."""
+        files = {
+            header.path.name: {"size": header.size, "header_sha256": header.sha256}
+            for header in self.headers
+        }
+        return {"revision": self.revision, "files": files}
+
+    def summary(self) -> dict[str, Any]:
+        """The document of `inspect --json`."""
+        return {
+            "format": 1,
+            "model": self.model,
+            "model_type": self.model_type,
+            "layout": self.layout,
+            "revision": self.revision,
+            "shards": len(self.headers),
+            "bytes": sum(header.size for header in self.headers),
+            "families": {name: _family_summary(list(e)) for name, e in self.experts.items()},
+            "shared_experts": len(self.shared.get("up", ())),
+            "mtp_layers_left_out": self.extra_layers,
+        }
+
+
+def _family_summary(experts: list[Expert]) -> dict[str, Any]:
+    rows, columns = experts[0].shape
+    p, d = (columns, rows) if experts[0].family == "down" else (rows, columns)
+    layers = sorted({expert.layer for expert in experts})
+    most = max(sum(1 for e in experts if e.layer == layer) for layer in layers)
+    return {
+        "experts": len(experts),
+        "p": p,
+        "d": d,
+        "dtype": "/".join(sorted({expert.dtype for expert in experts})),
+        "bytes": sum(expert.nbytes for expert in experts),
+        "layers": layers,
+        "experts_per_layer": most,
+    }
+
+
+def open_index(model: str, revision: str | None = None, include_mtp: bool = False) -> ExpertIndex:
+    """The index of a local folder, or of a hub id at `revision`; reads headers only.
+
+    Raises InputError for a missing folder, a folder without safetensors, damaged or missing shards,
+    and whatever `take_inventory` refuses.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return _open_folder(model, folder, include_mtp)
+    if folder.exists():
+        raise InputError(f"{model}: is a file. Give the folder that holds config.json and shards.")
+    if _HUB_ID.match(model) and not model.startswith("."):
+        from globe_stream.checkpoint.hub import open_hub
+
+        return open_hub(model, revision, include_mtp)
+    raise InputError(f"{model}: no such folder. Check the path, or give a hub id (owner/name).")
+
+
+def _open_folder(model: str, folder: Path, include_mtp: bool) -> ExpertIndex:
+    root = folder.resolve()
+    weight_map = _weight_map(root)
+    headers = []
+    for name in shard_names(root, weight_map):
+        if not (root / name).is_file():
+            raise InputError(
+                f"{root / INDEX_NAME}: names the shard {name}, which is missing. Download it."
+            )
+        headers.append(read_header(root / name))
+    config = read_json(root / "config.json")
+    return build_index(
+        model,
+        revision=None,
+        root=root,
+        config=config,
+        headers=headers,
+        weight_map=weight_map,
+        include_mtp=include_mtp,
+    )
+
+
+def build_index(
+    model: str,
+    *,
+    revision: str | None,
+    root: Path,
+    config: dict[str, Any],
+    headers: list[Header],
+    weight_map: dict[str, str] | None,
+    include_mtp: bool,
+) -> ExpertIndex:
+    """The index of shards whose headers are known."""
+    entries = _all_entries(headers, weight_map)
+    try:
+        inventory: Inventory = take_inventory(entries, config, include_mtp)
+    except InputError as error:
+        message = str(error)
+        raise InputError(
+            message if message.startswith(str(root)) else f"{model}: {message}"
+        ) from error
+    return ExpertIndex(
+        model=model,
+        model_type=model_type_of(config),
+        layout=inventory.layout,
+        revision=revision,
+        root=root,
+        config=config,
+        headers=tuple(headers),
+        experts=inventory.experts,
+        shared=inventory.shared,
+        extra_layers=inventory.extra_layers,
+    )
+
+
+def _all_entries(headers: list[Header], weight_map: dict[str, str] | None) -> list[TensorEntry]:
+    entries: dict[str, TensorEntry] = {}
+    for header in headers:
+        for entry in header.tensors:
+            other = entries.setdefault(entry.name, entry)
+            if other is not entry:
+                raise InputError(
+                    f"{entry.path}: tensor {entry.name} is also in {other.path.name}. "
+                    "Remove the shards of another checkpoint."
+                )
+    for name, shard in (weight_map or {}).items():
+        if name not in entries:
+            raise InputError(
+                f"{headers[0].path.parent / INDEX_NAME}: says that tensor {name} is in {shard}, "
+                "where it is not. Download the checkpoint again."
+            )
+    return list(entries.values())
+
+
+def _weight_map(root: Path) -> dict[str, str] | None:
+    if not (root / INDEX_NAME).is_file():
+        return None
+    return parse_weight_map(root / INDEX_NAME)
+
+
+def parse_weight_map(path: Path) -> dict[str, str]:
+    """Tensor name to shard name, from the index file `path`."""
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{path}: has no weight_map. Download it again.")
+    return {str(name): str(shard) for name, shard in weight_map.items()}
+
+
+def shard_names(root: Path, weight_map: dict[str, str] | None) -> list[str]:
+    """Names of the shards of the local folder `root`, sorted."""
+    if weight_map is not None:
+        return sorted(set(weight_map.values()))
+    names = sorted(path.name for path in root.glob("*.safetensors"))
+    if SINGLE_NAME in names:
+        return [SINGLE_NAME]
+    if not names:
+        raise InputError(f"{root}: holds no safetensors files. Give the folder of a checkpoint.")
+    if len(names) > 1:
+        raise InputError(
+            f"{root}: holds {len(names)} safetensors files and no {INDEX_NAME} that says which "
+            "belong together. Download the index file."
+        )
+    return names
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file `path`; InputError if it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is no JSON file ({error}). Download it again.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object. Download it again.")
+    return value

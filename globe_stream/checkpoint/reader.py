@@ -1,0 +1,296 @@
+"""Experts from shards to float32 tensors, batch by batch, in the order of their bytes.
+
+One thread reads the stored bytes of the next batch while the consumer works on the current one.
+Resident: one batch as stored and one batch in float32, both allocated once. Time: one positioned
+read for each joined byte range, one conversion for each expert.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.quantized import decode_fp8, decode_mxfp4, decode_scratch_bytes
+from globe_stream.checkpoint.ranges import ReadPlan, bound_bytes, plan_read
+from globe_stream.checkpoint.shards import ShardFiles, should_drop
+from globe_stream.checkpoint.storage import Region
+from globe_stream.errors import InputError
+
+_ALIGNMENT = 64
+
+Rows = Sequence[int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some experts: `weights` (b, rows, d) float32 of those at `positions` in the reader's list.
+
+    `weights` is a view of a buffer that the next batch overwrites.
+    """
+
+    positions: list[int]
+    weights: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One tensor's bytes of one expert: read by `plan` to `offset` in the expert's slot."""
+
+    region: Region
+    plan: ReadPlan
+    offset: int
+
+    @property
+    def key(self) -> tuple[Path, int, tuple[tuple[int, int], ...]]:
+        return (self.region.path, self.region.start, self.plan.ranges)
+
+    def of(self, slot: Tensor) -> Tensor:
+        return self.plan.select(slot[self.offset : self.offset + self.plan.nbytes])
+
+
+class ExpertReader:
+    """Reads `experts`, all of one shape, `batch` at a time, all rows or only `rows` of each.
+
+    The order is that of the bytes in the files, and the partition into batches depends on
+    (experts, batch) alone. Neighbours in that order that share a block, such as gate and up of an
+    interleaved tensor, share one read. `seconds_waiting` is the time spent waiting for the disk.
+    Raises InputError, from `batches`, for a shard that became shorter and for an expert with NaN or
+    Inf among the elements read.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[Expert],
+        batch: int,
+        *,
+        rows: Rows = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if batch < 1 or not experts:
+            raise ValueError("at least one expert and a batch of at least one are needed")
+        if len({expert.shape for expert in experts}) > 1:
+            raise ValueError("experts of different shapes cannot share a batch")
+        self._experts = list(experts)
+        self._order = sorted(range(len(experts)), key=lambda i: _file_order(experts[i]))
+        self._batch = min(batch, len(experts))
+        self._rows = None if rows is None else [int(row) for row in rows]
+        self._device = torch.device(device)
+        self._files = ShardFiles(should_drop(sum(expert.nbytes for expert in experts)))
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="expert-reader")
+        self._pending: Future[list[int]] | None = None
+        self._buffers: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self._last: tuple[object, int] = (None, -1)
+        self.seconds_waiting = 0.0
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from the files so far, prefetched ones included."""
+        return self._files.bytes_read
+
+    @property
+    def read_calls(self) -> int:
+        """System calls made to read them."""
+        return self._files.calls
+
+    @property
+    def batch_count(self) -> int:
+        """Number of batches in one pass."""
+        return -(-len(self._order) // self._batch)
+
+    def batches(self, skip: int = 0) -> Iterator[Batch]:
+        """One pass; the first `skip` batches are left out without being read."""
+        self._settle()
+        raw, weights, staging = self._allocate()
+        self._last = (None, -1)
+        numbers = range(skip, self.batch_count)
+        try:
+            if numbers:
+                self._pending = self._pool.submit(self._read, numbers[0], raw)
+            for number in numbers:
+                slots = self._await()
+                positions = self._positions(number)
+                for i, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+                    self._decode(self._experts[position], raw[slot], weights[i], staging)
+                if number + 1 < self.batch_count:
+                    self._pending = self._pool.submit(self._read, number + 1, raw)
+                filled = weights[: len(positions)]
+                self._check_finite(positions, filled)
+                yield Batch(positions, filled)
+        finally:
+            self._settle()
+
+    def close(self) -> None:
+        """Stop the thread, close the files and give the buffers back."""
+        self._settle()
+        self._pool.shutdown()
+        self._files.close()
+        self._buffers = None
+
+    def __enter__(self) -> "ExpertReader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @staticmethod
+    def buffer_bytes(expert: Expert, batch: int, rows: int | Rows = None) -> int:
+        """Bytes a reader of experts stored as `expert` is keeps resident at its peak.
+
+        Exact for all rows and for a list of rows; for a number of rows it holds for any choice.
+        The float32 batch and the stored batch, and the scratch of decoding one expert.
+        """
+        if isinstance(rows, int):
+            regions = [expert.storage.weight, *_scales(expert)]
+            slot = sum(_align(bound_bytes(region, rows)) for region in regions)
+            scratch, count = slot, rows
+        else:
+            parts = _parts(expert, rows)
+            slot, scratch = _slot_bytes(parts), sum(part.plan.scratch_bytes for part in parts)
+            count = expert.shape[0] if rows is None else len(rows)
+        columns = expert.shape[1]
+        scratch += decode_scratch_bytes(expert.dtype, count, columns)
+        return batch * (slot + 4 * count * columns) + scratch
+
+    def _allocate(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self._buffers is None:
+            size = max(_slot_bytes(self._parts(expert)) for expert in self._distinct())
+            count = self._experts[0].shape[0] if self._rows is None else len(self._rows)
+            shape = (count, self._experts[0].shape[1])
+            raw = torch.empty(
+                (self._batch, size), dtype=torch.uint8, pin_memory=self._device.type == "cuda"
+            )
+            weights = torch.empty((self._batch, *shape), device=self._device)
+            staging = None
+            if self._device.type != "cpu" and any(e.storage.scale for e in self._experts):
+                staging = torch.empty(shape)
+            self._buffers = (raw, weights, staging)
+        return self._buffers
+
+    def _distinct(self) -> list[Expert]:
+        """One expert of every geometry."""
+        seen = {}
+        for expert in self._experts:
+            regions = [expert.storage.weight, *_scales(expert)]
+            seen[tuple((r.dtype, r.minor, r.rows, r.columns) for r in regions)] = expert
+        return list(seen.values())
+
+    def _parts(self, expert: Expert) -> list[_Part]:
+        return _parts(expert, self._rows)
+
+    def _positions(self, number: int) -> list[int]:
+        return self._order[number * self._batch : (number + 1) * self._batch]
+
+    def _read(self, number: int, raw: Tensor) -> list[int]:
+        """Read batch `number` into slots of `raw`; the slot of each of its experts."""
+        slots: list[int] = []
+        used: list[tuple[Path, int, int]] = []
+        for position in self._positions(number):
+            parts = self._parts(self._experts[position])
+            key = [part.key for part in parts]
+            if key != self._last[0]:
+                slot = (self._last[1] + 1) % self._batch
+                self._last = (None, slot)
+                for part in parts:
+                    used += self._read_part(part, raw[slot].numpy().data)
+                self._last = (key, slot)
+            slots.append(self._last[1])
+        self._files.forget(used)
+        return slots
+
+    def _read_part(self, part: _Part, slot: memoryview) -> list[tuple[Path, int, int]]:
+        region, position = part.region, part.offset
+        for start, length in part.plan.ranges:
+            target = slot[position : position + length]
+            self._files.read_into(region.path, region.start + start, target)
+            position += length
+        first, (last, length) = part.plan.ranges[0][0], part.plan.ranges[-1]
+        return [(region.path, region.start + first, region.start + last + length)]
+
+    def _decode(self, expert: Expert, slot: Tensor, out: Tensor, staging: Tensor | None) -> None:
+        parts = self._parts(expert)
+        stored = parts[0].of(slot)
+        if len(parts) == 1:
+            out.copy_(stored)
+            return
+        target = out if staging is None else staging
+        scales = parts[1].of(slot)
+        if expert.dtype == "MXFP4":
+            decode_mxfp4(target, stored, scales)
+        else:
+            down, right = expert.storage.phase
+            rows = torch.arange(expert.shape[0]) if self._rows is None else torch.tensor(self._rows)
+            decode_fp8(target, stored, scales, rows + down, right)
+        if staging is not None:
+            out.copy_(staging)
+
+    def _check_finite(self, positions: list[int], weights: Tensor) -> None:
+        """A sum is infinite or NaN if an element is; only then the elements are looked at."""
+        if bool(weights.sum(dim=(1, 2)).isfinite().all()):
+            return
+        for position, matrix in zip(positions, weights, strict=True):
+            bad = int((~matrix.isfinite()).sum())
+            if bad:
+                expert = self._experts[position]
+                raise InputError(
+                    f"{expert.where}: {expert.name} has {bad:,} elements that are NaN or Inf. "
+                    "Download the shard again, or leave the expert out."
+                )
+
+    def _await(self) -> list[int]:
+        assert self._pending is not None
+        begin = time.perf_counter()
+        slots = self._pending.result()
+        self._pending = None
+        self.seconds_waiting += time.perf_counter() - begin
+        return slots
+
+    def _settle(self) -> None:
+        """Wait for a read in flight, so that its buffer may be used again."""
+        if self._pending is not None:
+            self._pending.exception()
+            self._pending = None
+
+
+def read_expert(expert: Expert) -> Tensor:
+    """The matrix of one expert in its own memory: float32, (p, d), or (d, p) for down."""
+    with ExpertReader([expert], 1) as reader:
+        return next(reader.batches()).weights[0]
+
+
+def _file_order(expert: Expert) -> tuple[Path, int, int]:
+    weight = expert.storage.weight
+    return (weight.path, weight.start, weight.offset)
+
+
+def _scales(expert: Expert) -> list[Region]:
+    return [] if expert.storage.scale is None else [expert.storage.scale]
+
+
+def _parts(expert: Expert, rows: Rows) -> list[_Part]:
+    """The parts of one slot. The rows of fp8 scales are few and always read whole."""
+    parts, offset = [], 0
+    for region in [expert.storage.weight, *_scales(expert)]:
+        whole = region.dtype == "F32" and expert.dtype == "F8_E4M3"
+        plan = plan_read(region, None if whole else rows)
+        parts.append(_Part(region, plan, offset))
+        offset += _align(plan.nbytes)
+    return parts
+
+
+def _slot_bytes(parts: list[_Part]) -> int:
+    return sum(_align(part.plan.nbytes) for part in parts)
+
+
+def _align(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,83 @@
+"""Positioned reads from shards, and advice to the operating system about their pages."""
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from globe_stream.errors import InputError
+
+_CALL_BYTES = 64 * 2**20  # some systems refuse to read 2 GiB at once
+_OPEN_FILES = 8
+_CACHED_SHARE = 8  # a pass over less than memory / 8 may stay in the page cache
+
+
+def should_drop(total_bytes: int) -> bool:
+    """Whether a pass over `total_bytes` would push other things out of the page cache."""
+    return bool(total_bytes > psutil.virtual_memory().total // _CACHED_SHARE)
+
+
+class ShardFiles:
+    """Open shards, a few at a time. `bytes_read` counts what was read, `calls` the system calls.
+
+    With `drop` the pages read are given back to the operating system as soon as `forget` names
+    them, so that a pass over a large checkpoint leaves the page cache to others.
+    """
+
+    def __init__(self, drop: bool) -> None:
+        self.bytes_read = 0
+        self.calls = 0
+        self._drop = drop
+        self._open: dict[Path, int] = {}
+
+    def read_into(self, path: Path, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of `path` from `start`; InputError if it ends before."""
+        file, done = self._file(path), 0
+        while done < len(buffer):
+            piece = buffer[done : done + _CALL_BYTES]
+            try:
+                count = os.preadv(file, [piece], start + done)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read: {error.strerror}.") from error
+            self.calls += 1
+            self.bytes_read += count
+            done += count
+            if count == 0:
+                raise InputError(
+                    f"{path}: is truncated: {len(buffer):,} bytes expected at {start:,}, "
+                    f"{done:,} present. Download the file again."
+                )
+
+    def forget(self, ranges: Iterable[tuple[Path, int, int]]) -> None:
+        """Say that the bytes `start` to `stop` of each path will not be read again soon."""
+        if not self._drop or not hasattr(os, "posix_fadvise"):
+            return
+        for path, start, stop in ranges:
+            page = start - start % os.sysconf("SC_PAGESIZE")
+            os.posix_fadvise(self._file(path), page, stop - page, os.POSIX_FADV_DONTNEED)
+
+    def _file(self, path: Path) -> int:
+        if path in self._open:
+            return self._open[path]
+        if len(self._open) >= _OPEN_FILES:
+            os.close(self._open.pop(next(iter(self._open))))
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be opened: {error.strerror}.") from error
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        elif sys.platform == "darwin" and self._drop:
+            import fcntl
+
+            fcntl.fcntl(file, fcntl.F_NOCACHE, 1)
+        self._open[path] = file
+        return file
+
+    def close(self) -> None:
+        """Close all files; a later read opens them again."""
+        for file in self._open.values():
+            os.close(file)
+        self._open.clear()
