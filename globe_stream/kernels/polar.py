@@ -1,5 +1,6 @@
 """Nearest matrices with orthonormal rows, by matrix products alone."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -109,7 +110,7 @@ def _residual(rows: Tensor) -> Tensor:
     gram = torch.bmm(rows, rows.transpose(1, 2))
     gram.diagonal(dim1=1, dim2=2).sub_(1)
     norm: Tensor = torch.linalg.matrix_norm(gram)
-    return norm / rows.shape[1] ** 0.5
+    return norm / math.sqrt(rows.shape[1])
 
 
 def _exact(matrices: Tensor) -> Tensor:
