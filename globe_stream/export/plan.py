@@ -1,0 +1,89 @@
+"""What an export needs in memory, and what it may keep resident within a budget."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.reader import ExpertReader
+from globe_stream.errors import InputError
+from globe_stream.export.outfile import PIECE_BYTES
+from globe_stream.memory.budget import fit_bytes
+from globe_stream.scope import Sizes, Unit
+from globe_stream.units import format_bytes
+
+_BATCHES = (8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """How many banks stay in memory (none: atoms are read as needed), and the reader's batch."""
+
+    resident: int
+    batch: int
+    price: int
+
+
+def price_export(sizes: Sizes, reader: int, banks: int) -> int:
+    """Bytes of an export above the base, for `banks` resident bytes of banks and a `reader`.
+
+    One expert's fit (see `memory.budget.fit_bytes`) and two more (r, d) inside a curved
+    activation; its adapter scaled (p, r); its gate-and-up block as stored (2 p, d), at most
+    float32; one atom; the copy buffer twice; codes as supports.
+    """
+    r, p, d = sizes.rank, sizes.p, sizes.d
+    one = fit_bytes(sizes) + 4 * (2 * r * d + p * r + 2 * p * d)
+    return banks + reader + one + 4 * r * d + 2 * PIECE_BYTES + 8 * sizes.experts * sizes.bases
+
+
+def price_svd(p: int, d: int, reader: int) -> int:
+    """Bytes of replacing experts by their truncated SVD: Gram, vectors and work in float64.
+
+    Four (p, p) in float64, the weights in float64 and three (p, d) in float32.
+    """
+    return reader + 8 * (4 * p * p + p * d) + 4 * 3 * p * d + 2 * PIECE_BYTES
+
+
+def plan_export(units: Sequence[Unit], memory: int | None) -> ExportPlan:
+    """The largest choice that fits `memory` bytes, base included; None means no limit.
+
+    Raises InputError when even one expert at a time does not fit.
+    """
+    base = psutil.Process().memory_info().rss
+    largest = max(units, key=lambda unit: unit.sizes.bank_bytes).sizes.bank_bytes
+    total = sum(unit.sizes.bank_bytes for unit in units)
+    choices = [(len(units), total), (1, largest), (0, 0)]
+    for resident, banks in choices:
+        for batch in _BATCHES:
+            price = max(_price(unit, batch, banks) for unit in units)
+            if memory is None or base + price <= memory:
+                return ExportPlan(resident, batch, price)
+    raise InputError(
+        f"--memory {format_bytes(memory or 0)}: export needs at least {format_bytes(base + price)} "
+        f"({format_bytes(base)} of it for the program itself). Raise --memory"
+    )
+
+
+def plan_svd(experts: Sequence[Expert], memory: int | None) -> ExportPlan:
+    """As `plan_export`, for the truncated SVD of `experts`."""
+    base = psutil.Process().memory_info().rss
+    p, d = experts[0].shape
+    for batch in _BATCHES:
+        price = price_svd(p, d, _reader_bytes(experts, batch))
+        if memory is None or base + price <= memory:
+            return ExportPlan(0, batch, price)
+    raise InputError(
+        f"--memory {format_bytes(memory or 0)}: the truncated SVD needs at least "
+        f"{format_bytes(base + price)} ({format_bytes(base)} of it for the program itself). "
+        "Raise --memory"
+    )
+
+
+def _price(unit: Unit, batch: int, banks: int) -> int:
+    return price_export(unit.sizes, _reader_bytes(unit.experts, batch), banks)
+
+
+def _reader_bytes(experts: Sequence[Expert], batch: int) -> int:
+    kinds = {expert.dtype: expert for expert in experts}
+    return max(ExpertReader.buffer_bytes(expert, batch) for expert in kinds.values())

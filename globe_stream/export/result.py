@@ -1,0 +1,86 @@
+"""What an export made, for people and for scripts."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from globe_stream.errors import InputError
+from globe_stream.export.source import Source
+from globe_stream.export.card import NO_SAVING
+from globe_stream.export.work import MANIFEST, FileRecord
+from globe_stream.store import arrays
+
+ProgressCall = Callable[[int, int, str], None]
+"""Called with experts done, experts in all, and a short note."""
+
+DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+"""Accepted names of --dtype and how safetensors spells them."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A finished export. Errors are relative Frobenius, by family; bytes are those on disk."""
+
+    out: Path
+    kind: str
+    dtype: str
+    files: int
+    bytes: int
+    source_bytes: int
+    relative_errors: dict[str, float]
+    resumed_files: int
+    price_bytes: int
+    peak_bytes: int
+    note: str
+
+    def document(self) -> dict[str, Any]:
+        """For `export --json`."""
+        return {"format": 1, **asdict(self), "out": str(self.out)}
+
+
+def choose_dtype(name: str | None, source: str) -> str:
+    """The dtype for replaced experts: `name`, or that of the source, or BF16 if quantised."""
+    if name is None:
+        return source if source in DTYPES.values() else "BF16"
+    if name.lower() not in DTYPES:
+        raise InputError(f"--dtype {name!r} is not known: use one of {', '.join(DTYPES)}")
+    return DTYPES[name.lower()]
+
+
+def relative_errors(source: Source, records: Mapping[str, FileRecord]) -> dict[str, float]:
+    """relF by family from the squared errors noted beside the finished files."""
+    squared: dict[str, float] = {}
+    for record in records.values():
+        for family, value in record.notes.get("squared_error", {}).items():
+            squared[family] = squared.get(family, 0.0) + value
+    return {family: (value / squared_norm(source, family)) ** 0.5
+            for family, value in sorted(squared.items())}
+
+
+def squared_norm(source: Source, family: str) -> float:
+    """Squared Frobenius norm of a family's experts."""
+    keys = [unit.unit.key for unit in source.units if unit.unit.family == family]
+    return sum(float(arrays.read(source.run.array(f"{key}/norms")).sum()) for key in keys)
+
+
+def finished_result(
+    out: Path, source: Source, price: int, peak: int = 0, resumed: int | None = None
+) -> ExportResult:
+    """The result recorded in the manifest of `out`; `resumed` None says it was complete already."""
+    manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    listed = manifest["files"]
+    return ExportResult(
+        out=out, kind=manifest["kind"], dtype=manifest["dtype"], files=len(listed),
+        bytes=sum(entry["bytes"] for entry in listed.values()),
+        source_bytes=sum(expert.nbytes for fitted in source.units for expert in fitted.unit.experts),
+        relative_errors=manifest["relative_frobenius_error"],
+        resumed_files=len(listed) if resumed is None else resumed,
+        price_bytes=price, peak_bytes=peak, note=_note(manifest["kind"], resumed is None),
+    )
+
+
+def _note(kind: str, complete: bool) -> str:
+    parts = ["It was complete already."] if complete else []
+    return " ".join([*parts, "" if kind == "factors" else NO_SAVING]).strip()
