@@ -1,0 +1,35 @@
+"""The small files beside the shards, which make a folder of tensors a model: tokenizer and so on."""
+
+from pathlib import Path
+
+from globe_stream.checkpoint.index import INDEX_NAME, ExpertIndex
+from globe_stream.export.work import ExportWork
+
+_WEIGHTS = frozenset((
+    ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".npz",
+))
+_OURS = frozenset(("config.json", "README.md", "globe_export.json", INDEX_NAME))
+_LARGEST = 256 << 20
+
+
+def companions(index: ExpertIndex) -> list[Path]:
+    """Files of the source folder to copy as they are: no weights, nothing hidden, no folders."""
+    return sorted(path for path in index.root.iterdir() if _is_companion(path))
+
+
+def total_bytes(index: ExpertIndex) -> int:
+    """Bytes of all of them."""
+    return sum(path.stat().st_size for path in companions(index))
+
+
+def copy_companions(work: ExportWork, index: ExpertIndex) -> None:
+    """Copy all of them into the export."""
+    for path in companions(index):
+        work.add(path.name, path.read_bytes())
+
+
+def _is_companion(path: Path) -> bool:
+    if path.name.startswith(".") or path.name in _OURS or path.suffix in _WEIGHTS:
+        return False
+    other_index = path.name.endswith(".index.json")
+    return path.is_file() and not other_index and path.stat().st_size <= _LARGEST

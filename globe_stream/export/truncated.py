@@ -1,0 +1,36 @@
+"""The truncated SVD of single experts: the baseline that a bank has to beat."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from globe_stream.checkpoint.experts import Expert
+
+
+class SvdApproximation:
+    """W_hat = U_k U_k^T W with the leading k left singular vectors of each expert."""
+
+    def __init__(self, experts: Sequence[Expert], rank: int) -> None:
+        self._experts = experts
+        self._rank = rank
+
+    @property
+    def experts(self) -> Sequence[Expert]:
+        """The experts, by position."""
+        return self._experts
+
+    def replace(self, position: int, weights: Tensor) -> Tensor:
+        """The best matrix of rank k (p, d) in the Frobenius norm."""
+        del position
+        return truncate(weights, self._rank)
+
+
+def truncate(weights: Tensor, rank: int) -> Tensor:
+    """W (p, d) cut to rank `rank`, by the eigenvectors of the smaller Gram matrix in float64."""
+    wide = weights.shape[0] <= weights.shape[1]
+    exact = (weights if wide else weights.T).double()
+    _, vectors = torch.linalg.eigh(exact @ exact.T)
+    leading = vectors[:, max(0, len(vectors) - rank):]
+    cut = (leading @ (leading.T @ exact)).float()
+    return cut if wide else cut.T.contiguous()
