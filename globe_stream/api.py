@@ -81,12 +81,15 @@ def seed(
     header = _header(source, selection, seeding, device)
     run = _matching_run(path, header, fresh)
     with _closing_on_error(run):
+        machine = _prepare(run, device, reason)
         limit, base = memory_limit(how, run), Meter(device).now()
         plans = {unit.key: planner.seed_plans(unit, seeding, proxy_kind(seeding), limit, base)
                  for unit in source.units}
+        if fresh and Run.exists(path):
+            Run.erase(path)
         run = run or Run.create(path, header)
     with run, _context(run, how, device, limit, base, silent) as context:
-        _adopt_machine(run, device, reason)
+        _record_machine(run, machine)
         _write_config(run, None)
         source.index.fetch([expert for unit in source.units for expert in unit.experts])
         for unit in source.units:
@@ -110,11 +113,12 @@ def train(
         source = _same_source(run)
         _require_seeded(run, source)
         device, reason = runtime.choose_device(how.device)
+        machine = _prepare(run, device, reason)
         limit, base = memory_limit(how, run), Meter(device).now()
         plans = {unit.key: {"train": planner.train_plan(unit, training, limit, base)}
                  for unit in source.units}
         _adopt_config(run, training, fresh)
-        _adopt_machine(run, device, reason)
+        _record_machine(run, machine)
         with _context(run, how, device, limit, base, silent) as context:
             source.index.fetch([expert for unit in source.units for expert in unit.experts])
             for unit in source.units:
@@ -165,15 +169,14 @@ def _header(
 
 
 def _matching_run(path: Path, header: Document, fresh: bool) -> Run | None:
-    """The run at `path` if there is one; it must be of the same model and configuration."""
-    if not (path / "ledger.jsonl").exists():
-        if path.is_dir() and any(child.name != "lock" for child in path.iterdir()):
+    """The run at `path` to continue, of the same model and configuration; None to begin one."""
+    if not Run.exists(path):
+        if path.is_dir() and any(c.name not in ("lock", "ledger.jsonl") for c in path.iterdir()):
             raise InputError(f"{path}: not empty and not a run directory. Choose another --run")
         return None
-    run = Run(path, writable=True)
     if fresh:
-        run.delete()
         return None
+    run = Run(path, writable=True)
     changed = _changes(run.header, header)
     if changed:
         run.close()
@@ -266,11 +269,15 @@ def _write_config(run: Run, training: TrainConfig | None) -> None:
     files.replace_text(run.path / "config.toml", to_toml(sections))
 
 
-def _adopt_machine(run: Run, device: torch.device, reason: str) -> None:
-    """Use the GEMM precision the run began with, so that continuing changes no bit."""
-    recorded = run.state("machine")
-    machine = runtime.prepare(device, reason, recorded)
-    if recorded != machine.record():
+def _prepare(run: Run | None, device: torch.device, reason: str) -> runtime.Machine:
+    """Choose the GEMM precision, or take the one the run began with: no bit may change."""
+    machine = runtime.prepare(device, reason, run.state("machine") if run else None)
+    runtime.warm_up(device)
+    return machine
+
+
+def _record_machine(run: Run, machine: runtime.Machine) -> None:
+    if run.state("machine") != machine.record():
         run.commit({"machine": machine.record()})
 
 
@@ -315,9 +322,10 @@ def _finish(context: Context) -> Document:
     if meter.peaks:
         before = (run.state("memory") or {"peak_bytes": 0})["peak_bytes"]
         run.commit({"memory": {"peak_bytes": max(before, meter.peak)}})
-        for stage, price in context.prices.items():
+        for stage in meter.peaks:
+            values = context.memory_values(stage)
             context.progress.say(
-                f"memory of {stage}: priced {format_bytes(price)}, "
-                f"peak {format_bytes(meter.peaks[stage])}"
+                f"memory of {stage}: priced {format_bytes(values['memory/price_bytes'])}, "
+                f"peak {format_bytes(values['memory/peak_bytes'])}"
             )
     return status_document(run)

@@ -202,12 +202,15 @@ class TrainConfig(Checked):
     )
     gain: float = option(1.0, "RMS of phi's argument (activation gain).", low=0.01, high=100.0)
     activation_start: int = option(
-        30, "Epoch after which the activation is brought in.", low=0
+        0, "Epochs before the activation is brought in; never before the warm-up is over.", low=0
     )
     activation_steps: int = option(1, "Steps in which lambda goes from 0 to 1.", low=1)
     target_support: str = option(
         "12", "Median number of atoms an expert uses; none leaves the codes unconstrained.",
         metavar="N|none",
+    )
+    support_ramp: int = option(
+        20, "Epochs after the warm-up over which the wanted support falls to its target.", low=0
     )
     coding: str = option(
         "entmax", "Mapping that sparsifies codes (entmax is the 1.5 one).",
@@ -218,7 +221,8 @@ class TrainConfig(Checked):
     )
     temperature_min: float = option(1e-3, "Lowest temperature.", low=1e-6)
     temperature_max: float = option(1e3, "Highest temperature.", low=1e-6)
-    prune: float = option(1e-3, "Codes with a smaller share are dropped (epsilon).", low=0.0, high=1.0)
+    prune: float = option(1e-3, "Codes below this share of an expert's largest are dropped (epsilon).",
+                           low=0.0, high=1.0)
     support_cap: int | None = option(None, "At most this many atoms an expert (top-k).", low=1)
     l1: float = option(0.0, "L1 penalty on codes, relative to the atoms' energy.", low=0.0)
     lambda_a: float = option(

@@ -25,7 +25,9 @@ def estimate(
     """The document of `plan --json`; InputError for whatever `seed` or `train` would refuse."""
     allocator.return_freed_memory()
     source = open_source(model, selection, seeding)
-    device, _ = runtime.choose_device(how.device)
+    device, reason = runtime.choose_device(how.device)
+    runtime.prepare(device, reason, None)
+    runtime.warm_up(device)
     limit, base = memory_limit(how, None), Meter(device).now()
     stages: list[dict[str, Any]] = []
     for unit in source.units:

@@ -6,6 +6,7 @@ returns every large block to the system as soon as it is freed.
 """
 
 import ctypes
+import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -13,7 +14,12 @@ _LARGE = 1 << 20
 
 
 def return_freed_memory() -> None:
-    """Make frees of blocks of 1 MiB and more reach the system at once (glibc only)."""
+    """Make frees of blocks of 1 MiB and more reach the system at once (glibc only).
+
+    Torch is asked for huge pages, which make touching fresh blocks many times cheaper; it
+    reads that wish when it allocates for the first time.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)

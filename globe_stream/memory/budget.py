@@ -22,6 +22,8 @@ WORKSPACE_BYTES = 512 << 20
 ATOM_CHUNK_BYTES = 32 << 20
 """Whole atoms handled together take about this much, or one atom where that is more."""
 MAX_BATCH = 128
+SLACK_BYTES = 32 << 20
+"""Left free of the budget: stacks, code pages and small arrays that no formula names."""
 CHUNK_READ_COPIES = 2
 """A checksummed chunk is held this many times while Zarr reads it (measured)."""
 
@@ -182,11 +184,11 @@ def choose(
     least = None
     for knobs in candidates:
         cost = price(knobs)
-        if base + cost <= limit:
+        if base + cost + SLACK_BYTES <= limit:
             return StagePlan(stage, knobs, cost)
         least = cost if least is None else min(least, cost)
     raise InputError(
         f"--memory {format_bytes(limit)}: stage {stage} needs at least "
-        f"{format_bytes(base + (least or 0))} ({format_bytes(base)} of it for the program itself). "
+        f"{format_bytes(base + (least or 0) + SLACK_BYTES)} ({format_bytes(base)} of it for the program itself). "
         f"Raise --memory, or {advice}"
     )

@@ -37,25 +37,43 @@ class Run:
                              "Make one with `globe-stream seed MODEL --run DIR`")
         self.path = path
         self._lock = RunLock(path) if writable else None
-        self.ledger = Ledger(path / "ledger.jsonl", writable=writable)
-        if not self.ledger.rows:
-            raise GlobeError(f"{path}/ledger.jsonl: empty; start over with --fresh")
-        _require_format(path, self.ledger.rows[0])
-        if writable:
-            self._recover()
+        try:
+            self._open(writable)
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def create(cls, path: Path, header: Row) -> "Run":
-        """Make `path` a new run whose first ledger row carries `header`."""
+        """Make `path` a new run whose first ledger row carries `header`.
+
+        The row comes first: a crash before it leaves no run and nothing to clear away.
+        """
         path.mkdir(parents=True, exist_ok=True)
         with RunLock(path):
-            zarr.open_group(str(path / STORE), mode="w", zarr_format=3)
-            files.sync_tree(path / STORE)
             Ledger(path / "ledger.jsonl", writable=True).append(
                 {"kind": "created", "format": FORMAT, **header}
             )
             files.sync_tree(path)
         return cls(path, writable=True)
+
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether `path` holds a run: a ledger with at least one complete line."""
+        ledger = path / "ledger.jsonl"
+        return ledger.exists() and b"\n" in ledger.read_bytes()
+
+    @staticmethod
+    def erase(path: Path) -> None:
+        """Delete the run at `path`, its record last, even if that is damaged.
+
+        Raises InputError when another process holds it.
+        """
+        with RunLock(path):
+            for child in path.iterdir():
+                if child.name not in ("lock", "ledger.jsonl"):
+                    files.remove(child)
+            files.remove(path / "ledger.jsonl")
 
     @property
     def header(self) -> Row:
@@ -113,14 +131,6 @@ class Run:
         })
         self._apply(self.ledger.rows[-1])
 
-    def delete(self) -> None:
-        """Delete everything the run holds, its record first, and release the lock."""
-        self.ledger.path.unlink()
-        for child in self.path.iterdir():
-            if child.name != "lock":
-                files.remove(child)
-        self.close()
-
     def close(self) -> None:
         """Release the lock."""
         if self._lock is not None:
@@ -136,6 +146,14 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _open(self, writable: bool) -> None:
+        self.ledger = Ledger(self.path / "ledger.jsonl", writable=writable)
+        if not self.ledger.rows:
+            raise GlobeError(f"{self.path}/ledger.jsonl: empty; start over with --fresh")
+        _require_format(self.path, self.ledger.rows[0])
+        if writable:
+            self._recover()
 
     def _require_free(self, put: Mapping[str, arrays.Source]) -> None:
         needed = sum(arrays.nbytes(source) for source in put.values())
@@ -157,6 +175,10 @@ class Run:
 
     def _recover(self) -> None:
         """Finish a commit that a crash interrupted, then sweep what was never committed."""
+        if not (self.path / STORE / "zarr.json").exists():
+            zarr.open_group(str(self.path / STORE), mode="a", zarr_format=3)
+            files.sync_tree(self.path / STORE)
+            files.sync_parents(self.path / STORE, self.path)
         commits = [row for row in self.ledger.rows if row["kind"] == "commit"]
         done = {row["sequence"] for row in self.ledger.rows if row["kind"] == "applied"}
         if commits and commits[-1]["sequence"] not in done:
@@ -181,8 +203,8 @@ class Run:
             if (staging / name).exists():
                 self._rename(staging / name, self.array(name), trash / "put" / name)
         self.ledger.append({"kind": "applied", "sequence": row["sequence"]})
-        files.remove(staging)
-        files.remove(self.path / TRASH)
+        for emptied in (STAGING, TRASH):
+            files.remove(self.path / emptied)
 
     def _rename(self, source: Path, target: Path, replaced: Path | None) -> None:
         self._ensure_groups(target)

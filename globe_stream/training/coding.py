@@ -41,7 +41,7 @@ def solve_codes(gram: Tensor, linear: Tensor, start: Tensor, how: Coding) -> Ten
         return codes.to(start.dtype)
     kept = support(codes, how)
     begin = torch.where(kept, codes, 0.0)
-    refit = nnls(gram, linear, start=begin, mask=kept, max_iterations=how.steps, polish=False)
+    refit = nnls(gram, linear, start=begin, mask=kept, max_iterations=2 * how.steps, polish=False)
     return refit.codes.to(start.dtype)
 
 
@@ -53,7 +53,7 @@ def support(codes: Tensor, how: Coding) -> Tensor:
     shares = codes / codes.sum(1, keepdim=True).clamp_min(torch.finfo(codes.dtype).tiny)
     scores = shares.clamp_min(1e-12).log() / how.temperature
     weights = entmax(scores, ALPHA[how.mapping])
-    kept = (weights > how.prune) & (codes > 0)
+    kept = (weights > how.prune * weights.amax(1, keepdim=True)) & (codes > 0)
     if how.cap is not None and how.cap < codes.shape[1]:
         top = codes.topk(how.cap, dim=1).indices
         kept &= torch.zeros_like(kept).scatter_(1, top, True)
@@ -62,7 +62,7 @@ def support(codes: Tensor, how: Coding) -> Tensor:
 
 
 def next_temperature(
-    temperature: float, median_support: float, target: int, rate: float, low: float, high: float
+    temperature: float, median_support: float, target: float, rate: float, low: float, high: float
 ) -> float:
     """T <- clamp(T exp(-rate (median / target - 1))): larger T means larger support.
 

@@ -82,3 +82,13 @@ def pseudo_inverse(
         _, slope = blend_and_slope(mixtures * activation.gamma, activation.name, activation.lam)
         move.div_(slope.clamp_min(0.1).mul_(activation.gamma))
     return Direction(move, torch.ones(len(move), dtype=move.dtype, device=move.device))
+
+
+def blended(start: Direction, aware: Direction, beta: float) -> Direction:
+    """(1 - beta) of the way to the warm-start targets and beta to the weight-aware ones.
+
+    Both in the identity metric, the result's weights being one.
+    Source: am-loop notes, "Target Blending".
+    """
+    move = aware.force / aware.weight[:, None, None]
+    return Direction(torch.lerp(start.force, move, beta), start.weight)

@@ -35,7 +35,8 @@ COMPLEMENT_SAMPLES = 256
 class EpochSettings:
     """The plain numbers that the schedule chose for one epoch."""
 
-    targets: str  # "orthonormal", "surrogate" or "pinv"
+    targets: str  # "surrogate" or "pinv"
+    beta: float  # share of these targets; the rest are the warm-start's orthonormal ones
     activation: Activation
     damping: float  # c of the surrogate's weight
     coding_share: float  # of the bank's step that the codes aim at
@@ -92,12 +93,20 @@ class EpochAccumulator:
         self.polar_fallbacks = scalars["polar_fallbacks"]
 
     def _direction(self, weights: Tensor, mixtures: Tensor, fit: Fit) -> Direction:
+        """Towards S = (1 - beta) S_L + beta S_W, and the sum for the next metric."""
         how = self._how
-        if how.targets == "orthonormal":
+        if how.beta == 1.0:
+            return self._weight_aware(weights, mixtures, fit)
+        start, fallbacks = directions.orthonormal(weights, mixtures)
+        self.polar_fallbacks += fallbacks
+        if how.beta == 0.0:
             self.sums.metric += how.activation.gamma**2 * _adapter_gram(fit)
-            direction, fallbacks = directions.orthonormal(weights, mixtures)
-            self.polar_fallbacks += fallbacks
-            return direction
+            return start
+        aware = self._weight_aware(weights, mixtures, fit)
+        return directions.blended(start, aware, how.beta)
+
+    def _weight_aware(self, weights: Tensor, mixtures: Tensor, fit: Fit) -> Direction:
+        how = self._how
         if how.targets == "pinv":
             self.sums.metric += how.activation.gamma**2 * _adapter_gram(fit)
             return directions.pseudo_inverse(

@@ -24,11 +24,10 @@ from globe_stream.store import arrays, codes
 from globe_stream.store.arrays import StoredTiles
 from globe_stream.store.tiles import Tiles
 from globe_stream.streaming import Pass, PassCost, finished, stream
-from globe_stream.training import schedule
 from globe_stream.training.dictionary import Stepped, step_bank
 from globe_stream.training.epoch import EpochAccumulator
 from globe_stream.training.geometry import Geometry, metric_gram, plain_gram
-from globe_stream.training.schedule import Trajectory
+from globe_stream.training.schedule import Schedule, Trajectory
 from globe_stream.training.sums import EpochSums
 
 
@@ -50,19 +49,21 @@ class Trainer:
         self.unit = unit
         self.config = config
         self.plan = plan
+        sizes = unit.sizes
+        # gain sqrt(r d) makes `gain` the RMS of gamma Z, as ||Z||_F = 1.
+        gamma = config.gain * (sizes.rank * sizes.d) ** 0.5
+        self.schedule = Schedule(config, unit.bases, gamma)
         self._norms = torch.from_numpy(self._read("norms"))
 
     def run(self) -> None:
         """Carry out the epochs that are not done yet."""
         trajectory = self._trajectory()
-        if trajectory.epoch >= self.config.epochs or self._still(trajectory):
+        if self._over(trajectory):
             return
         stage = f"{self.unit.key}/train"
         with self.context.stage(stage, self.plan.price):
             standing = self._load(trajectory)
-            while standing.trajectory.epoch < self.config.epochs:
-                if self._still(standing.trajectory):
-                    break
+            while not self._over(standing.trajectory):
                 standing = self._epoch(standing)
             standing.bank.close()
             standing.forces.close()
@@ -72,69 +73,94 @@ class Trainer:
     # -- one epoch -------------------------------------------------------------------------
 
     def _epoch(self, standing: _Standing) -> _Standing:
-        start = time.monotonic()
-        before = standing.trajectory
-        how = schedule.epoch_settings(self.config, before, self._gamma())
+        start, before = time.monotonic(), standing.trajectory
         geometry = self._geometry(before)
         plain = plain_gram(standing.bank)
         accumulator = EpochAccumulator(
             standing.bank, standing.codes,
-            plain if geometry.right is None else metric_gram(standing.bank, geometry),
-            geometry, EpochSums.empty(standing.forces), how, self._normalisation(), self._norms,
+            plain if geometry.right is None else metric_gram(standing.bank, geometry), geometry,
+            EpochSums.empty(standing.forces), self.schedule.epoch_settings(before),
+            self._normalisation(), self._norms,
         )
         task = Pass(self.unit.key, f"epoch {before.epoch + 1}", self.unit.experts,
                     self.plan.knobs.batch)
         cost = stream(self.context, task, accumulator)
+        values = self._values(standing, accumulator, plain)
+        if self.schedule.is_worse(before, accumulator.log.relative_error):
+            after = self._reject(standing, task, cost)
+        else:
+            after, told = self._accept(standing, accumulator, plain, task, cost)
+            values |= told
+        values |= {"recon/relative_frobenius_error": after.trajectory.error,
+                   "schedule/rejected": after.trajectory.rejected > before.rejected,
+                   **cost.values(), "time/step_seconds": time.monotonic() - start}
+        self.context.metrics.log("train", self.unit.key, values, epoch=after.trajectory.epoch)
+        self._say(after.trajectory, values)
+        return after
+
+    def _accept(
+        self, standing: _Standing, accumulator: EpochAccumulator, plain: Tensor, task: Pass,
+        cost: PassCost,
+    ) -> tuple[_Standing, dict[str, Any]]:
+        """Save the measured state, take the dictionary step, save what comes next."""
+        before = standing.trajectory
         median = float(_support(accumulator.new_codes).median())
-        after = schedule.advance(self.config, before, accumulator.log.relative_error, median)
-        stepped = self._step(standing, accumulator, plain, geometry, after)
-        values = self._values(standing, after, accumulator, stepped, plain)
-        values |= {**cost.values(), "time/step_seconds": time.monotonic() - start}
-        self._commit(standing, accumulator, stepped, after, task, cost)
-        self.context.metrics.log("train", self.unit.key, values, epoch=after.epoch)
-        self._say(after, cost)
-        return _Standing(stepped.bank, standing.bank, stepped.codes, after)
+        after = self.schedule.accept(before, accumulator.log.relative_error, median)
+        stepped = self._step(standing, accumulator, plain)
+        sums = accumulator.sums
+        put: dict[str, arrays.Source] = {
+            "next/bank": stepped.bank, "next/momentum": stepped.momentum,
+            "next/metric": sums.metric / len(standing.codes),
+            "next/complement": sums.mean_complement(),
+            "errors": accumulator.log.squared_errors, **codes.named("next", stepped.codes),
+        }
+        states, drop = finished(task)
+        self.context.run.commit(
+            {self.unit.key: self._state(standing, accumulator.log, after, cost),
+             self._next_key: after.record(), **states},
+            {self._name(name): source for name, source in put.items()},
+            move=self._moves(), drop=drop,
+        )
+        stepped.momentum.close()
+        told = {"bank/norm_deviation_max": stepped.largest_norm_change,
+                "health/coupling_condition": stepped.condition}
+        return _Standing(stepped.bank, standing.bank, stepped.codes, after), told
+
+    def _reject(self, standing: _Standing, task: Pass, cost: PassCost) -> _Standing:
+        """Keep the saved state and continue from it."""
+        after = self.schedule.reject(standing.trajectory)
+        arrays.read_into(self.context.run.array(self._name("bank")), standing.bank)
+        dense = codes.load(self.context.run, self.unit.key, self.unit.bases)
+        saved = self.context.run.state(self.unit.key) or {}
+        states, drop = finished(task)
+        put = {"next/bank": standing.bank, **codes.named("next", dense)}
+        self.context.run.commit(
+            {self.unit.key: {**saved, **self._progress(after, cost)},
+             self._next_key: after.record(), **states},
+            {self._name(name): source for name, source in put.items()}, drop=drop,
+        )
+        return _Standing(standing.bank, standing.forces, dense, after)
 
     def _step(
-        self, standing: _Standing, accumulator: EpochAccumulator, plain: Tensor,
-        geometry: Geometry, after: Trajectory,
+        self, standing: _Standing, accumulator: EpochAccumulator, plain: Tensor
     ) -> Stepped:
-        how = schedule.dictionary_step(self.config, standing.trajectory, after)
+        how = self.schedule.dictionary_step(standing.trajectory)
         previous = None
         if how.momentum and self.context.run.has(self._name("next/momentum")):
             previous = StoredTiles(self.context.run.array(self._name("next/momentum")),
                                    standing.bank)
         return step_bank(
-            standing.bank, previous, accumulator.sums, accumulator.new_codes, plain, geometry,
-            how, self.context.run.spill(self._flat("momentum")),
+            standing.bank, previous, accumulator.sums, accumulator.new_codes, plain,
+            accumulator.geometry, how, self.context.run.spill(self._flat("momentum")),
         )
 
-    def _commit(
-        self, standing: _Standing, accumulator: EpochAccumulator, stepped: Stepped,
-        after: Trajectory, task: Pass, cost: PassCost,
-    ) -> None:
-        count, sums = len(standing.codes), accumulator.sums
-        put: dict[str, arrays.Source] = {
-            "next/bank": stepped.bank, "next/momentum": stepped.momentum,
-            "next/metric": sums.metric / count,
-            "next/complement": _complement(sums), "errors": accumulator.log.squared_errors,
-        }
-        named = {self._name(name): source for name, source in put.items()}
-        named |= codes.named(self._name("next"), stepped.codes)
-        states, drop = finished(task)
-        self.context.run.commit(
-            {self.unit.key: self._state(standing, accumulator.log, after, cost),
-             self._next_key: after.record(), **states},
-            named, move=self._moves(after.epoch), drop=drop,
-        )
-        stepped.momentum.close()
-
-    def _moves(self, epoch: int) -> list[tuple[str, str]]:
-        """The measured state takes the place of the last one; the seeds are kept aside."""
-        if epoch == 1:
+    def _moves(self) -> list[tuple[str, str]]:
+        """The measured state takes the place of the saved one; the seeds are kept aside."""
+        if not self.context.run.has(self._name("next/bank")):
             return []
-        kept = [("bank", "seed/bank"), ("codes", "seed/codes")] if epoch == 2 else []
-        moves = [*kept, ("next/bank", "bank"), ("next/codes", "codes")]
+        seeds = [] if self.context.run.has(self._name("seed/bank")) else [
+            ("bank", "seed/bank"), ("codes", "seed/codes")]
+        moves = [*seeds, ("next/bank", "bank"), ("next/codes", "codes")]
         return [(self._name(old), self._name(new)) for old, new in moves]
 
     # -- what an epoch starts from ------------------------------------------------------------
@@ -156,7 +182,7 @@ class Trainer:
     def _geometry(self, trajectory: Trajectory) -> Geometry:
         device = self.context.device
         has_metric = self.context.run.has(self._name("next/metric"))
-        if not schedule.uses_metric(self.config, trajectory) or not has_metric:
+        if not self.schedule.uses_metric(trajectory) or not has_metric:
             return Geometry.identity(self.unit.rank, device)
         metric, complement = (torch.from_numpy(self._read(f"next/{name}"))
                               for name in ("metric", "complement"))
@@ -164,61 +190,61 @@ class Trainer:
 
     def _trajectory(self) -> Trajectory:
         record = self.context.run.state(self._next_key)
-        return schedule.first(self.config) if record is None else Trajectory(**record)
+        return self.schedule.first() if record is None else Trajectory(**record)
 
     # -- what is told ----------------------------------------------------------------------
 
     def _state(
         self, standing: _Standing, log: ErrorLog, after: Trajectory, cost: PassCost
     ) -> dict[str, Any]:
-        seeded = self.context.run.state(self.unit.key) or {}
-        done = after.epoch >= self.config.epochs or self._still(after)
-        activation = schedule.activation(self.config, standing.trajectory, self._gamma())
+        activation = self.schedule.activation(standing.trajectory.lam)
         return {
-            **seeded, "stage": "trained" if done else "training", "epoch": after.epoch,
-            "passes": seeded["passes"] + 1, "relative_frobenius_error": log.relative_error,
+            **(self.context.run.state(self.unit.key) or {}), **self._progress(after, cost),
+            "relative_frobenius_error": log.relative_error,
             "lambda_a": self.config.lambda_a, "activation": activation.name,
             "activation_lambda": activation.lam, "gamma": activation.gamma,
             "temperature": standing.trajectory.temperature,
             "median_support": float(_support(standing.codes).median()),
-            "bytes_read": seeded["bytes_read"] + cost.bytes_read,
-            "seconds": seeded["seconds"] + cost.seconds,
+        }
+
+    def _progress(self, after: Trajectory, cost: PassCost) -> dict[str, Any]:
+        """What every epoch changes in the unit's state, whether its state was kept or not."""
+        saved = self.context.run.state(self.unit.key) or {}
+        return {
+            "stage": "trained" if self._over(after) else "training", "epoch": after.epoch,
+            "passes": saved["passes"] + 1, "bytes_read": saved["bytes_read"] + cost.bytes_read,
+            "seconds": saved["seconds"] + cost.seconds,
         }
 
     def _values(
-        self, standing: _Standing, after: Trajectory, accumulator: EpochAccumulator,
-        stepped: Stepped, plain: Tensor,
+        self, standing: _Standing, accumulator: EpochAccumulator, plain: Tensor
     ) -> dict[str, Any]:
-        before = standing.trajectory
-        measured = code_values(standing.codes, plain, self.config.support_target())
+        now, target = standing.trajectory, self.schedule.support_target(standing.trajectory)
         return {
-            **accumulator.log.metrics(self.unit.experts), **measured,
-            "alpha/temperature": before.temperature,
-            "schedule/lambda": before.lam, "schedule/beta": schedule.beta(self.config, before),
-            "schedule/damping": before.damping, "schedule/restart": after.restart,
-            "schedule/warmup": schedule.in_warmup(self.config, before),
-            "bank/norm_deviation_max": stepped.largest_norm_change,
-            "health/coupling_condition": stepped.condition,
+            **accumulator.log.metrics(self.unit.experts),
+            **code_values(standing.codes, plain, target),
+            "recon/measured_error": accumulator.log.relative_error,
+            "alpha/temperature": now.temperature, "alpha/target_support": target,
+            "schedule/lambda": now.lam, "schedule/beta": self.schedule.beta(now),
+            "schedule/damping": now.damping, "schedule/warmup": self.schedule.in_warmup(now),
             "health/metric_condition": accumulator.geometry.condition,
             "health/polar_fallbacks": accumulator.polar_fallbacks,
             "memory/rss_bytes": self.context.meter.now(),
         }
 
-    def _say(self, after: Trajectory, cost: PassCost) -> None:
+    def _say(self, after: Trajectory, values: dict[str, Any]) -> None:
+        rejected = (f" (a step to {values['recon/measured_error']:.4f} was taken back)"
+                    if values["schedule/rejected"] else "")
         self.context.progress.say(
-            f"{self.unit.key} epoch {after.epoch}/{self.config.epochs}: relF {after.error:.4f}, "
-            f"median support {after.median_support:.0f}, {cost.seconds:.1f} s"
+            f"{self.unit.key} epoch {after.epoch}/{self.config.epochs}: relF {after.error:.4f}"
+            f"{rejected}, median support {values['alpha/median_support']:.0f}, "
+            f"{values['time/step_seconds']:.1f} s"
         )
 
     # -- small things ----------------------------------------------------------------------
 
-    def _still(self, trajectory: Trajectory) -> bool:
-        return schedule.stopped_early(self.config, trajectory)
-
-    def _gamma(self) -> float:
-        """gain sqrt(r d): makes `gain` the RMS of gamma Z, as ||Z||_F = 1."""
-        sizes = self.unit.sizes
-        return float(self.config.gain * (sizes.rank * sizes.d) ** 0.5)
+    def _over(self, trajectory: Trajectory) -> bool:
+        return trajectory.epoch >= self.config.epochs or self.schedule.stopped(trajectory)
 
     def _normalisation(self) -> Normalisation:
         state = self.context.run.state(self.unit.key) or {}
@@ -241,10 +267,3 @@ class Trainer:
 def _support(values: Tensor) -> Tensor:
     """(N,) number of non-zero codes of each expert, as floats."""
     return (values != 0).sum(1).float()
-
-
-def _complement(sums: EpochSums) -> Tensor:
-    """The mean of I - P over the sampled experts (d, d)."""
-    d = sums.complement.shape[0]
-    eye = torch.eye(d, device=sums.complement.device)
-    return eye - sums.complement / max(1, sums.sampled)

@@ -1,11 +1,13 @@
 """Every decision about an epoch's numbers, made in one place from what was measured so far.
 
-A trajectory goes through warm-up (orthonormal targets), then weight-aware targets. `settings`
-turns it into plain numbers for the epoch; `advance` takes the epoch's result.
-Source: method.md section 4.3; am-loop notes, sections 1 and 2.
+A trajectory goes through warm-up (orthonormal targets, linear), then weight-aware targets, with the
+activation and the wanted support brought in from there. A state that measures worse than the saved
+one is rejected: training goes back to it with a shorter step and without momentum, so the error
+of the saved state hardly ever rises. Source: method.md section 4.3; am-loop notes, sections 1 and 2.
 """
 
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from typing import Any
 
 from globe_stream.config import TrainConfig
@@ -14,9 +16,15 @@ from globe_stream.training.coding import Coding, next_temperature
 from globe_stream.training.dictionary import DictionaryStep
 from globe_stream.training.epoch import EpochSettings
 
-WORSE = 1.0005
-"""An epoch whose relF is this many times the last one's counts as worse."""
+GUARD = 1.003
+"""A state whose relF is more than this many times the saved one's is rejected."""
 MAX_DAMPING = 4.0
+RECOVERY = 0.97
+"""Damping raised by a rejection returns to the configured one by this factor an epoch."""
+CAP_OVER_TARGET = 1.5
+"""No code keeps more than this many times the wanted number of atoms, unless --support-cap."""
+LAMBDA_REST = 5
+"""Epochs between a rejected step of lambda and the next, half as large."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +32,15 @@ class Trajectory:
     """Where training stands before an epoch."""
 
     epoch: int = 0  # epochs done
-    error: float | None = None  # relF that the last epoch measured
-    best: float | None = None
+    error: float | None = None  # relF of the saved state
     damping: float = 0.25
-    restart: bool = False  # drop the momentum at the next step
-    lam: float = 0.0
+    restart: bool = False  # the state to come was put back: it has no momentum
+    rejected: int = 0  # states that were not kept, in all
+    lam: float = 0.0  # of the state to come
+    saved_lam: float = 0.0  # of the saved state
+    lam_step: float = 1.0
+    lam_rest: int = 0  # epochs until lambda may rise again
     temperature: float = 1.0
-    median_support: float | None = None
     still: int = 0  # epochs in a row without improvement
 
     def record(self) -> dict[str, Any]:
@@ -38,85 +48,138 @@ class Trajectory:
         return asdict(self)
 
 
-def first(config: TrainConfig) -> Trajectory:
-    """The trajectory of a run that was only seeded."""
-    return Trajectory(damping=config.damping)
+@dataclass(frozen=True)
+class Schedule:
+    """The decisions for one unit with m = `bases` atoms and argument scale `gamma`."""
 
+    config: TrainConfig
+    bases: int
+    gamma: float
 
-def in_warmup(config: TrainConfig, trajectory: Trajectory) -> bool:
-    """Whether the epoch to come is a warm-up epoch."""
-    return trajectory.epoch < config.warmup_epochs
+    def first(self) -> Trajectory:
+        """The trajectory of a unit that was only seeded."""
+        config = self.config
+        begins_curved = config.warmup_epochs == 0 and config.activation_start == 0
+        step = 0.0 if config.activation == "none" else 1 / config.activation_steps
+        return Trajectory(damping=config.damping, lam_step=step,
+                          lam=step if begins_curved else 0.0)
 
+    def in_warmup(self, now: Trajectory) -> bool:
+        """Whether the epoch to come is a warm-up epoch."""
+        return now.epoch < self.config.warmup_epochs
 
-def beta(config: TrainConfig, trajectory: Trajectory) -> float:
-    """Share of the weight-aware targets in the epoch to come."""
-    if in_warmup(config, trajectory):
-        return 0.0
-    since = trajectory.epoch - config.warmup_epochs
-    return min(1.0, (since + 1) / (config.blend_epochs + 1))
+    def uses_metric(self, now: Trajectory) -> bool:
+        """Whether the epoch to come measures displacements in the shared metric."""
+        return self.beta(now) == 1.0 and self.config.targets == "surrogate"
 
+    def beta(self, now: Trajectory) -> float:
+        """Share of the weight-aware targets in the epoch to come; 0 in the warm-up."""
+        if self.in_warmup(now):
+            return 0.0
+        since = now.epoch - self.config.warmup_epochs
+        return min(1.0, (since + 1) / (self.config.blend_epochs + 1))
 
-def activation(config: TrainConfig, trajectory: Trajectory, gamma: float) -> Activation:
-    """The activation of the epoch to come."""
-    return Activation(config.activation, trajectory.lam, gamma)
+    def activation(self, lam: float) -> Activation:
+        """phi at lambda = `lam`."""
+        return Activation(self.config.activation, lam, self.gamma)
 
+    def support_target(self, now: Trajectory) -> float | None:
+        """The median support wanted in the epoch to come; None while codes are unconstrained.
 
-def epoch_settings(config: TrainConfig, trajectory: Trajectory, gamma: float) -> EpochSettings:
-    """The numbers of the epoch to come."""
-    return EpochSettings(
-        targets="orthonormal" if in_warmup(config, trajectory) else config.targets,
-        activation=activation(config, trajectory, gamma),
-        damping=trajectory.damping,
-        coding_share=1.0 if in_warmup(config, trajectory) else config.coding_share,
-        coding=_coding(config, trajectory),
-        ridge=config.lambda_a,
-        target_ridge=config.lambda_t,
-    )
+        It falls geometrically from all atoms to the configured number over `support_ramp` epochs
+        after the warm-up, so that the bank can follow the codes.
+        """
+        target = self.config.support_target()
+        if target is None or target >= self.bases or self.in_warmup(now):
+            return None
+        since = now.epoch - self.config.warmup_epochs + 1
+        share = min(1.0, since / max(1, self.config.support_ramp))
+        return float(self.bases * (target / self.bases) ** share)
 
+    def epoch_settings(self, now: Trajectory) -> EpochSettings:
+        """The numbers of the epoch to come."""
+        config, warm = self.config, self.in_warmup(now)
+        return EpochSettings(
+            targets=config.targets, beta=self.beta(now), activation=self.activation(now.lam),
+            damping=now.damping, coding_share=1.0 if warm else config.coding_share,
+            coding=self._coding(now), ridge=config.lambda_a, target_ridge=config.lambda_t,
+        )
 
-def uses_metric(config: TrainConfig, trajectory: Trajectory) -> bool:
-    """Whether the epoch to come measures displacements in the shared metric."""
-    return not in_warmup(config, trajectory) and config.targets == "surrogate"
+    def dictionary_step(self, now: Trajectory) -> DictionaryStep:
+        """The numbers of the step that ends the epoch to come."""
+        config = self.config
+        momentum = config.warmup_momentum if self.in_warmup(now) else config.momentum
+        fresh = now.restart or now.epoch == config.warmup_epochs
+        return DictionaryStep(0.0 if fresh else momentum, config.lambda_b, config.coherence)
 
+    def is_worse(self, now: Trajectory, error: float) -> bool:
+        """Whether the state that measured `error` is to be rejected for the saved one.
 
-def dictionary_step(
-    config: TrainConfig, trajectory: Trajectory, after: Trajectory
-) -> DictionaryStep:
-    """The numbers of the step that ends the epoch between `trajectory` and `after`."""
-    momentum = config.warmup_momentum if in_warmup(config, trajectory) else config.momentum
-    fresh = after.restart or trajectory.epoch == config.warmup_epochs
-    return DictionaryStep(0.0 if fresh else momentum, config.lambda_b, config.coherence)
+        While the wanted support is still falling, errors rise by its doing and are accepted.
+        """
+        falling = self.support_target(now) is not None and not self._support_settled(now)
+        return now.error is not None and error > GUARD * now.error and not falling
 
+    def reject(self, now: Trajectory) -> Trajectory:
+        """Back to the saved state: shorter step, no momentum, lambda as it was."""
+        back = replace(
+            self._counted(now, now.error), damping=min(MAX_DAMPING, 2 * now.damping),
+            restart=True, rejected=now.rejected + 1,
+        )
+        if now.lam == now.saved_lam:
+            return back
+        return replace(back, lam=now.saved_lam, lam_step=now.lam_step / 2, lam_rest=LAMBDA_REST,
+                       damping=now.damping)
 
-def advance(
-    config: TrainConfig, trajectory: Trajectory, error: float, median_support: float
-) -> Trajectory:
-    """The trajectory after an epoch that measured `error` and left `median_support`."""
-    worse = trajectory.error is not None and error > WORSE * trajectory.error
-    best = error if trajectory.best is None else min(trajectory.best, error)
-    improved = trajectory.best is None or error < trajectory.best * (1 - config.tolerance)
-    ahead = replace(
-        trajectory, epoch=trajectory.epoch + 1, error=error, best=best, restart=worse,
-        damping=min(MAX_DAMPING, trajectory.damping * (2 if worse else 1)),
-        median_support=median_support, still=0 if improved else trajectory.still + 1,
-    )
-    target = config.support_target()
-    if target is not None:
-        ahead = replace(ahead, temperature=next_temperature(
-            trajectory.temperature, median_support, target, config.temperature_rate,
+    def accept(self, now: Trajectory, error: float, median_support: float) -> Trajectory:
+        """On to the next state after an epoch that measured `error` and left `median_support`."""
+        config = self.config
+        ahead = replace(
+            self._counted(now, error), restart=False, saved_lam=now.lam,
+            damping=max(config.damping, RECOVERY * now.damping),
+            lam_rest=max(0, now.lam_rest - 1),
+        )
+        ahead = replace(ahead, lam=self._next_lambda(ahead))
+        target = self.support_target(now)
+        if target is None:
+            return ahead
+        return replace(ahead, temperature=next_temperature(
+            now.temperature, median_support, target, config.temperature_rate,
             config.temperature_min, config.temperature_max,
         ))
-    return ahead
 
+    def stopped(self, now: Trajectory) -> bool:
+        """Whether relF has been still for long enough to stop early."""
+        return 0 < self.config.patience <= now.still
 
-def stopped_early(config: TrainConfig, trajectory: Trajectory) -> bool:
-    """Whether relF has been still for long enough to stop."""
-    return 0 < config.patience <= trajectory.still
+    def _next_lambda(self, ahead: Trajectory) -> float:
+        """lambda rises by a step an epoch once it may, while epochs improve the error."""
+        config = self.config
+        start = max(config.warmup_epochs, config.activation_start)
+        waits = ahead.lam_rest > 0 or ahead.epoch < start
+        first = ahead.lam == 0.0
+        if waits or not (first or ahead.still == 0):
+            return ahead.lam
+        return min(1.0, ahead.lam + ahead.lam_step)
 
+    def _coding(self, now: Trajectory) -> Coding:
+        config, target = self.config, self.support_target(now)
+        cap = config.support_cap
+        if cap is None and target is not None:
+            cap = ceil(CAP_OVER_TARGET * target)
+        return Coding(
+            steps=config.coding_steps, sparse=target is not None or config.support_cap is not None,
+            mapping=config.coding, temperature=now.temperature, prune=config.prune,
+            cap=cap, l1=config.l1,
+        )
 
-def _coding(config: TrainConfig, trajectory: Trajectory) -> Coding:
-    return Coding(
-        steps=config.coding_steps, sparse=config.support_target() is not None,
-        mapping=config.coding, temperature=trajectory.temperature, prune=config.prune,
-        cap=config.support_cap, l1=config.l1,
-    )
+    def _support_settled(self, now: Trajectory) -> bool:
+        """Whether the wanted support has been at its final value for as long as it fell."""
+        return now.epoch >= self.config.warmup_epochs + 2 * self.config.support_ramp
+
+    def _counted(self, now: Trajectory, error: float | None) -> Trajectory:
+        """One more epoch, which left a saved state of relF `error`."""
+        bar = None if now.error is None else now.error * (1 - self.config.tolerance)
+        improved = bar is None or error is None or error < bar
+        return replace(now, epoch=now.epoch + 1, error=error,
+                       still=0 if improved else now.still + 1)

@@ -56,6 +56,11 @@ class EpochSums:
         self.coupling += weighted.T @ new.double().cpu()
         self.drift += weighted.T @ (old - new).double().cpu()
 
+    def mean_complement(self) -> Tensor:
+        """The mean of I - P_i over the sampled experts (d, d)."""
+        eye = torch.eye(len(self.complement), device=self.complement.device)
+        return eye - self.complement / max(1, self.sampled)
+
     def arrays(self) -> Mapping[str, arrays.Source]:
         """For a checkpoint inside the pass."""
         return {"forces": self.forces, **{name: getattr(self, name) for name in _SMALL}}
