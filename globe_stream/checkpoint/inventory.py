@@ -42,7 +42,7 @@ class _Found:
         default_factory=lambda: defaultdict(dict)
     )
     names: dict[tuple[str, str], TensorName] = field(default_factory=dict)
-    extra: set[int | str] = field(default_factory=set)
+    extra: set[tuple[bool, int]] = field(default_factory=set)
 
 
 def take_inventory(
@@ -92,7 +92,7 @@ def _sort_names(entries: Iterable[TensorEntry], layers: int | None, include_mtp:
             continue
         extra = name.extra or (layers is not None and name.layer >= layers)
         if extra and not include_mtp:
-            found.extra.add(name.layer if not name.extra else name.group)
+            found.extra.add((name.extra, name.layer))
             continue
         key = (name.form, name.group)
         found.names[key] = name

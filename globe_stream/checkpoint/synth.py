@@ -10,12 +10,14 @@ atoms, those beyond being made again whenever an expert needs them.
 
 import json
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -30,11 +32,13 @@ from globe_stream.checkpoint.writer import (
     write_text,
 )
 from globe_stream.errors import InputError
+from globe_stream.telemetry.progress import Bar, Progress
 
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 FAMILIES = ("gate", "up")
 PLANTED_RANK_RATIO = 0.75
 PLANTED_SUPPORT = 4  # atoms in one expert's code
+_METADATA = {"format": "pt"}
 _VOCABULARY = 64
 _KEPT_BYTES = 512 * 2**20
 _STREAMS = {"expert": 0, "atom": 1, "code": 2, "adapter": 3, "other": 4}
@@ -86,38 +90,56 @@ class SyntheticModel:
 
 def write_synthetic(
     out: Path,
-    model: SyntheticModel,
     *,
+    layers: int,
+    experts: int,
+    hidden: int,
+    intermediate: int,
+    planted_bases: int | None = None,
+    planted_rank: int | None = None,
+    noise: float = 0.0,
+    dtype: str = "bf16",
+    seed: int = 0,
     shard_bytes: int = 2 * 2**30,
-    progress: Callable[[int], None] | None = None,
-) -> Path:
-    """Write the checkpoint `model` into the new or empty folder `out` and return it.
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a checkpoint as `SyntheticModel` describes it into the new or empty folder `out`.
 
-    `progress` is told the bytes of every tensor written. Raises InputError when `out` has files in
-    it, when the disk is too full (before anything is written), and when it fills up on the way.
+    Returns what `synth --json` prints: out, shards, bytes, seconds. Raises InputError when `out`
+    has files in it, when the disk is too full (before anything is written), and when it fills up
+    on the way.
     """
+    model = SyntheticModel(
+        layers, experts, hidden, intermediate, planted_bases, planted_rank, noise, dtype, seed
+    )
+    begin = time.perf_counter()
     _prepare(out)
     shards = _plan_shards(model, shard_bytes)
-    require_space(out, sum(file_bytes(shard, {"format": "pt"}) for shard in shards))
+    size = sum(file_bytes(shard, _METADATA) for shard in shards)
+    require_space(out, size)
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    contents = _Contents(model)
-    for name, shard in zip(names, shards, strict=True):
-        with ShardWriter(out / name, shard, {"format": "pt"}) as writer:
-            for tensor in shard:
-                writer.append(contents.tensor(tensor))
-                if progress:
-                    progress(tensor.nbytes)
+    bar = (progress or Progress(silent=True)).bar("synth", model.layers * model.experts)
+    _write_shards(out, dict(zip(names, shards, strict=True)), _Contents(model), bar)
     write_text(out / "config.json", json.dumps(_config(model), indent=2) + "\n")
     weight_map = {t.name: name for name, s in zip(names, shards, strict=True) for t in s}
     total = sum(tensor.nbytes for shard in shards for tensor in shard)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_text(out / INDEX_NAME, json.dumps(index, indent=1) + "\n")
-    return out
+    seconds = time.perf_counter() - begin
+    return {"format": 1, "out": str(out), "shards": len(shards), "bytes": size, "seconds": seconds}
 
 
-def total_bytes(model: SyntheticModel) -> int:
-    """Bytes of all tensors of `model`."""
-    return sum(tensor.nbytes for tensor in _tensors(model))
+def _write_shards(
+    out: Path, shards: dict[str, list[PlannedTensor]], contents: "_Contents", bar: Bar
+) -> None:
+    process = psutil.Process()
+    for name, shard in shards.items():
+        with ShardWriter(out / name, shard, _METADATA) as writer:
+            for tensor in shard:
+                writer.append(contents.tensor(tensor))
+                if tensor.name.endswith("up_proj.weight"):
+                    bar.advance(1, "", process.memory_info().rss)
+    bar.close()
 
 
 def _prepare(out: Path) -> None:
@@ -207,8 +229,8 @@ class _Contents:
         return atom
 
     def _normal(self, what: str, key: tuple[int, int, int], shape: tuple[int, ...]) -> Tensor:
-        values = self._generator(what, key).standard_normal(shape, dtype=np.float32)
-        return torch.from_numpy(values)
+        generator = torch.Generator().manual_seed(int(self._generator(what, key).integers(2**63)))
+        return torch.randn(shape, generator=generator)
 
     def _generator(self, what: str, key: tuple[int, int, int]) -> np.random.Generator:
         return np.random.Generator(np.random.SFC64([self._model.seed, _STREAMS[what], *key]))
