@@ -65,8 +65,13 @@ def leading_eigenvectors(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
         )
     values, vectors = torch.linalg.eigh(gram.double())
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    return fix_signs(vectors), values
+
+
+def fix_signs(vectors: Tensor) -> Tensor:
+    """Turn the columns of (n, k) so that the largest entry of each is positive."""
     peaks = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    return vectors * peaks.sign(), values
+    return torch.where(peaks < 0, -vectors, vectors)
 
 
 def normalised(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,93 @@
+"""Every warm start, on the Gram matrix of the proxies alone: no data is read here.
+
+A method is a function ``(view, count, options) -> Atoms``; adding one is one entry in METHODS.
+Source: warm-start guidelines; method notes, section 3.2.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from globe_stream.errors import InputError
+from globe_stream.seeding.methods.atoms import Atoms, SeedOptions
+from globe_stream.seeding.methods.codes import Fitted, codes_from_gram
+from globe_stream.seeding.methods.dictionary import nn_dictionary
+from globe_stream.seeding.methods.greedy import residual_greedy
+from globe_stream.seeding.methods.hybrid import hybrid
+from globe_stream.seeding.methods.kmeans import spherical_kmeans
+from globe_stream.seeding.methods.pca import gram_pca, randomized_pca
+from globe_stream.seeding.methods.view import GramView, SupportsMatmul
+
+__all__ = [
+    "METHODS",
+    "Atoms",
+    "Fitted",
+    "GramView",
+    "Method",
+    "SeedOptions",
+    "SupportsMatmul",
+    "codes_from_gram",
+    "proxies_for",
+    "run_method",
+    "uses_dense_gram",
+]
+
+LARGEST_DENSE = 8192
+"""Beyond so many experts `rpca` works on products with C instead of C (512 MiB) itself."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A seeding method and the proxies it may work on, its own default first."""
+
+    atoms: Callable[[GramView, int, SeedOptions], Atoms]
+    proxies: tuple[str, ...]
+    streams: bool = False  # needs only products with C
+
+
+METHODS: dict[str, Method] = {
+    "ts_pca": Method(gram_pca, ("rows",)),
+    "left_gram_pca": Method(gram_pca, ("left_gram",)),
+    "rpca": Method(randomized_pca, ("left_gram", "rows", "svd"), streams=True),
+    "spherical_kmeans": Method(spherical_kmeans, ("left_gram", "rows", "svd")),
+    "residual_greedy": Method(residual_greedy, ("left_gram", "rows", "svd")),
+    "hybrid": Method(hybrid, ("left_gram", "rows", "svd")),
+    "svd": Method(spherical_kmeans, ("svd",)),
+    "nn_dictionary": Method(nn_dictionary, ("left_gram", "rows", "svd")),
+}
+
+
+def proxies_for(method: str, asked: str | None = None) -> str:
+    """The kind of proxies for `method`: `asked`, or its default.
+
+    Raises:
+        InputError: an unknown method, or proxies that it does not work on.
+    """
+    allowed = _method(method).proxies
+    if asked is None:
+        return allowed[0]
+    if asked not in allowed:
+        raise InputError(
+            f"--proxies {asked} does not go with --method {method}; use {' or '.join(allowed)}"
+        )
+    return asked
+
+
+def uses_dense_gram(method: str, experts: int) -> bool:
+    """Whether C (N, N) is to be formed for `method` with N = `experts`."""
+    return not _method(method).streams or experts <= LARGEST_DENSE
+
+
+def run_method(config: object, view: GramView, count: int) -> Atoms:
+    """Run the method named ``config.method`` with the options among config's attributes.
+
+    Raises:
+        InputError: see the methods.
+    """
+    name = str(getattr(config, "method", ""))
+    return _method(name).atoms(view, count, SeedOptions.of(config))
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise InputError(f"--method {name!r} is unknown; choose one of {', '.join(METHODS)}")
+    return METHODS[name]
