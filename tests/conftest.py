@@ -1,0 +1,48 @@
+"""Fixtures that several test folders share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import support
+import torch
+
+from globe_stream.cli.main import run
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """One thread, and the GEMM precision left as it was found."""
+    torch.set_num_threads(1)
+    precision = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
+@pytest.fixture()
+def tell(capsys) -> Callable[..., Told]:
+    """Runs the command line in this process: `tell("status", path)`."""
+
+    def call(*arguments: object) -> Told:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        return Told(code, told.out, told.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A read-only checkpoint of 24 experts of 12 x 20 a family, in three shards."""
+    return support.write_checkpoint(tmp_path_factory.mktemp("model"), shards=3)

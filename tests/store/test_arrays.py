@@ -1,0 +1,124 @@
+"""Zarr arrays of a run: exact round trips; lost, damaged and misshapen data are errors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from globe_stream.errors import GlobeError
+from globe_stream.store import arrays
+from globe_stream.store.tiles import Tiles
+
+
+def random_tiles(shape=(3, 10, 4), rows=4, path=None):
+    tiles = Tiles(shape, rows, path=path)
+    tiles.put_items(0, torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    return tiles
+
+
+def chunk_files(path):
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.arange(7, dtype=np.int32),
+        np.float64(2.5) * np.ones((3, 2)),
+        np.zeros((2, 3, 4), "f4"),
+        np.array(4.25),
+        np.zeros(0, np.int32),
+        np.zeros((0, 3), "f4"),
+    ],
+)
+def test_round_trip(tmp_path, values):
+    arrays.write(tmp_path / "a", values)
+    found = arrays.read(tmp_path / "a")
+    assert found.dtype == values.dtype
+    np.testing.assert_array_equal(found, values)
+
+
+def test_large_arrays_are_chunked_along_the_first_axis(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "CHUNK_BYTES", 100)
+    values = np.random.default_rng(0).random((23, 5))
+    arrays.write(tmp_path / "a", values)
+    assert len(chunk_files(tmp_path / "a")) == 12  # 40 bytes a row, two rows a chunk
+    np.testing.assert_array_equal(arrays.read(tmp_path / "a"), values)
+
+
+def test_tiles_keep_their_tiling_as_chunks(tmp_path):
+    tiles = random_tiles(path=tmp_path / "spill")
+    arrays.write(tmp_path / "bank", tiles)
+    assert zarr.open_array(str(tmp_path / "bank"), mode="r").chunks == (3, 4, 4)
+    back = Tiles(tiles.shape, 3)
+    arrays.read_into(tmp_path / "bank", back)
+    assert torch.equal(back.items(0, 3), tiles.items(0, 3))
+    stored = arrays.StoredTiles(tmp_path / "bank", tiles)
+    assert torch.equal(torch.cat([stored.load(k) for k in range(3)], 1), tiles.items(0, 3))
+
+
+def test_every_array_is_zarr_3_with_checksums_and_without_compression(tmp_path):
+    arrays.write(tmp_path / "a", np.ones(5))
+    described = json.loads((tmp_path / "a" / "zarr.json").read_text())
+    assert described["zarr_format"] == 3
+    assert [codec["name"] for codec in described["codecs"]] == ["bytes", "crc32c"]
+
+
+def test_a_chunk_of_zeros_is_written_all_the_same(tmp_path):
+    arrays.write(tmp_path / "a", np.zeros(5))
+    assert len(chunk_files(tmp_path / "a")) == 1
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_missing_chunk_is_an_error(tmp_path, which):
+    tiles = random_tiles()
+    arrays.write(tmp_path / "bank", tiles)
+    chunk_files(tmp_path / "bank")[which].unlink()
+    with pytest.raises(GlobeError, match="bank: 1 of 3 chunks are missing"):
+        arrays.read(tmp_path / "bank")
+    with pytest.raises(GlobeError, match="bank: 1 of 3 chunks are missing"):
+        arrays.read_into(tmp_path / "bank", tiles)
+    with pytest.raises(GlobeError, match="bank: 1 of 3 chunks are missing"):
+        arrays.StoredTiles(tmp_path / "bank", tiles)
+
+
+@pytest.mark.parametrize("place", [0, 17, -1])
+def test_a_flipped_bit_is_an_error(tmp_path, place):
+    tiles = random_tiles()
+    arrays.write(tmp_path / "bank", tiles)
+    stored = arrays.StoredTiles(tmp_path / "bank", tiles)
+    file = chunk_files(tmp_path / "bank")[1]
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(GlobeError, match="bank: damaged on disk"):
+        arrays.read(tmp_path / "bank")
+    with pytest.raises(GlobeError, match="bank: damaged on disk"):
+        arrays.read_into(tmp_path / "bank", tiles)
+    with pytest.raises(GlobeError, match="bank: damaged on disk"):
+        stored.load(1)
+
+
+def test_a_shortened_chunk_is_an_error(tmp_path):
+    arrays.write(tmp_path / "a", np.arange(50.0))
+    file = chunk_files(tmp_path / "a")[0]
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(GlobeError, match="a: damaged on disk"):
+        arrays.read(tmp_path / "a")
+
+
+def test_a_missing_array_and_a_damaged_description_are_errors(tmp_path):
+    with pytest.raises(GlobeError, match="missing or unreadable"):
+        arrays.read(tmp_path / "nothing")
+    arrays.write(tmp_path / "a", np.arange(5.0))
+    (tmp_path / "a" / "zarr.json").write_text("{")
+    with pytest.raises(GlobeError, match="missing or unreadable"):
+        arrays.read(tmp_path / "a")
+
+
+def test_another_shape_is_an_error(tmp_path):
+    arrays.write(tmp_path / "bank", random_tiles())
+    with pytest.raises(GlobeError, match="shape"):
+        arrays.read_into(tmp_path / "bank", Tiles((3, 11, 4), 4))

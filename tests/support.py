@@ -1,0 +1,255 @@
+"""Small checkpoints, runs and processes that several test folders need."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+LAYERS, EXPERTS, HEIGHT, WIDTH = 2, 12, 12, 20
+NAME = "model.layers.{layer}.mlp.experts.{expert}.{family}_proj.weight"
+
+
+def expert_matrices(
+    layers: int, experts: int, p: int, d: int, *, seed: int = 0, noise: float = 0.3
+) -> dict[str, Tensor]:
+    """Tensors by name: each expert mixes three of a few shared matrices, plus noise and an offset."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for family in ("gate", "up"):
+        atoms = torch.randn(6, p, d, generator=generator)
+        for layer in range(layers):
+            for expert in range(experts):
+                chosen = torch.randperm(6, generator=generator)[:3]
+                weights = torch.rand(3, generator=generator) + 0.2
+                mixed = torch.tensordot(weights, atoms[chosen], 1)
+                mixed = torch.randn(p, p, generator=generator) @ mixed / p**0.5
+                mixed += noise * torch.randn(p, d, generator=generator)
+                name = NAME.format(layer=layer, expert=expert, family=family)
+                found[name] = 0.05 * mixed + 0.003
+    return found
+
+
+def write_checkpoint(
+    folder: Path,
+    tensors: dict[str, Tensor] | None = None,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    shards: int = 1,
+    **sizes: Any,
+) -> Path:
+    """A qwen2_moe folder that holds `tensors`, or those of `expert_matrices(**sizes)`."""
+    if tensors is None:
+        given = {"layers": LAYERS, "experts": EXPERTS, "p": HEIGHT, "d": WIDTH, **sizes}
+        tensors = expert_matrices(**given)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = list(tensors)
+    files = [f"model-{k + 1:05d}-of-{shards:05d}.safetensors" for k in range(shards)]
+    if shards == 1:
+        files = ["model.safetensors"]
+    places = {name: files[k * shards // len(names)] for k, name in enumerate(names)}
+    for file in files:
+        part = {
+            name: tensors[name].to(dtype).contiguous() for name in names if places[name] == file
+        }
+        save_file(part, str(folder / file), metadata={"format": "pt"})
+    if shards > 1:
+        index = {"metadata": {}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_config(folder, tensors)
+    return folder
+
+
+def write_config(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """The config.json that goes with `tensors`."""
+    layers = {int(name.split(".")[2]) for name in tensors}
+    experts = {int(name.split(".")[5]) for name in tensors}
+    p, d = next(iter(tensors.values())).shape
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "qwen2_moe",
+                "num_hidden_layers": len(layers),
+                "num_experts": len(experts),
+                "moe_intermediate_size": p,
+                "hidden_size": d,
+                "decoder_sparse_step": 1,
+                "mlp_only_layers": [],
+            }
+        )
+    )
+
+
+def stored_experts(folder: Path, family: str) -> Tensor:
+    """(N, p, d) float64 of one family, in position order, read by the safetensors library."""
+    from safetensors import safe_open
+
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as shard:
+            for name in shard.keys():  # noqa: SIM118
+                parts = name.split(".")
+                if parts[6] == f"{family}_proj":
+                    found[int(parts[2]), int(parts[5])] = shard.get_tensor(name).double()
+    return torch.stack([found[key] for key in sorted(found)])
+
+
+def tree(path: Path) -> dict[str, str]:
+    """Hash of every file below `path`, by relative name."""
+    return {
+        str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+
+
+def results(run: Path) -> dict[str, str]:
+    """Hashes of what a run computed: banks, codes, errors, and what training continues from."""
+    wanted = {"bank", "codes", "next", "errors"}
+    return {
+        name: value
+        for name, value in tree(run / "run.zarr").items()
+        if wanted & set(Path(name).parts)
+    }
+
+
+# -- processes -----------------------------------------------------------------------------------
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["globe_stream.api", "globe_stream.cli.main"])
+
+
+def start(target: Callable[..., None], *arguments: Any) -> Any:
+    """Begin `target(*arguments)` in a process of its own, forked before any arithmetic."""
+    process = _CONTEXT.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def outcome(target: Callable[..., None], *arguments: Any) -> int:
+    """Exit code of `target(*arguments)` in a process of its own; -9 when it was killed."""
+    process = start(target, *arguments)
+    process.join(60)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise AssertionError(f"{target.__name__}{arguments} did not end within a minute")
+    code: int = process.exitcode
+    return code
+
+
+def command(arguments: list[str], log: Path, event: int | None = None, number: int = 0) -> None:
+    """Run the command line with its output in `log`; at the `event`-th event send signal `number`.
+
+    Events are the batches that a pass has taken and the renames and ledger rows of commits.
+    """
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    from globe_stream.cli.main import run
+
+    count = _count_events(event, number)
+    code = run(arguments)
+    with log.open("a") as file:
+        file.write(f"\nevents {count[0]}\n")
+    sys.exit(code)
+
+
+def _count_events(event: int | None, number: int) -> list[int]:
+    from globe_stream.checkpoint.reader import ExpertReader
+    from globe_stream.store.ledger import Ledger
+
+    count = [0]
+
+    def happen() -> None:
+        count[0] += 1
+        if count[0] == event:
+            os.kill(os.getpid(), number)
+
+    batches, append, rename = ExpertReader.batches, Ledger.append, os.rename
+
+    def counted_batches(self: Any, skip: int = 0) -> Iterator[Any]:
+        for batch in batches(self, skip):
+            yield batch
+            happen()
+
+    def counted_append(self: Any, row: Any) -> None:
+        happen()
+        append(self, row)
+
+    def counted_rename(*arguments: Any, **named: Any) -> None:
+        happen()
+        rename(*arguments, **named)
+
+    ExpertReader.batches = counted_batches  # type: ignore[method-assign]
+    Ledger.append = counted_append  # type: ignore[method-assign]
+    os.rename = counted_rename  # type: ignore[assignment]
+    return count
+
+
+def events_of(arguments: list[str], log: Path) -> int:
+    """Number of events in a command that is left alone."""
+    assert outcome(command, arguments, log) == 0, log.read_text()[-2000:]
+    return int(log.read_text().rsplit("events ", 1)[1])
+
+
+KILL = signal.SIGKILL
+
+
+# -- crashes -------------------------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+class CrashPoint:
+    """Lets `allowed` changes of the file system happen, then fails every one, as if dead."""
+
+    def __init__(self, allowed: int) -> None:
+        self.left = allowed
+        self.dead = False
+
+    def __call__(self) -> None:
+        if self.dead or self.left == 0:
+            self.dead = True
+            raise Crash
+        self.left -= 1
+
+
+_CHANGES = ("rename", "replace", "mkdir", "unlink", "rmdir", "truncate", "utime")
+
+
+@contextmanager
+def crashing(allowed: int) -> Iterator[CrashPoint]:
+    """Inside the block, the file system stops changing after `allowed` changes.
+
+    Changes are those of names; what is written to open files stays, as after a kill.
+    """
+    point = CrashPoint(allowed)
+    real = {name: getattr(os, name) for name in _CHANGES}
+
+    def guarded(name: str) -> Callable[..., Any]:
+        def change(*arguments: Any, **named: Any) -> Any:
+            point()
+            return real[name](*arguments, **named)
+
+        return change
+
+    for name in _CHANGES:
+        setattr(os, name, guarded(name))
+    try:
+        yield point
+    finally:
+        for name, function in real.items():
+            setattr(os, name, function)
