@@ -29,7 +29,7 @@ def _one_thread():
     torch.set_float32_matmul_precision(precision)
 
 
-@pytest.fixture()
+@pytest.fixture
 def tell(capsys) -> Callable[..., Told]:
     """Runs the command line in this process: `tell("status", path)`."""
 

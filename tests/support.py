@@ -22,7 +22,7 @@ NAME = "model.layers.{layer}.mlp.experts.{expert}.{family}_proj.weight"
 def expert_matrices(
     layers: int, experts: int, p: int, d: int, *, seed: int = 0, noise: float = 0.3
 ) -> dict[str, Tensor]:
-    """Tensors by name: each expert mixes three of a few shared matrices, plus noise and an offset."""
+    """Tensors by name: every expert mixes three of six shared matrices, plus noise and offset."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for family in ("gate", "up"):

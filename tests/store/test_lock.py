@@ -17,7 +17,7 @@ def hold(directory, ready):
         time.sleep(600)
 
 
-@pytest.fixture()
+@pytest.fixture
 def holder(tmp_path):
     Run.create(tmp_path / "run", {"units": []}).close()
     process = support.start(hold, tmp_path / "run", tmp_path / "ready")

@@ -16,7 +16,7 @@ from globe_stream.store.run import FORMAT, Run
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch):
     """Flushes only matter when the power fails; here they only cost time."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 NAMES = (
