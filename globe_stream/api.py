@@ -27,7 +27,8 @@ from globe_stream.memory import allocator, planner
 from globe_stream.memory.budget import Knobs, StagePlan
 from globe_stream.memory.meter import Meter
 from globe_stream.scope import Unit, make_units
-from globe_stream.seeding.pipeline import Seeding, proxy_kind
+from globe_stream.seeding.methods import proxies_for
+from globe_stream.seeding.pipeline import Seeding
 from globe_stream.status import status_document
 from globe_stream.store import files
 from globe_stream.store.run import Run
@@ -83,7 +84,7 @@ def seed(
     with _closing_on_error(run):
         machine = _prepare(run, device, reason)
         limit, base = memory_limit(how, run), Meter(device).now()
-        plans = {unit.key: planner.seed_plans(unit, seeding, proxy_kind(seeding), limit, base)
+        plans = {unit.key: planner.seed_plans(unit, seeding, proxies_for(seeding.method, seeding.proxies), limit, base)
                  for unit in source.units}
         if fresh and Run.exists(path):
             Run.erase(path)

@@ -129,6 +129,10 @@ class SeedConfig(Checked):
     )
     oversampling: int = option(8, "Extra columns of rpca's range finder.", low=0)
     power_iterations: int = option(2, "Power iterations of rpca.", low=0)
+    pca_signs: str = option(
+        "simplex", "How PCA atoms are made usable with non-negative codes: rotated to a simplex, "
+        "or each flipped to its better sign.", choices=("simplex", "flip"),
+    )
     kmeans_init: str = option(
         "kmeans++", "First centres of k-means.", choices=("kmeans++", "farthest")
     )
@@ -143,6 +147,9 @@ class SeedConfig(Checked):
         "kmeans", "What completes hybrid's PCA atoms.", choices=("kmeans", "greedy")
     )
     dictionary_rounds: int = option(30, "MOD + NNLS rounds of nn_dictionary.", low=0)
+    dictionary_support: int | None = option(
+        None, "Atoms a code may use while nn_dictionary learns (default: all).", low=1
+    )
     lambda_a: float = option(
         1e-6, "Ridge of the adapters, relative to the mean diagonal of H H^T.", low=0.0
     )
@@ -178,7 +185,7 @@ class TrainConfig(Checked):
         low=1, runtime=True,
     )
     warmup_epochs: int = option(
-        10, "First epochs with orthonormal adapters, which align the experts' gauges.", low=0
+        5, "First epochs with orthonormal adapters, which align the experts' gauges.", low=0
     )
     warmup_momentum: float = option(0.8, "Momentum of the bank in the warm-up.", low=0.0, high=0.99)
     momentum: float = option(0.95, "Momentum of the bank after the warm-up.", low=0.0, high=0.99)
@@ -191,26 +198,26 @@ class TrainConfig(Checked):
         low=0,
     )
     damping: float = option(
-        0.25, "c of the surrogate's weights: larger is slower and safer.", low=0.01, high=16.0
+        0.2, "c of the surrogate's weights: larger is slower and safer.", low=0.01, high=16.0
     )
     coding_share: float = option(
         0.5, "Part of the bank's step that the codes aim at.", low=0.0, high=1.0
     )
     coding_steps: int = option(10, "Accelerated NNLS steps an epoch.", low=1)
     activation: str = option(
-        "none", "Activation phi of the mixtures.", choices=("silu", "tanh", "none")
+        "tanh", "Activation phi of the mixtures.", choices=("silu", "tanh", "none")
     )
-    gain: float = option(1.0, "RMS of phi's argument (activation gain).", low=0.01, high=100.0)
+    gain: float = option(0.7, "RMS of phi's argument (activation gain).", low=0.01, high=100.0)
     activation_start: int = option(
         0, "Epochs before the activation is brought in; never before the warm-up is over.", low=0
     )
-    activation_steps: int = option(1, "Steps in which lambda goes from 0 to 1.", low=1)
+    activation_steps: int = option(20, "Steps in which lambda goes from 0 to 1.", low=1)
     target_support: str = option(
         "12", "Median number of atoms an expert uses; none leaves the codes unconstrained.",
         metavar="N|none",
     )
     support_ramp: int = option(
-        20, "Epochs after the warm-up over which the wanted support falls to its target.", low=0
+        20, "First epochs, in which the wanted support falls from all atoms to its target.", low=0
     )
     coding: str = option(
         "entmax", "Mapping that sparsifies codes (entmax is the 1.5 one).",

@@ -15,7 +15,7 @@ from globe_stream.memory.budget import StagePlan
 from globe_stream.memory.meter import Meter
 from globe_stream.scope import Sizes, Unit
 from globe_stream.seeding.baseline import sampled_experts
-from globe_stream.seeding.pipeline import proxy_kind
+from globe_stream.seeding.methods import proxies_for
 
 
 def estimate(
@@ -31,7 +31,7 @@ def estimate(
     limit, base = memory_limit(how, None), Meter(device).now()
     stages: list[dict[str, Any]] = []
     for unit in source.units:
-        plans = planner.seed_plans(unit, seeding, proxy_kind(seeding), limit, base)
+        plans = planner.seed_plans(unit, seeding, proxies_for(seeding.method, seeding.proxies), limit, base)
         stages += [_stage(f"{unit.key}/seed/{plan.stage.split()[0].split('/')[-1]}", plan, base)
                    for plan in plans.values()]
         stages.append(_stage(f"{unit.key}/train",
@@ -55,7 +55,7 @@ def estimate(
 def seed_bytes_read(unit: Unit, config: SeedConfig) -> int:
     """Bytes that seeding reads: statistics, proxies (selected rows only), measure, baseline."""
     sizes = unit.sizes
-    share = sizes.rank / sizes.p if proxy_kind(config) == "rows" else 1.0
+    share = sizes.rank / sizes.p if proxies_for(config.method, config.proxies) == "rows" else 1.0
     sample = len(sampled_experts(unit)) / sizes.experts
     return round(sizes.stored_bytes * (2 + share + sample))
 

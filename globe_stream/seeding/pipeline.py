@@ -25,7 +25,13 @@ from globe_stream.scope import Unit
 from globe_stream.seeding import proxies as proxy
 from globe_stream.seeding.baseline import BaselineAccumulator, sampled_experts
 from globe_stream.seeding.gramspace import ProxyOperator, build_bank, proxy_gram
-from globe_stream.seeding.methods import GramView, codes_from_gram, run_method, uses_dense_gram
+from globe_stream.seeding.methods import (
+    GramView,
+    codes_from_gram,
+    proxies_for,
+    run_method,
+    uses_dense_gram,
+)
 from globe_stream.seeding.statistics import Normalisation, Statistics, StatisticsAccumulator
 from globe_stream.store import arrays, codes
 from globe_stream.store.tiles import Tiles
@@ -65,7 +71,7 @@ class Seeding:
         experts = list(self.unit.experts)
         subset = frozenset(_evenly(len(experts), self.config.row_subset or len(experts)))
         accumulator = StatisticsAccumulator(
-            experts, subset, left_gram=proxy_kind(self.config) == "left_gram",
+            experts, subset, left_gram=proxies_for(self.config.method, self.config.proxies) == "left_gram",
             device=self.context.device,
         )
         task = self._pass("statistics")
@@ -97,7 +103,10 @@ class Seeding:
         tiles = self._proxy_tiles()
         if uses_dense_gram(self.config.method, self.unit.sizes.experts):
             gram, norms = normalised(proxy_gram(tiles, self.context.device))
-            put: dict[str, arrays.Source] = {"seed/gram": gram, "seed/proxy_norms": norms}
+            put: dict[str, arrays.Source] = {
+                "seed/gram": gram, "seed/proxy_norms": norms,
+                "eigenvalues": torch.linalg.eigvalsh(gram).flip(0),
+            }
         else:
             put = {"seed/proxy_norms": ProxyOperator(tiles, self.context.device).norms}
         tiles.close()
@@ -113,12 +122,11 @@ class Seeding:
         dense = fitted.codes * unit_mixture_scales(fitted.codes, fitted.atom_gram)[:, None]
         bank = build_bank(tiles, norms, atoms.combination,
                           self.context.run.spill(f"{_flat(self.unit.key)}-bank"))
-        facts = {"explained_variance": atoms.explained_variance, "method_stats": atoms.stats,
+        facts = {"explained_variance": atoms.explained_variance, "method_stats": dict(atoms.stats),
                  **code_values(dense, fitted.atom_gram),
                  "proxy_relative_error": fitted.relative_error}
         put: dict[str, arrays.Source] = {
             f"{self.unit.key}/bank": bank, **codes.named(self.unit.key, dense.float()),
-            f"{self.unit.key}/eigenvalues": view.eigenvalues(),
         }
         self.context.run.commit({self._key("atoms"): {**facts, **_cost_since(start).values()}}, put)
         bank.close()
@@ -154,7 +162,7 @@ class Seeding:
     # -- pieces ----------------------------------------------------------------------------
 
     def _projector(self) -> tuple[proxy.Projector, list[int] | None, dict[str, Any]]:
-        kind, rank = proxy_kind(self.config), self.unit.rank
+        kind, rank = proxies_for(self.config.method, self.config.proxies), self.unit.rank
         if kind == "rows":
             energy = torch.from_numpy(self._read("seed/row_energy"))
             rows = proxy.select_rows(self.config.row_selection, energy, rank, self.config.seed)
@@ -235,13 +243,6 @@ class Seeding:
 
     def _read(self, name: str) -> Any:
         return arrays.read(self.context.run.array(f"{self.unit.key}/{name}"))
-
-
-def proxy_kind(config: SeedConfig) -> str:
-    """The kind of proxies that `config` asks for, or its method's own."""
-    if config.proxies is not None:
-        return config.proxies
-    return {"ts_pca": "rows", "svd": "svd"}.get(config.method, "left_gram")
 
 
 def _evenly(total: int, count: int) -> list[int]:

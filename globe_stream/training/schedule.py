@@ -86,14 +86,13 @@ class Schedule:
     def support_target(self, now: Trajectory) -> float | None:
         """The median support wanted in the epoch to come; None while codes are unconstrained.
 
-        It falls geometrically from all atoms to the configured number over `support_ramp` epochs
-        after the warm-up, so that the bank can follow the codes.
+        It falls geometrically from all atoms to the configured number over the first
+        `support_ramp` epochs, warm-up included, so that the bank can follow the codes.
         """
         target = self.config.support_target()
-        if target is None or target >= self.bases or self.in_warmup(now):
+        if target is None or target >= self.bases:
             return None
-        since = now.epoch - self.config.warmup_epochs + 1
-        share = min(1.0, since / max(1, self.config.support_ramp))
+        share = min(1.0, (now.epoch + 1) / max(1, self.config.support_ramp))
         return float(self.bases * (target / self.bases) ** share)
 
     def epoch_settings(self, now: Trajectory) -> EpochSettings:
@@ -175,7 +174,7 @@ class Schedule:
 
     def _support_settled(self, now: Trajectory) -> bool:
         """Whether the wanted support has been at its final value for as long as it fell."""
-        return now.epoch >= self.config.warmup_epochs + 2 * self.config.support_ramp
+        return now.epoch >= 2 * self.config.support_ramp
 
     def _counted(self, now: Trajectory, error: float | None) -> Trajectory:
         """One more epoch, which left a saved state of relF `error`."""
