@@ -76,9 +76,7 @@ class Factors:
             for position, (layer, expert, shared) in enumerate(unit.members.tolist())
         }
 
-    def reconstruct(
-        self, family: str, layer: int, expert: int, *, shared: bool = False
-    ) -> Tensor:
+    def reconstruct(self, family: str, layer: int, expert: int, *, shared: bool = False) -> Tensor:
         """W_hat (p, d) float32 = scale A phi(gain sum_j alpha_j B_j) + offset.
 
         Raises InputError when the export does not hold that expert.
@@ -141,8 +139,16 @@ class Factors:
         name = described["tensors"]
         phi = Activation(described["activation"], described["lambda"], described["gain"])
         return FactorUnit(
-            key, described["family"], name, described["p"], described["d"], described["rank"],
-            described["bases"], phi, described["scale"], described["offset"],
+            key,
+            described["family"],
+            name,
+            described["p"],
+            described["d"],
+            described["rank"],
+            described["bases"],
+            phi,
+            described["scale"],
+            described["offset"],
             *(self._read(f"{name}.{part}") for part in ("offsets", "indices", "values", "experts")),
         )
 
@@ -155,8 +161,10 @@ def load_factors(path: str | Path) -> Factors:
     folder = Path(path)
     for name in (CONFIG, INDEX, BANK, CODES):
         if not (folder / name).is_file():
-            raise InputError(f"{folder}: is no export of factors: {name} is missing. Make one with "
-                             "`globe-stream export RUN --out OUT --format factors`")
+            raise InputError(
+                f"{folder}: is no export of factors: {name} is missing. Make one with "
+                "`globe-stream export RUN --out OUT --format factors`"
+            )
     return Factors(folder)
 
 

@@ -93,19 +93,20 @@ def _layout(
     if not whole_rows:
         raise GlobeError(f"{path}: not a bank: {array.dtype} in chunks of {width} of {d} columns")
     grid = product(range(-(-m // atoms)), range(-(-r // rows)))
-    files = {
-        (a, b): path / array.metadata.encode_chunk_key((a, b, 0)) for a, b in grid
-    }
+    files = {(a, b): path / array.metadata.encode_chunk_key((a, b, 0)) for a, b in grid}
     return (m, r, d), (atoms, rows, width), files
 
 
 def _check(descriptor: int, name: Path) -> None:
     """Compare the crc32c at the end of a chunk file with its content, a piece at a time."""
     size = os.fstat(descriptor).st_size - _CRC_BYTES
-    checksum = google_crc32c.Checksum()
+    checksum = 0
     for start in range(0, size, _PIECE):
-        checksum.update(os.pread(descriptor, min(_PIECE, size - start), start))
+        piece = os.pread(descriptor, min(_PIECE, size - start), start)
+        checksum = google_crc32c.extend(checksum, piece)
     stored = os.pread(descriptor, _CRC_BYTES, size)
-    if int.from_bytes(checksum.digest(), "big") != int.from_bytes(stored, "little"):
-        raise GlobeError(f"{name}: damaged on disk (its checksum does not match). "
-                         "Restore the run directory or start over with --fresh")
+    if checksum != int.from_bytes(stored, "little"):
+        raise GlobeError(
+            f"{name}: damaged on disk (its checksum does not match). "
+            "Restore the run directory or start over with --fresh"
+        )

@@ -1,13 +1,24 @@
-"""The small files beside the shards, which make a folder of tensors a model: tokenizer and so on."""
+"""The small files beside the shards that make a folder of tensors a model: tokenizer etc."""
 
 from pathlib import Path
 
 from globe_stream.checkpoint.index import INDEX_NAME, ExpertIndex
 from globe_stream.export.work import ExportWork
 
-_WEIGHTS = frozenset((
-    ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".npz",
-))
+_WEIGHTS = frozenset(
+    (
+        ".safetensors",
+        ".bin",
+        ".pt",
+        ".pth",
+        ".gguf",
+        ".ggml",
+        ".onnx",
+        ".h5",
+        ".msgpack",
+        ".npz",
+    )
+)
 _OURS = frozenset(("config.json", "README.md", "globe_export.json", INDEX_NAME))
 _LARGEST = 256 << 20
 

@@ -5,13 +5,13 @@ allows, the banks. Source: contract.md, "export --format dense"; field notes 2, 
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from globe_stream.checkpoint.experts import Expert
-from globe_stream.checkpoint.index import INDEX_NAME, SINGLE_NAME, ExpertIndex
+from globe_stream.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.export import companions
 from globe_stream.export.card import model_card
@@ -22,6 +22,7 @@ from globe_stream.export.refit import Approximation, BankApproximation
 from globe_stream.export.result import (
     ExportResult,
     ProgressCall,
+    Tally,
     choose_dtype,
     finished_result,
     relative_errors,
@@ -66,8 +67,8 @@ def export_dense(
     """
     with open_source(run, model=model) as source:
         plan = plan_export([fitted.unit for fitted in source.units], memory)
-        return _export(source, out, "dense", {}, dtype, plan, _banks(source, plan), command,
-                       progress)
+        order = _Order(source, out, "dense", {}, dtype, command, plan)
+        return _carry_out(order, _banks(source, plan), progress)
 
 
 def export_svd(
@@ -91,10 +92,10 @@ def export_svd(
         plan = max(plans, key=lambda one: one.price)
 
         def provide(number: int) -> Approximation:
-            return SvdApproximation(source.units[number].unit.experts, ranks[number])
+            return SvdApproximation(ranks[number])
 
-        return _export(source, out, "svd", {"ranks": ranks}, dtype, plan, nullcontext(provide),
-                       command, progress)
+        order = _Order(source, out, "svd", {"ranks": ranks}, dtype, command, plan)
+        return _carry_out(order, nullcontext(provide), progress)
 
 
 @contextmanager
@@ -105,119 +106,151 @@ def _banks(source: Source, plan: ExportPlan) -> Iterator[Provider]:
         )
 
 
-def _export(
-    source: Source, out: Path, kind: str, extra: dict[str, Any], dtype: str | None,
-    plan: ExportPlan, provider: AbstractContextManager[Provider], command: str,
-    progress: ProgressCall | None,
+@dataclass(frozen=True)
+class _Order:
+    """What is to be exported, and how."""
+
+    source: Source
+    out: Path
+    kind: str
+    settings: dict[str, Any]
+    dtype: str | None
+    command: str
+    plan: ExportPlan
+
+    @property
+    def stored(self) -> str:
+        """The dtype of tensors that hold replaced experts."""
+        return choose_dtype(self.dtype, self.source.units[0].unit.experts[0].dtype)
+
+    @property
+    def last(self) -> str:
+        """The file without which nothing loads the checkpoint."""
+        single = [path.name for path in self.source.index.files] == [SINGLE_NAME]
+        return SINGLE_NAME if single else INDEX_NAME
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the bytes of the export depend on."""
+        return {
+            "kind": self.kind,
+            "state": self.source.identity(),
+            "dtype": self.stored,
+            "dtype_in_config": self.dtype is not None,
+            **self.settings,
+        }
+
+
+def _carry_out(
+    order: _Order, provider: AbstractContextManager[Provider], progress: ProgressCall | None
 ) -> ExportResult:
-    experts = [expert for fitted in source.units for expert in fitted.unit.experts]
-    stored = choose_dtype(dtype, experts[0].dtype)
-    last = _last_file(source.index)
-    identity = {"kind": kind, "state": source.identity(), "dtype": stored,
-                "dtype_in_config": dtype is not None, **extra}
-    work = open_work(out, identity, last)
+    source, out = order.source, order.out
+    work = open_work(out, order.identity, order.last)
     if work is None:
-        return finished_result(out, source, plan.price)
+        return finished_result(out, source, order.plan.price)
     meter = Meter()
     with work, meter.stage("export"), provider as provide:
         resumed = len(work.records())
-        rewrite = plan_rewrite(source.index, experts, stored, out, dtype is not None)
+        experts = [expert for fitted in source.units for expert in fitted.unit.experts]
+        rewrite = plan_rewrite(source.index, experts, order.stored, out, order.dtype is not None)
         sizes = {shard.planned.path.name: shard.planned.size for shard in rewrite.shards}
         needed = work.remaining(sizes) + companions.total_bytes(source.index)
         files.require_free(out, needed, "the export")
-        _write_shards(work, source, rewrite, provide, plan.batch, progress)
-        errors = relative_errors(source, work.records())
-        card = model_card(source, kind=kind, dtype=stored, size=sum(sizes.values()),
-                          errors=errors, command=command,
-                          hub_id=source.index.revision is not None)
-        _publish(work, source.index, rewrite, card, last,
-                 {"format": 1, "identity": identity, "kind": kind, "dtype": stored,
-                  "command": command, "relative_frobenius_error": errors})
-    return finished_result(out, source, plan.price, meter.peak, resumed)
+        tally = Tally(sum(len(shard.places) for shard in rewrite.shards), progress)
+        writer = _ShardWriter(source, rewrite, provide, order.plan.batch, tally)
+        for shard in rewrite.shards:
+            writer.write(work, shard)
+        _publish(work, order, rewrite, sum(sizes.values()))
+    return finished_result(out, source, order.plan.price, meter.peak, resumed)
 
 
-def _last_file(index: ExpertIndex) -> str:
-    """The file without which nothing loads the checkpoint."""
-    single = [path.name for path in index.files] == [SINGLE_NAME]
-    return SINGLE_NAME if single else INDEX_NAME
+@dataclass(frozen=True)
+class _ShardWriter:
+    """Writes shards one by one: first what is kept, then every replaced expert in its place."""
 
+    source: Source
+    rewrite: Rewrite
+    provide: Provider
+    batch: int
+    tally: Tally
 
-def _write_shards(
-    work: ExportWork, source: Source, rewrite: Rewrite, provide: Provider, batch: int,
-    progress: ProgressCall | None,
-) -> None:
-    total, done = sum(len(shard.places) for shard in rewrite.shards), 0
-    for shard in rewrite.shards:
+    def write(self, work: ExportWork, shard: Shard) -> None:
+        """Write `shard`, unless it is finished already."""
         name = shard.planned.path.name
-        if work.record(name) is None:
-            _fetch(source.index, shard)
-            notes: dict[str, dict[str, float]] = {"squared_error": {}}
-            with work.writing(shard.planned, notes) as file:
-                for tensor in shard.tensors:
-                    fill_tensor(file, tensor, source.index, rewrite.dequantised)
-                for number in range(len(source.units)):
-                    done = _replace_unit(file, shard, source, number, provide, batch,
-                                         notes["squared_error"], progress, done, total)
-        else:
-            done += len(shard.places)
-        if progress:
-            progress(done, total, name)
+        if work.record(name) is not None:
+            self.tally.advance(len(shard.places), name)
+            return
+        self._fetch(shard)
+        squared: dict[str, float] = {}
+        with work.writing(shard.planned, {"squared_error": squared}) as file:
+            for tensor in shard.tensors:
+                fill_tensor(file, tensor, self.source.index, self.rewrite.dequantised)
+            for number, fitted in enumerate(self.source.units):
+                error = self._replace_unit(file, shard, number)
+                family = fitted.unit.family
+                squared[family] = squared.get(family, 0.0) + error
+
+    def _fetch(self, shard: Shard) -> None:
+        paths = {tensor.source.path for tensor in shard.tensors}
+        paths |= {tensor.scale.path for tensor in shard.tensors if tensor.scale}
+        self.source.index.fetch_files(sorted(paths))
+
+    def _replace_unit(self, file: OutFile, shard: Shard, number: int) -> float:
+        """Replace one unit's experts in one shard; returns their squared error as stored."""
+        unit = self.source.units[number].unit
+        positions = [
+            position
+            for position, expert in enumerate(unit.experts)
+            if key_of(expert) in shard.places
+        ]
+        if not positions:
+            return 0.0
+        chosen = [unit.experts[position] for position in positions]
+        self.source.index.fetch(chosen)
+        approximation, squared = self.provide(number), 0.0
+        with ExpertReader(chosen, self.batch) as reader:
+            for part in reader.batches():
+                for slot, weights in zip(part.positions, part.weights, strict=True):
+                    original = weights.clone()
+                    replacement = approximation.replace(positions[slot], weights)
+                    place = shard.places[key_of(chosen[slot])]
+                    stored = file.write_matrix(place, replacement)
+                    squared += float(original.sub_(stored).norm().double().square())
+                self.tally.advance(len(part.positions), unit.key)
+        return squared
 
 
-def _fetch(index: ExpertIndex, shard: Shard) -> None:
-    paths = {tensor.source.path for tensor in shard.tensors}
-    paths |= {tensor.scale.path for tensor in shard.tensors if tensor.scale}
-    index.fetch_files(sorted(paths))
-
-
-def _replace_unit(
-    file: OutFile, shard: Shard, source: Source, number: int, provide: Provider, batch: int,
-    squared: dict[str, float], progress: ProgressCall | None, done: int, total: int,
-) -> int:
-    """Write the replacements of one unit's experts in one shard; returns experts done."""
-    unit = source.units[number].unit
-    positions = [position for position, expert in enumerate(unit.experts)
-                 if key_of(expert) in shard.places]
-    if not positions:
-        return done
-    source.index.fetch([unit.experts[position] for position in positions])
-    approximation = provide(number)
-    with ExpertReader([unit.experts[position] for position in positions], batch) as reader:
-        for part in reader.batches():
-            for slot, weights in zip(part.positions, part.weights, strict=True):
-                position = positions[slot]
-                error = _replace(file, shard, unit.experts, position, approximation, weights)
-                squared[unit.family] = squared.get(unit.family, 0.0) + error
-            done += len(part.positions)
-            if progress:
-                progress(done, total, unit.key)
-    return done
-
-
-def _replace(
-    file: OutFile, shard: Shard, experts: Sequence[Expert], position: int,
-    approximation: Approximation, weights: Any,
-) -> float:
-    """Write one replacement; returns its squared error as stored."""
-    original = weights.clone()
-    replacement = approximation.replace(position, weights)
-    stored = file.write_matrix(shard.places[key_of(experts[position])], replacement)
-    return float(original.sub_(stored).norm().double().square())
-
-
-def _publish(
-    work: ExportWork, index: ExpertIndex, rewrite: Rewrite, card: str, last: str,
-    manifest: dict[str, Any],
-) -> None:
+def _publish(work: ExportWork, order: _Order, rewrite: Rewrite, size: int) -> None:
+    index = order.source.index
+    errors = relative_errors(order.source, work.records())
+    card = model_card(
+        order.source,
+        kind=order.kind,
+        dtype=order.stored,
+        size=size,
+        errors=errors,
+        command=order.command,
+        hub_id=index.revision is not None,
+    )
     companions.copy_companions(work, index)
     if rewrite.config == index.config:
         work.add("config.json", (index.root / "config.json").read_bytes())
     else:
         work.add("config.json", (json.dumps(rewrite.config, indent=2) + "\n").encode())
     work.add("README.md", card.encode())
-    if last == INDEX_NAME:
+    if order.last == INDEX_NAME:
         work.add(INDEX_NAME, _weight_index(rewrite).encode())
-    work.publish(manifest, last)
+    work.publish(
+        {
+            "format": 1,
+            "identity": order.identity,
+            "kind": order.kind,
+            "dtype": order.stored,
+            "command": order.command,
+            "relative_frobenius_error": errors,
+        },
+        order.last,
+    )
 
 
 def _weight_index(rewrite: Rewrite) -> str:

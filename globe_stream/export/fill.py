@@ -51,13 +51,15 @@ def _fp8(file: OutFile, tensor: Tensor) -> None:
     entry, scale = tensor.source, tensor.scale
     assert scale is not None
     rows, columns = entry.shape
-    weight = contiguous(entry.path, entry.name, entry.dtype, entry.start, rows, columns)
-    scales = contiguous(scale.path, scale.name, scale.dtype, scale.start, *scale.shape)
+    weight = contiguous(entry, rows, columns)
+    scales = contiguous(scale, *scale.shape)
     step = max(1, _ROW_BYTES // (4 * columns * FP8_BLOCK)) * FP8_BLOCK
     for first in range(0, rows, step):
         count = min(step, rows - first)
-        storage = Storage(weight.row_block(first, count),
-                          scales.row_block(first // FP8_BLOCK, -(-count // FP8_BLOCK)))
+        storage = Storage(
+            weight.row_block(first, count),
+            scales.row_block(first // FP8_BLOCK, -(-count // FP8_BLOCK)),
+        )
         part = Expert("other", 0, first, False, entry.dtype, (count, columns), storage)
         values = read_expert(part).to(TORCH_DTYPES[tensor.entry.dtype])
         file.write_tensor(tensor.entry.start + first * columns * values.itemsize, values)

@@ -49,15 +49,23 @@ def plan_adapters(source: Source, out: Path, dtype: str, shard_bytes: int) -> li
                 filled = 0
             shards[-1].append((fitted, position))
             filled += each
-    return [_adapter_file(out, number, len(shards), members, dtype)
-            for number, members in enumerate(shards, start=1)]
+    return [
+        _adapter_file(out, number, len(shards), members, dtype)
+        for number, members in enumerate(shards, start=1)
+    ]
 
 
 def _adapter_file(
     out: Path, number: int, count: int, members: list[tuple[FittedUnit, int]], dtype: str
 ) -> AdapterFile:
-    tensors = [(adapter_name(fitted.unit.experts[position]), dtype,
-                (fitted.unit.sizes.p, fitted.unit.rank)) for fitted, position in members]
+    tensors = [
+        (
+            adapter_name(fitted.unit.experts[position]),
+            dtype,
+            (fitted.unit.sizes.p, fitted.unit.rank),
+        )
+        for fitted, position in members
+    ]
     name = f"adapters-{number:05d}-of-{count:05d}.safetensors"
     return AdapterFile(plan_file(out / name, tensors, {"format": "pt"}), tuple(members))
 
@@ -66,11 +74,16 @@ def describe(source: Source, dtype: str, errors: dict[str, float]) -> dict[str, 
     """The content of globe_config.json."""
     index = source.index
     return {
-        "format": 1, "kind": "factors", "dtype": dtype,
-        "model": index.model, "revision": index.revision, "model_type": index.model_type,
-        "fingerprint": index.fingerprint(), "relative_frobenius_error": errors,
+        "format": 1,
+        "kind": "factors",
+        "dtype": dtype,
+        "model": index.model,
+        "revision": index.revision,
+        "model_type": index.model_type,
+        "fingerprint": index.fingerprint(),
+        "relative_frobenius_error": errors,
         "reconstruction": "scale * A @ phi(gain * sum_j alpha_j B_j) + offset, "
-                          "phi(x) = (1 - lambda) x + lambda act(x)",
+        "phi(x) = (1 - lambda) x + lambda act(x)",
         "units": {fitted.unit.key: _unit(fitted) for fitted in source.units},
     }
 
@@ -78,12 +91,20 @@ def describe(source: Source, dtype: str, errors: dict[str, float]) -> dict[str, 
 def _unit(fitted: FittedUnit) -> dict[str, Any]:
     sizes, phi = fitted.unit.sizes, fitted.activation
     return {
-        "family": fitted.unit.family, "tensors": prefix(fitted.unit.key),
+        "family": fitted.unit.family,
+        "tensors": prefix(fitted.unit.key),
         "layers": sorted({expert.layer for expert in fitted.unit.experts}),
-        "experts": sizes.experts, "p": sizes.p, "d": sizes.d, "rank": sizes.rank,
-        "bases": sizes.bases, "parameter_ratio": sizes.parameter_ratio(len(fitted.codes.values)),
-        "activation": phi.name, "lambda": phi.lam, "gain": phi.gamma,
-        "scale": 1.0, "offset": fitted.mean,
+        "experts": sizes.experts,
+        "p": sizes.p,
+        "d": sizes.d,
+        "rank": sizes.rank,
+        "bases": sizes.bases,
+        "parameter_ratio": sizes.parameter_ratio(len(fitted.codes.values)),
+        "activation": phi.name,
+        "lambda": phi.lam,
+        "gain": phi.gamma,
+        "scale": 1.0,
+        "offset": fitted.mean,
         "normalisation": {"mean": fitted.mean, "scale": fitted.scale, "folded": True},
         "relative_frobenius_error": fitted.state["relative_frobenius_error"],
     }

@@ -8,6 +8,7 @@ Source: contract.md, "export --format factors".
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from globe_stream.export.refit import BankApproximation
 from globe_stream.export.result import (
     ExportResult,
     ProgressCall,
+    Tally,
     choose_dtype,
     finished_result,
     relative_errors,
@@ -58,8 +60,12 @@ def export_factors(
     """
     with open_source(run, model=model) as source:
         stored = choose_dtype(dtype, source.units[0].unit.experts[0].dtype)
-        identity = {"kind": "factors", "state": source.identity(), "dtype": stored,
-                    "shard_bytes": shard_bytes}
+        identity = {
+            "kind": "factors",
+            "state": source.identity(),
+            "dtype": stored,
+            "shard_bytes": shard_bytes,
+        }
         plan = plan_export([fitted.unit for fitted in source.units], memory)
         work = open_work(out, identity, layout.INDEX)
         if work is None:
@@ -74,7 +80,19 @@ def export_factors(
             _write_codes(work, source, small[1])
             _write_adapters(work, source, adapters, plan, progress)
             errors = relative_errors(source, work.records())
-            _publish(work, source, adapters, stored, errors, identity, command)
+            _publish(
+                work,
+                source,
+                adapters,
+                {
+                    "format": 1,
+                    "identity": identity,
+                    "kind": "factors",
+                    "dtype": stored,
+                    "command": command,
+                    "relative_frobenius_error": errors,
+                },
+            )
         return finished_result(out, source, plan.price, meter.peak, resumed)
 
 
@@ -84,9 +102,10 @@ def _require_space(work: ExportWork, planned: Iterable[PlannedFile]) -> None:
 
 
 def _plan_bank(source: Source, out: Path, dtype: str) -> PlannedFile:
-    tensors = [(f"{layout.prefix(f.unit.key)}.bank", dtype, (f.unit.bases, f.unit.rank,
-                                                             f.unit.sizes.d))
-               for f in source.units]
+    tensors = [
+        (f"{layout.prefix(f.unit.key)}.bank", dtype, (f.unit.bases, f.unit.rank, f.unit.sizes.d))
+        for f in source.units
+    ]
     return plan_file(out / layout.BANK, tensors, {"format": "pt"})
 
 
@@ -107,8 +126,12 @@ def _plan_codes(source: Source, out: Path) -> PlannedFile:
     for fitted in source.units:
         name, count = layout.prefix(fitted.unit.key), len(fitted.unit.experts)
         kept = len(fitted.codes.values)
-        tensors += [(f"{name}.offsets", "I64", (count + 1,)), (f"{name}.indices", "I32", (kept,)),
-                    (f"{name}.values", "F32", (kept,)), (f"{name}.experts", "I32", (count, 3))]
+        tensors += [
+            (f"{name}.offsets", "I64", (count + 1,)),
+            (f"{name}.indices", "I32", (kept,)),
+            (f"{name}.values", "F32", (kept,)),
+            (f"{name}.experts", "I32", (count, 3)),
+        ]
     return plan_file(out / layout.CODES, tensors, {"format": "pt"})
 
 
@@ -118,35 +141,39 @@ def _write_codes(work: ExportWork, source: Source, planned: PlannedFile) -> None
     with work.writing(planned, {}) as file:
         for number, fitted in enumerate(source.units):
             codes = fitted.codes
-            members = torch.tensor([[expert.layer, expert.expert, int(expert.shared)]
-                                    for expert in fitted.unit.experts], dtype=torch.int32)
+            members = torch.tensor(
+                [
+                    [expert.layer, expert.expert, int(expert.shared)]
+                    for expert in fitted.unit.experts
+                ],
+                dtype=torch.int32,
+            )
             values = (codes.offsets, codes.indices, codes.values, members)
             for entry, value in zip(planned.entries[4 * number :], values, strict=False):
                 file.write_tensor(entry.start, value.contiguous())
 
 
 def _write_adapters(
-    work: ExportWork, source: Source, shards: list[layout.AdapterFile], plan: ExportPlan,
+    work: ExportWork,
+    source: Source,
+    shards: list[layout.AdapterFile],
+    plan: ExportPlan,
     progress: ProgressCall | None,
 ) -> None:
-    total, done = sum(len(shard.members) for shard in shards), 0
+    tally = Tally(sum(len(shard.members) for shard in shards), progress)
     with BankShelf(plan.resident) as shelf:
         for shard in shards:
             name = shard.planned.path.name
-            if work.record(name) is None:
-                notes: dict[str, dict[str, float]] = {"squared_error": {}}
-                with work.writing(shard.planned, notes) as file:
-                    for fitted in _units_of(shard, source):
-                        source.index.fetch(fitted.unit.experts)
-                        approximation = BankApproximation(fitted, shelf.bank(fitted))
-                        squared = _write_unit(file, shard, approximation, plan.batch,
-                                              progress, done, total)
-                        family = fitted.unit.family
-                        before = notes["squared_error"].get(family, 0.0)
-                        notes["squared_error"][family] = before + squared
-            done += len(shard.members)
-            if progress:
-                progress(done, total, name)
+            if work.record(name) is not None:
+                tally.advance(len(shard.members), name)
+                continue
+            squared: dict[str, float] = {}
+            with work.writing(shard.planned, {"squared_error": squared}) as file:
+                for fitted in _units_of(shard, source):
+                    source.index.fetch(fitted.unit.experts)
+                    approximation = BankApproximation(fitted, shelf.bank(fitted))
+                    error = _write_unit(file, shard, approximation, plan.batch, tally)
+                    squared[fitted.unit.family] = squared.get(fitted.unit.family, 0.0) + error
 
 
 def _units_of(shard: layout.AdapterFile, source: Source) -> list[FittedUnit]:
@@ -155,17 +182,21 @@ def _units_of(shard: layout.AdapterFile, source: Source) -> list[FittedUnit]:
 
 
 def _write_unit(
-    file: OutFile, shard: layout.AdapterFile, approximation: BankApproximation, batch: int,
-    progress: ProgressCall | None, done: int, total: int,
+    file: OutFile,
+    shard: layout.AdapterFile,
+    approximation: BankApproximation,
+    batch: int,
+    tally: Tally,
 ) -> float:
     """Adapters of one unit in one shard; returns their squared error on the original scale."""
     fitted = approximation.fitted
-    chosen = [(position, entry) for (owner, position), entry
-              in zip(shard.members, shard.planned.entries, strict=True) if owner is fitted]
+    chosen = [
+        (position, entry)
+        for (owner, position), entry in zip(shard.members, shard.planned.entries, strict=True)
+        if owner is fitted
+    ]
     squared = 0.0
-    before = next(k for k, (owner, _) in enumerate(shard.members) if owner is fitted)
     with ExpertReader([fitted.unit.experts[position] for position, _ in chosen], batch) as reader:
-        seen = 0
         for part in reader.batches():
             for slot, weights in zip(part.positions, part.weights, strict=True):
                 position, entry = chosen[slot]
@@ -173,26 +204,33 @@ def _write_unit(
                 adapter = fit.adapters[0].mul_(fitted.scale)
                 file.write_tensor(entry.start, adapter.to(TORCH_DTYPES[entry.dtype]).contiguous())
                 squared += float(fit.squared_error[0].clamp_min(0)) * fitted.scale**2
-            seen += len(part.positions)
-            if progress:
-                progress(done + before + seen, total, fitted.unit.key)
+            tally.advance(len(part.positions), fitted.unit.key)
     return squared
 
 
 def _publish(
-    work: ExportWork, source: Source, shards: list[layout.AdapterFile], dtype: str,
-    errors: dict[str, float], identity: dict[str, object], command: str,
+    work: ExportWork, source: Source, shards: list[layout.AdapterFile], manifest: dict[str, Any]
 ) -> None:
-    size = sum(record.bytes for record in work.records().values())
-    card = model_card(source, kind="factors", dtype=dtype, size=size, errors=errors,
-                      command=command, hub_id=source.index.revision is not None)
+    dtype, errors = manifest["dtype"], manifest["relative_frobenius_error"]
+    shard_names = [shard.planned.path.name for shard in shards]
+    records = work.records()
+    size = sum(records[name].bytes for name in (layout.BANK, layout.CODES, *shard_names))
+    card = model_card(
+        source,
+        kind="factors",
+        dtype=dtype,
+        size=size,
+        errors=errors,
+        command=manifest["command"],
+        hub_id=source.index.revision is not None,
+    )
     work.add("README.md", card.encode())
     described = layout.describe(source, dtype, errors)
     work.add(layout.CONFIG, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
-    weight_map = {entry.name: shard.planned.path.name
-                  for shard in shards for entry in shard.planned.entries}
+    weight_map = {
+        entry.name: shard.planned.path.name for shard in shards for entry in shard.planned.entries
+    }
     total = sum(entry.nbytes for shard in shards for entry in shard.planned.entries)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     work.add(layout.INDEX, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
-    work.publish({"format": 1, "identity": identity, "kind": "factors", "dtype": dtype,
-                  "command": command, "relative_frobenius_error": errors}, layout.INDEX)
+    work.publish(manifest, layout.INDEX)

@@ -114,7 +114,7 @@ class OutFile:
 
 def bytes_of(values: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor."""
-    return memoryview(values.view(-1).view(torch.uint8).numpy())
+    return values.view(-1).view(torch.uint8).numpy().data
 
 
 def sha256_of(path: Path) -> str:

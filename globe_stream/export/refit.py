@@ -5,26 +5,18 @@ batch, so an export has the same bytes whatever the memory budget and wherever i
 Source: method.md section 4, steps 1 to 3; contract.md, "export --format factors".
 """
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from globe_stream.checkpoint.experts import Expert
 from globe_stream.export.bank import StoredBank
 from globe_stream.export.source import FittedUnit
 from globe_stream.fitting import Fit, fit_adapters
 
 
-
-
 class Approximation(Protocol):
-    """Anything that replaces the experts of one list, given their weights."""
-
-    @property
-    def experts(self) -> Sequence[Expert]:
-        """The experts, by position."""
+    """Anything that replaces the experts of a unit, given their weights."""
 
     def replace(self, position: int, weights: Tensor) -> Tensor:
         """The replacement (p, d) float32 of expert `position`, whose `weights` may be changed."""
@@ -37,15 +29,6 @@ class BankApproximation:
         self.fitted = fitted
         self._bank = bank
         self._mixture = torch.empty(1, *bank.shape[1:])
-
-    @property
-    def experts(self) -> Sequence[Expert]:
-        """The experts, by position."""
-        return self.fitted.unit.experts
-
-    def adapter(self, position: int, weights: Tensor) -> Tensor:
-        """scale A (p, r); `weights` (p, d) is overwritten."""
-        return self.fit(position, weights).adapters[0] * self.fitted.scale
 
     def replace(self, position: int, weights: Tensor) -> Tensor:
         """scale A H + mean (p, d); `weights` (p, d) is overwritten."""

@@ -7,13 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream.errors import InputError
-from globe_stream.export.source import Source
 from globe_stream.export.card import NO_SAVING
+from globe_stream.export.source import Source
 from globe_stream.export.work import MANIFEST, FileRecord
 from globe_stream.store import arrays
 
 ProgressCall = Callable[[int, int, str], None]
 """Called with experts done, experts in all, and a short note."""
+
+
+class Tally:
+    """Counts experts done and tells `progress`, if anybody listens."""
+
+    def __init__(self, total: int, progress: ProgressCall | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def advance(self, count: int, note: str) -> None:
+        """`count` more experts are done."""
+        self._done += count
+        if self._progress:
+            self._progress(self._done, self._total, note)
+
 
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 """Accepted names of --dtype and how safetensors spells them."""
@@ -55,8 +69,10 @@ def relative_errors(source: Source, records: Mapping[str, FileRecord]) -> dict[s
     for record in records.values():
         for family, value in record.notes.get("squared_error", {}).items():
             squared[family] = squared.get(family, 0.0) + value
-    return {family: (value / squared_norm(source, family)) ** 0.5
-            for family, value in sorted(squared.items())}
+    return {
+        family: (value / squared_norm(source, family)) ** 0.5
+        for family, value in sorted(squared.items())
+    }
 
 
 def squared_norm(source: Source, family: str) -> float:
@@ -72,12 +88,17 @@ def finished_result(
     manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     listed = manifest["files"]
     return ExportResult(
-        out=out, kind=manifest["kind"], dtype=manifest["dtype"], files=len(listed),
+        out=out,
+        kind=manifest["kind"],
+        dtype=manifest["dtype"],
+        files=len(listed),
         bytes=sum(entry["bytes"] for entry in listed.values()),
-        source_bytes=sum(expert.nbytes for fitted in source.units for expert in fitted.unit.experts),
+        source_bytes=sum(e.nbytes for fitted in source.units for e in fitted.unit.experts),
         relative_errors=manifest["relative_frobenius_error"],
         resumed_files=len(listed) if resumed is None else resumed,
-        price_bytes=price, peak_bytes=peak, note=_note(manifest["kind"], resumed is None),
+        price_bytes=price,
+        peak_bytes=peak,
+        note=_note(manifest["kind"], resumed is None),
     )
 
 

@@ -70,8 +70,9 @@ def plan_rewrite(
     quantised = "quantization_config" in index.config
     touched = {expert.storage.weight.tensor for expert in members}
     drafts = [_draft(header, index.headers, touched, dtype, quantised) for header in index.headers]
-    planned = [_plan(header, draft, out) for header, draft in zip(index.headers, drafts,
-                                                                  strict=True)]
+    planned = [
+        _plan(header, draft, out) for header, draft in zip(index.headers, drafts, strict=True)
+    ]
     config = _config(index.config, dtype, chosen, quantised)
     places = _places(planned, config, members)
     keys = {key_of(expert) for expert in members}
@@ -118,8 +119,10 @@ def _one(entry: TensorEntry, entries: dict[str, TensorEntry], touched: bool, dty
     if entry.dtype == _FP8:
         scale = entries.get(entry.name + _SCALE)
         if scale is None or len(entry.shape) != 2:
-            raise InputError(f"{entry.path}: tensor {entry.name} is fp8 without block scales "
-                             "beside it: this quantisation cannot be written out densely")
+            raise InputError(
+                f"{entry.path}: tensor {entry.name} is fp8 without block scales "
+                "beside it: this quantisation cannot be written out densely"
+            )
         return _Draft(entry.name, dtype, entry.shape, entry, scale, "fp8")
     if touched and entry.dtype != dtype:
         return _Draft(entry.name, dtype, entry.shape, entry, None, "cast")
@@ -131,9 +134,7 @@ def _plan(header: Header, drafts: list[_Draft], out: Path) -> PlannedFile:
     return plan_file(out / header.path.name, tensors, header.metadata)
 
 
-def _config(
-    config: dict[str, Any], dtype: str, chosen: bool, quantised: bool
-) -> dict[str, Any]:
+def _config(config: dict[str, Any], dtype: str, chosen: bool, quantised: bool) -> dict[str, Any]:
     """config.json without quantisation, naming the dtype where that changed."""
     kept = copy.deepcopy(config)
     names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -151,13 +152,20 @@ def _places(
     planned: list[PlannedFile], config: dict[str, Any], members: list[Expert]
 ) -> dict[Key, Region]:
     """Where every expert lies in the planned files, by key; shared ones as the blocks taken."""
-    inventory = take_inventory([entry for one in planned for entry in one.entries], config,
-                               include_mtp=_beyond(config, members))
+    inventory = take_inventory(
+        [entry for one in planned for entry in one.entries],
+        config,
+        include_mtp=_beyond(config, members),
+    )
     experts = [expert for family in inventory.experts.values() for expert in family]
     if any(expert.shared for expert in members):
         p = members[0].shape[0]
-        experts += [block for family in ("up", "gate") for expert in inventory.shared[family]
-                    for block in split_shared(expert, p)]
+        experts += [
+            block
+            for family in ("up", "gate")
+            for expert in inventory.shared[family]
+            for block in split_shared(expert, p)
+        ]
     return {key_of(expert): expert.storage.weight for expert in experts}
 
 

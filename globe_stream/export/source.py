@@ -16,7 +16,7 @@ from globe_stream.errors import InputError
 from globe_stream.fitting import Activation
 from globe_stream.scope import Unit
 from globe_stream.store import arrays
-from globe_stream.store.run import Run
+from globe_stream.store.run import Run, State
 
 Key = tuple[str, int, bool, int]
 
@@ -65,8 +65,11 @@ class FittedUnit:
     @property
     def activation(self) -> Activation:
         """phi and its gain."""
-        return Activation(str(self.state["activation"]), float(self.state["activation_lambda"]),
-                          float(self.state["gamma"]))
+        return Activation(
+            str(self.state["activation"]),
+            float(self.state["activation_lambda"]),
+            float(self.state["gamma"]),
+        )
 
     @property
     def ridge(self) -> float:
@@ -84,11 +87,13 @@ class Source:
 
     def identity(self) -> str:
         """A digest of everything an export's bytes depend on, options aside."""
-        parts = [self.index.fingerprint(), [[unit.unit.record(), unit.state] for unit in self.units]]
-        commits = [row["sequence"] for row in self.run.ledger.rows
-                   if row["kind"] == "commit" and any(u.unit.key in row["states"]
-                                                      for u in self.units)]
-        text = json.dumps([parts, commits[-1:]], sort_keys=True)
+        states = [[unit.unit.record(), unit.state] for unit in self.units]
+        commits = [
+            row["sequence"]
+            for row in self.run.ledger.rows
+            if row["kind"] == "commit" and any(u.unit.key in row["states"] for u in self.units)
+        ]
+        text = json.dumps([self.index.fingerprint(), states, commits[-1:]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __enter__(self) -> "Source":
@@ -113,8 +118,7 @@ def open_source(directory: Path, *, model: str | None = None, trained: bool = Tr
     run = Run(directory, writable=True)
     try:
         records = run.header["units"]
-        states = {record["key"]: run.state(record["key"]) for record in records}
-        _require_ready(directory, states, trained)
+        states = _ready_states(run, trained)
         index = _open_checked(run, model)
         units = tuple(_fitted(run, index, record, states[record["key"]]) for record in records)
         return Source(run, index, units)
@@ -123,14 +127,23 @@ def open_source(directory: Path, *, model: str | None = None, trained: bool = Tr
         raise
 
 
-def _require_ready(directory: Path, states: dict[str, Any], trained: bool) -> None:
-    for key, state in states.items():
+def _ready_states(run: Run, trained: bool) -> dict[str, State]:
+    """The state of every unit; InputError unless all are seeded, or `trained`."""
+    states = {}
+    for record in run.header["units"]:
+        key, state = record["key"], run.state(record["key"])
         if state is None:
-            raise InputError(f"{directory}: {key} is not seeded yet. "
-                             "Give the `globe-stream seed` command again to finish it")
+            raise InputError(
+                f"{run.path}: {key} is not seeded yet. "
+                "Give the `globe-stream seed` command again to finish it"
+            )
         if trained and state["stage"] == "seeded":
-            raise InputError(f"{directory}: {key} is seeded but not trained. "
-                             f"Run `globe-stream train {directory}` first")
+            raise InputError(
+                f"{run.path}: {key} is seeded but not trained. "
+                f"Run `globe-stream train {run.path}` first"
+            )
+        states[key] = state
+    return states
 
 
 def _open_checked(run: Run, model: str | None) -> ExpertIndex:
@@ -153,10 +166,15 @@ def require_unchanged(recorded: dict[str, Any], index: ExpertIndex, name: str) -
         return
     old, new = recorded["files"], found["files"]
     changed = sorted(file for file in {*old, *new} if old.get(file) != new.get(file))
-    what = (f"{changed[0]} is not the file it was" if changed
-            else f"the revision is {found['revision']}, it was {recorded['revision']}")
-    raise InputError(f"{name}: changed since the run was made: {what}. Restore the checkpoint, "
-                     "or seed a new run from it")
+    what = (
+        f"{changed[0]} is not the file it was"
+        if changed
+        else f"the revision is {found['revision']}, it was {recorded['revision']}"
+    )
+    raise InputError(
+        f"{name}: changed since the run was made: {what}. Restore the checkpoint, "
+        "or seed a new run from it"
+    )
 
 
 def _fitted(
@@ -164,16 +182,19 @@ def _fitted(
 ) -> FittedUnit:
     by_key = {key_of(expert): expert for expert in index.experts[record["family"]]}
     rows = arrays.read(run.array(f"{record['key']}/experts")).tolist()
-    experts = tuple(by_key[record["family"], layer, bool(shared), number]
-                    for layer, number, shared in rows)
+    experts = tuple(
+        by_key[record["family"], layer, bool(shared), number] for layer, number, shared in rows
+    )
     unit = Unit(record["key"], record["family"], experts, record["rank"], record["bases"])
     return FittedUnit(unit, state, read_codes(run, record["key"]), run.array(f"{unit.key}/bank"))
 
 
 def read_codes(run: Run, key: str) -> PackedCodes:
     """The codes of unit `key`."""
-    count, indices, values = (torch.from_numpy(arrays.read(run.array(f"{key}/codes/{name}")))
-                              for name in ("count", "indices", "values"))
+    count, indices, values = (
+        torch.from_numpy(arrays.read(run.array(f"{key}/codes/{name}")))
+        for name in ("count", "indices", "values")
+    )
     offsets = torch.zeros(len(count) + 1, dtype=torch.int64)
     offsets[1:] = count.long().cumsum(0)
     return PackedCodes(offsets, indices, values)

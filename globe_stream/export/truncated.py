@@ -1,24 +1,14 @@
 """The truncated SVD of single experts: the baseline that a bank has to beat."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-
-from globe_stream.checkpoint.experts import Expert
 
 
 class SvdApproximation:
     """W_hat = U_k U_k^T W with the leading k left singular vectors of each expert."""
 
-    def __init__(self, experts: Sequence[Expert], rank: int) -> None:
-        self._experts = experts
+    def __init__(self, rank: int) -> None:
         self._rank = rank
-
-    @property
-    def experts(self) -> Sequence[Expert]:
-        """The experts, by position."""
-        return self._experts
 
     def replace(self, position: int, weights: Tensor) -> Tensor:
         """The best matrix of rank k (p, d) in the Frobenius norm."""
@@ -31,6 +21,6 @@ def truncate(weights: Tensor, rank: int) -> Tensor:
     wide = weights.shape[0] <= weights.shape[1]
     exact = (weights if wide else weights.T).double()
     _, vectors = torch.linalg.eigh(exact @ exact.T)
-    leading = vectors[:, max(0, len(vectors) - rank):]
-    cut = (leading @ (leading.T @ exact)).float()
+    leading = vectors[:, max(0, len(vectors) - rank) :]
+    cut: Tensor = (leading @ (leading.T @ exact)).float()
     return cut if wide else cut.T.contiguous()

@@ -92,8 +92,11 @@ class ExportWork:
 
     def publish(self, manifest: dict[str, Any], last: str) -> None:
         """Move everything into `out`, with a manifest of it; the file `last` comes last."""
-        listed = {name: {"bytes": record.bytes, "sha256": record.sha256}
-                  for name, record in self.records().items() if name != MANIFEST}
+        listed = {
+            name: {"bytes": record.bytes, "sha256": record.sha256}
+            for name, record in self.records().items()
+            if name != MANIFEST
+        }
         text = json.dumps({**manifest, "files": listed}, indent=2, sort_keys=True) + "\n"
         self.add(MANIFEST, text.encode())
         names = [name for name in self.records() if name != last]
@@ -103,8 +106,10 @@ class ExportWork:
                 os.rename(ready, self.out / name)
                 files.sync_parents(self.out / name, self.out)
             elif not (self.out / name).exists():
-                raise GlobeError(f"{self.out}: the finished file {name} has disappeared. "
-                                 "Delete the folder and export again")
+                raise GlobeError(
+                    f"{self.out}: the finished file {name} has disappeared. "
+                    "Delete the folder and export again"
+                )
         self.close()
         files.remove(self._folder)
 
@@ -133,8 +138,9 @@ class ExportWork:
         ready = self._folder / _READY / name
         os.rename(partial, ready)
         files.sync_parents(ready, self._folder)
-        self._ledger.append({"kind": "file", "name": name, "bytes": size, "sha256": digest,
-                             "notes": notes})
+        self._ledger.append(
+            {"kind": "file", "name": name, "bytes": size, "sha256": digest, "notes": notes}
+        )
 
 
 def open_work(out: Path, identity: Mapping[str, Any], last: str) -> ExportWork | None:
@@ -165,7 +171,12 @@ def _require_same(out: Path, found: Any, wanted: Mapping[str, Any], which: str) 
     if found is None or found == dict(wanted):
         return
     keys = [key for key in wanted if found.get(key) != wanted[key]]
-    what = ", ".join(f"{key} {found.get(key)} instead of {wanted[key]}" for key in keys
-                     if key != "state") or "the run had another state then"
-    raise InputError(f"{out}: holds {which} export that differs ({what}). "
-                     "Choose another --out, or delete it")
+    what = (
+        ", ".join(
+            f"{key} {found.get(key)} instead of {wanted[key]}" for key in keys if key != "state"
+        )
+        or "the run had another state then"
+    )
+    raise InputError(
+        f"{out}: holds {which} export that differs ({what}). Choose another --out, or delete it"
+    )

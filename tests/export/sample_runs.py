@@ -21,10 +21,18 @@ def tiny_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16, shard: str 
 
     torch.manual_seed(0)
     config = Qwen2MoeConfig(
-        vocab_size=256, hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=LAYERS,
-        num_attention_heads=2, num_key_value_heads=2, moe_intermediate_size=INTERMEDIATE,
-        shared_expert_intermediate_size=2 * INTERMEDIATE, num_experts=EXPERTS,
-        num_experts_per_tok=2, max_position_embeddings=128, use_cache=False,
+        vocab_size=256,
+        hidden_size=HIDDEN,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        moe_intermediate_size=INTERMEDIATE,
+        shared_expert_intermediate_size=2 * INTERMEDIATE,
+        num_experts=EXPERTS,
+        num_experts_per_tok=2,
+        max_position_embeddings=128,
+        use_cache=False,
     )
     model = Qwen2MoeForCausalLM(config).to(dtype)
     for parameter in model.parameters():
@@ -57,14 +65,25 @@ def make_run(folder: Path, model: Path, recipe: Recipe | None = None) -> Path:
     """A run of `model` whose banks are random and whose adapters are optimal for them."""
     recipe = recipe or Recipe()
     index = open_index(str(model))
-    chosen = index.select(Selection(families=recipe.families, max_experts=recipe.max_experts,
-                                    include_shared=recipe.include_shared))
+    chosen = index.select(
+        Selection(
+            families=recipe.families,
+            max_experts=recipe.max_experts,
+            include_shared=recipe.include_shared,
+        )
+    )
     units = _units(chosen, recipe)
-    run = Run.create(folder, {
-        "model": str(model), "model_type": index.model_type, "revision": None,
-        "fingerprint": index.fingerprint(), "config": {"seed": {"method": "random"}},
-        "units": [record for record, _ in units],
-    })
+    run = Run.create(
+        folder,
+        {
+            "model": str(model),
+            "model_type": index.model_type,
+            "revision": None,
+            "fingerprint": index.fingerprint(),
+            "config": {"seed": {"method": "random"}},
+            "units": [record for record, _ in units],
+        },
+    )
     with run:
         for number, (record, experts) in enumerate(units):
             _commit_unit(run, record, experts, recipe, number)
@@ -81,8 +100,20 @@ def _units(index: ExpertIndex, recipe: Recipe) -> list[tuple[dict[str, Any], lis
             experts = [expert for expert in members if expert.layer in group]
             key = f"{family}/layers-{group[0]:03d}-{group[-1]:03d}" if recipe.per_layer else family
             p, d = experts[0].shape
-            units.append(({"key": key, "family": family, "experts": len(experts), "p": p, "d": d,
-                           "rank": recipe.rank, "bases": recipe.bases}, experts))
+            units.append(
+                (
+                    {
+                        "key": key,
+                        "family": family,
+                        "experts": len(experts),
+                        "p": p,
+                        "d": d,
+                        "rank": recipe.rank,
+                        "bases": recipe.bases,
+                    },
+                    experts,
+                )
+            )
     return units
 
 
@@ -97,23 +128,44 @@ def _commit_unit(
     values.scatter_(1, dropped[:, recipe.support :], 0.0)
     gamma = recipe.gain * (recipe.rank * record["d"]) ** 0.5
     state = {
-        "stage": recipe.stage, "epoch": 0 if recipe.stage == "seeded" else 3, "passes": 5,
-        "mean": recipe.mean, "scale": recipe.scale, "activation": recipe.activation,
-        "activation_lambda": recipe.lam, "gamma": gamma, "lambda_a": 1e-9, "temperature": 1.0,
-        "median_support": float(recipe.support), "explained_variance": 0.5,
-        "seeding_method": "random", "bytes_read": 0, "seconds": 0.0,
+        "stage": recipe.stage,
+        "epoch": 0 if recipe.stage == "seeded" else 3,
+        "passes": 5,
+        "mean": recipe.mean,
+        "scale": recipe.scale,
+        "activation": recipe.activation,
+        "activation_lambda": recipe.lam,
+        "gamma": gamma,
+        "lambda_a": 1e-9,
+        "temperature": 1.0,
+        "median_support": float(recipe.support),
+        "explained_variance": 0.5,
+        "seeding_method": "random",
+        "bytes_read": 0,
+        "seconds": 0.0,
     }
     originals = torch.stack([read_expert(expert) for expert in experts])
-    rebuilt = torch.stack([oracle(w, bank, a, state)
-                           for w, a in zip(originals, values, strict=True)])
+    rebuilt = torch.stack(
+        [oracle(w, bank, a, state) for w, a in zip(originals, values, strict=True)]
+    )
     errors = (rebuilt - originals).double().square().sum((1, 2))
     norms = originals.double().square().sum((1, 2))
-    state |= {"relative_frobenius_error": float((errors.sum() / norms.sum()).sqrt()),
-              "squared_norm": float(norms.sum())}
+    state |= {
+        "relative_frobenius_error": float((errors.sum() / norms.sum()).sqrt()),
+        "squared_norm": float(norms.sum()),
+    }
     members = torch.tensor([[e.layer, e.expert, int(e.shared)] for e in experts]).int()
     key = record["key"]
-    run.commit({key: state}, {f"{key}/bank": bank, f"{key}/norms": norms, f"{key}/errors": errors,
-                              f"{key}/experts": members, **codes.named(key, values)})
+    run.commit(
+        {key: state},
+        {
+            f"{key}/bank": bank,
+            f"{key}/norms": norms,
+            f"{key}/errors": errors,
+            f"{key}/experts": members,
+            **codes.named(key, values),
+        },
+    )
 
 
 def oracle(weights: Tensor, bank: Tensor, code: Tensor, state: dict[str, Any]) -> Tensor:

@@ -24,20 +24,28 @@ def _raw(path: Path) -> dict[str, bytes]:
 
 
 def _check_against_oracle(run: Path, model: Path, out: Path, recipe: Recipe) -> None:
-    selection = Selection(recipe.families, include_shared=recipe.include_shared,
-                          max_experts=recipe.max_experts)
+    selection = Selection(
+        recipe.families, include_shared=recipe.include_shared, max_experts=recipe.max_experts
+    )
     before = open_index(str(model)).select(selection)
     after = open_index(str(out)).select(selection)
     for family in recipe.families:
-        for position, (old, new) in enumerate(zip(before.experts[family], after.experts[family],
-                                                  strict=True)):
+        for position, (old, new) in enumerate(
+            zip(before.experts[family], after.experts[family], strict=True)
+        ):
             expected = run_oracle(run, family, position, read_expert(old))
             torch.testing.assert_close(read_expert(new).double(), expected, rtol=5e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("recipe", [
-    Recipe(), Recipe(families=("up",), include_shared=True), Recipe(max_experts=7),
-], ids=["both", "shared", "some"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        Recipe(families=("up",), include_shared=True),
+        Recipe(max_experts=7),
+    ],
+    ids=["both", "shared", "some"],
+)
 def test_experts_are_replaced_and_all_else_is_kept(
     tmp_path: Path, model: Path, recipe: Recipe
 ) -> None:
@@ -47,8 +55,10 @@ def test_experts_are_replaced_and_all_else_is_kept(
     before, after = _raw(model), _raw(tmp_path / "out")
     assert list(before) == list(after)
     selected = open_index(str(model)).select(
-        Selection(recipe.families, include_shared=recipe.include_shared,
-                  max_experts=recipe.max_experts))
+        Selection(
+            recipe.families, include_shared=recipe.include_shared, max_experts=recipe.max_experts
+        )
+    )
     replaced = {e.storage.weight.tensor for f in recipe.families for e in selected.experts[f]}
     assert all((before[name] == after[name]) == (name not in replaced) for name in before)
     assert "saves no size" in result.note
@@ -62,7 +72,8 @@ def test_transformers_loads_it(tmp_path: Path, model: Path, run: Path) -> None:
 
     export_dense(run, tmp_path / "out")
     loaded, info = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", output_loading_info=True, dtype=torch.float32)
+        tmp_path / "out", output_loading_info=True, dtype=torch.float32
+    )
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     index = open_index(str(tmp_path / "out"))
     expert = next(e for e in index.experts["up"] if (e.layer, e.expert) == (1, 3))
@@ -104,7 +115,8 @@ def test_svd_export_has_the_error_of_the_discarded_spectrum(
     index = open_index(str(model))
     rank = round((24 * 18 + 5 * 18 * 32 / 12) / (24 + 32))
     for family in ("up", "gate"):
-        spectra = torch.stack([torch.linalg.svdvals(read_expert(e).double())
-                               for e in index.experts[family]]).square()
+        spectra = torch.stack(
+            [torch.linalg.svdvals(read_expert(e).double()) for e in index.experts[family]]
+        ).square()
         expected = float((spectra[:, rank:].sum() / spectra.sum()).sqrt())
         assert result.relative_errors[family] == pytest.approx(expected, rel=1e-4)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from sample_runs import Recipe, make_run, run_oracle
 from safetensors import safe_open
+from sample_runs import Recipe, make_run, run_oracle
 
 from globe_stream.checkpoint.index import Selection, open_index
 from globe_stream.checkpoint.reader import read_expert
@@ -28,8 +28,10 @@ def test_reconstruct_equals_the_definition(tmp_path: Path, model: Path, name: st
     result = export_factors(run, tmp_path / "out", dtype="fp32", shard_bytes=9_000)
     factors = load_factors(tmp_path / "out")
     index = open_index(str(model)).select(
-        Selection(recipe.families, max_experts=recipe.max_experts,
-                  include_shared=recipe.include_shared))
+        Selection(
+            recipe.families, max_experts=recipe.max_experts, include_shared=recipe.include_shared
+        )
+    )
     for family in recipe.families:
         squared, whole = 0.0, 0.0
         for expert in index.experts[family]:
@@ -48,8 +50,12 @@ def test_files_follow_the_contract(tmp_path: Path, run: Path) -> None:
     export_factors(run, out, shard_bytes=9_000, command="globe-stream export X")
     config = json.loads((out / "globe_config.json").read_text())
     weight_map = json.loads((out / "adapters.safetensors.index.json").read_text())["weight_map"]
-    assert set(weight_map) == {f"layers.{layer}.experts.{e}.{family}.adapter"
-                               for layer in range(2) for e in range(6) for family in ("up", "gate")}
+    assert set(weight_map) == {
+        f"layers.{layer}.experts.{e}.{family}.adapter"
+        for layer in range(2)
+        for e in range(6)
+        for family in ("up", "gate")
+    }
     assert len(set(weight_map.values())) > 2
     for name, shard in weight_map.items():
         with safe_open(out / shard, "pt") as file:
