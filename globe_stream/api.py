@@ -1,6 +1,6 @@
 """The library's entry points: what the commands `plan`, `seed`, `train` and `status` call."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from globe_stream.config import (
 )
 from globe_stream.context import Context
 from globe_stream.errors import InputError
+from globe_stream.export.dense import export_dense
+from globe_stream.export.native import export_factors
 from globe_stream.interrupts import graceful_interrupts
 from globe_stream.memory import allocator, planner
 from globe_stream.memory.budget import Knobs, StagePlan
@@ -33,7 +35,7 @@ from globe_stream.status import status_document
 from globe_stream.store import files
 from globe_stream.store.run import Run
 from globe_stream.telemetry.metrics import Metrics, MetricsFile, Sink
-from globe_stream.telemetry.progress import Progress
+from globe_stream.telemetry.progress import Bar, Progress
 from globe_stream.telemetry.tracker import WandbSink
 from globe_stream.training.loop import Trainer
 from globe_stream.units import format_bytes, parse_size
@@ -128,6 +130,23 @@ def train(
             return _finish(context)
 
 
+def export(
+    path: Path, out: Path, kind: str, *, dtype: str | None = None, model: str | None = None,
+    how: RuntimeConfig, command: str = "", silent: bool = False,
+) -> Document:
+    """Write the trained run at `path` to `out` as `kind`, factors or dense.
+
+    The same call again continues. Raises InputError for a run that is not trained, a source that
+    changed, an `out` that holds something else, and budgets or disks too small.
+    """
+    allocator.return_freed_memory()
+    writer = {"factors": export_factors, "dense": export_dense}[kind]
+    limit = memory_limit(how, None)
+    with _step_bar(Progress(silent=silent), f"export {kind}") as progress:
+        return writer(path, out, dtype=dtype, memory=limit, model=model, command=command,
+                      progress=progress).document()
+
+
 def status(path: Path) -> Document:
     """Where the run at `path` stands; changes nothing."""
     return status_document(Run(path, writable=False))
@@ -141,6 +160,27 @@ def memory_limit(how: RuntimeConfig, run: Run | None) -> int:
     if recorded is not None:
         return int(recorded["bytes"])
     return int(FREE_SHARE * psutil.virtual_memory().available)
+
+
+@contextmanager
+def _step_bar(progress: Progress, title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar driven by calls of (done, total, note), total known from the first call on."""
+    bars: list[Bar] = []
+    finished = 0
+    meter = Meter()
+
+    def step(done: int, total: int, note: str) -> None:
+        nonlocal finished
+        if not bars:
+            bars.append(progress.bar(title, total))
+        bars[0].advance(done - finished, note, meter.now())
+        finished = done
+
+    try:
+        yield step
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 @contextmanager

@@ -64,6 +64,28 @@ def synthetic(document: Document) -> str:
             f"in {format_seconds(document['seconds'])}")
 
 
+def export(document: Document) -> str:
+    """`export`."""
+    errors = ", ".join(f"{family} relF {error:.4f}"
+                       for family, error in document["relative_errors"].items())
+    return "\n".join(filter(None, (
+        f"{document['out']}: {document['kind']} in {document['dtype']}, {document['files']} files, "
+        f"{format_bytes(document['bytes'])} (the source has "
+        f"{format_bytes(document['source_bytes'])})", errors,
+        f"peak memory {format_bytes(document['peak_bytes'])}, priced "
+        f"{format_bytes(document['price_bytes'])}",
+        document["note"], document.get("url"),
+    )))
+
+
+def finished(document: Document) -> str:
+    """`run` and `demo`."""
+    parts = [status(document), *(export(item) for item in document["exports"])]
+    if document["report"]:
+        parts.append(f"report: {document['report']}")
+    return "\n\n".join(parts)
+
+
 def status(document: Document) -> str:
     """`status`, `seed` and `train`."""
     heads = ("family", "epoch", "relF", "SVD relF", "kept", "m x r", "support", "lambda")

@@ -1,6 +1,8 @@
 """Commands about runs: seed, train, status."""
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,60 @@ def status(run: Path, as_json: bool) -> None:
     click.echo(json.dumps(document) if as_json else render.status(document))
 
 
+@click.command()
+@run_argument
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--format", "kind", required=True, type=click.Choice(("factors", "dense")),
+              help="factors: bank, codes and adapters; dense: the source checkpoint with "
+              "reconstructed experts, which saves no size.")
+@click.option("--dtype", type=click.Choice(("bf16", "fp16", "fp32")),
+              help="Type of what is written (default: the checkpoint's).")
+@click.option("--model", help="Where the checkpoint is now, if it moved since it was seeded.")
+@click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the finished export.")
+@options_of(RuntimeConfig, skip=("device", "checkpoint_every", "wandb_project"))
+@as_json
+def export(
+    run: Path, out: Path, kind: str, dtype: str | None, model: str | None,
+    push_to_hub: str | None, as_json: bool, **values: Any,
+) -> None:
+    """Write the trained run at RUN to a folder. The same command continues."""
+    from globe_stream import api
+
+    document = api.export(run, out, kind, dtype=dtype, model=model, command=_command_line(),
+                          how=record_from(RuntimeConfig, values))
+    if push_to_hub is not None:
+        document["url"] = api.push_to_hub(out, push_to_hub)
+    click.echo(json.dumps(document) if as_json else render.export(document))
+
+
+@click.command("run")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@as_json
+def run_recipe(recipe: Path, as_json: bool) -> None:
+    """Carry out RECIPE (TOML): seed, train, export. Continues where it stopped."""
+    from globe_stream.recipe import carry_out, load_recipe
+
+    document = carry_out(load_recipe(recipe), command=_command_line())
+    click.echo(json.dumps(document) if as_json else render.finished(document))
+
+
+@click.command()
+@as_json
+def demo(as_json: bool) -> None:
+    """The whole job on a small synthetic checkpoint, offline, into cache/demo."""
+    from globe_stream.recipe import carry_out, packaged_recipe
+
+    document = carry_out(packaged_recipe("demo"), command=_command_line())
+    click.echo(json.dumps(document) if as_json else render.finished(document))
+
+
+def _command_line() -> str:
+    """The command as it was given, for model cards."""
+    return shlex.join(["globe-stream", *sys.argv[1:]])
+
+
 def _without_tracker(values: dict[str, Any], no_wandb: bool) -> dict[str, Any]:
     return {**values, "wandb_project": None} if no_wandb else values
 
 
-COMMANDS = (seed, train, status)
+COMMANDS = (seed, train, status, export, run_recipe, demo)

@@ -1,0 +1,137 @@
+"""Recipes: a whole run (synth, seed, train, export, report) as one TOML file.
+
+Every table has the fields of the record it stands for, by the same names as the command line's
+options. Carrying out a recipe again continues where it stopped.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from globe_stream.config import (
+    RuntimeConfig,
+    SeedConfig,
+    SelectionConfig,
+    TrainConfig,
+    load_toml,
+)
+from globe_stream.errors import InputError
+
+_TABLES = ("synth", "selection", "seed", "train", "runtime", "export")
+_KEYS = ("model", "run", "report")
+_EXPORT_KEYS = ("format", "out", "dtype")
+_SYNTH_KEYS = {
+    "layers": int, "experts": int, "hidden": int, "intermediate": int, "planted_bases": int,
+    "planted_rank": int, "noise": float, "dtype": str, "seed": int,
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """One export of a recipe."""
+
+    format: str
+    out: Path
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to do, in order; parts that are None or empty are left out."""
+
+    model: str
+    run: Path
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    seed: SeedConfig = field(default_factory=SeedConfig)
+    train: TrainConfig | None = None
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    synth: Mapping[str, Any] | None = None
+    exports: tuple[Export, ...] = ()
+    report: Path | None = None
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check the recipe at `path`; InputError names the file and the key at fault."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}. Give a recipe file") from error
+    return parse_recipe(load_toml(text, str(path)), str(path))
+
+
+def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe that `values` (TOML found at `where`) describes."""
+    _refuse_unknown(values, (*_KEYS, *_TABLES), where)
+    for key in ("model", "run"):
+        if not isinstance(values.get(key), str):
+            raise InputError(f"{where}: {key} is missing: give a path as text")
+    table = {name: values.get(name, {}) for name in _TABLES}
+    train = TrainConfig.from_mapping(table["train"], f"{where} [train]")
+    return Recipe(
+        model=values["model"], run=Path(values["run"]),
+        selection=SelectionConfig.from_mapping(table["selection"], f"{where} [selection]"),
+        seed=SeedConfig.from_mapping(table["seed"], f"{where} [seed]"),
+        train=train if "train" in values else None,
+        runtime=RuntimeConfig.from_mapping(table["runtime"], f"{where} [runtime]"),
+        synth=_synth(table["synth"], f"{where} [synth]") if "synth" in values else None,
+        exports=tuple(_export(item, f"{where} [[export]]") for item in values.get("export", [])),
+        report=Path(values["report"]) if "report" in values else None,
+    )
+
+
+def packaged_recipe(name: str) -> Recipe:
+    """A recipe of the `pipelines` folder, from the installed package or the source tree."""
+    installed = Path(str(resources.files("globe_stream"))) / "pipelines" / f"{name}.toml"
+    source = Path(__file__).parents[1] / "pipelines" / f"{name}.toml"
+    return load_recipe(installed if installed.exists() else source)
+
+
+def carry_out(recipe: Recipe, *, command: str, silent: bool = False) -> dict[str, Any]:
+    """Do everything in `recipe` that is not done yet; returns the status and what was written."""
+    from globe_stream import api
+    from globe_stream.checkpoint.synth import write_synthetic
+    from globe_stream.report.html import write_report
+    from globe_stream.telemetry.progress import Progress
+
+    if recipe.synth is not None and not (Path(recipe.model) / "config.json").exists():
+        write_synthetic(Path(recipe.model), **recipe.synth, progress=Progress(silent=silent))
+    status = api.seed(recipe.model, recipe.run, recipe.selection, recipe.seed, recipe.runtime,
+                      silent=silent)
+    if recipe.train is not None:
+        status = api.train(recipe.run, recipe.train, recipe.runtime, silent=silent)
+    exports = [api.export(recipe.run, item.out, item.format, dtype=item.dtype,
+                          how=recipe.runtime, command=command, silent=silent)
+               for item in recipe.exports]
+    if recipe.report is not None:
+        write_report(recipe.run, recipe.report)
+    return {**status, "exports": exports,
+            "report": None if recipe.report is None else str(recipe.report)}
+
+
+def _export(values: Any, where: str) -> Export:
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where}: write each export as a table headed [[export]]")
+    _refuse_unknown(values, _EXPORT_KEYS, where)
+    if values.get("format") not in ("factors", "dense") or not isinstance(values.get("out"), str):
+        raise InputError(f"{where}: give format (factors or dense) and out (a folder)")
+    return Export(values["format"], Path(values["out"]), values.get("dtype"))
+
+
+def _synth(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    _refuse_unknown(values, tuple(_SYNTH_KEYS), where)
+    for name, value in values.items():
+        if type(value) is not _SYNTH_KEYS[name]:
+            raise InputError(f"{where}: {name} = {value!r}: a {_SYNTH_KEYS[name].__name__} is needed")
+    missing = [name for name in ("layers", "experts", "hidden", "intermediate")
+               if name not in values]
+    if missing:
+        raise InputError(f"{where}: {missing[0]} is missing")
+    return dict(values)
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise InputError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
