@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import psutil
 import torch
@@ -57,21 +57,29 @@ class Source:
 def open_source(model: str, selection: SelectionConfig, seeding: SeedConfig) -> Source:
     """Index `model`, select experts and cut them into units; reads headers only."""
     index = open_index(model, selection.revision, selection.include_mtp)
-    chosen = index.select(Selection(
-        families=selection.family_names,
-        single_layer=selection.single_layer,
-        layers=None if selection.layers is None else parse_layers(selection.layers),
-        max_experts=selection.max_experts,
-        sample_method=selection.sample_method,
-        include_shared=selection.include_shared,
-        include_mtp=selection.include_mtp,
-    ))
+    chosen = index.select(
+        Selection(
+            families=selection.family_names,
+            single_layer=selection.single_layer,
+            layers=None if selection.layers is None else parse_layers(selection.layers),
+            max_experts=selection.max_experts,
+            sample_method=cast(Literal["first_n", "evenly_spaced"], selection.sample_method),
+            include_shared=selection.include_shared,
+            include_mtp=selection.include_mtp,
+        )
+    )
     return Source(chosen, tuple(make_units(chosen, selection.family_names, seeding)))
 
 
 def seed(
-    model: str, path: Path, selection: SelectionConfig, seeding: SeedConfig,
-    how: RuntimeConfig, *, fresh: bool = False, silent: bool = False,
+    model: str,
+    path: Path,
+    selection: SelectionConfig,
+    seeding: SeedConfig,
+    how: RuntimeConfig,
+    *,
+    fresh: bool = False,
+    silent: bool = False,
 ) -> Document:
     """Warm start of every unit of `model` in the run directory `path`; returns the status.
 
@@ -86,8 +94,12 @@ def seed(
     with _closing_on_error(run):
         machine = _prepare(run, device, reason)
         limit, base = memory_limit(how, run), Meter(device).now()
-        plans = {unit.key: planner.seed_plans(unit, seeding, proxies_for(seeding.method, seeding.proxies), limit, base)
-                 for unit in source.units}
+        plans = {
+            unit.key: planner.seed_plans(
+                unit, proxies_for(seeding.method, seeding.proxies), limit, base
+            )
+            for unit in source.units
+        }
         if fresh and Run.exists(path):
             Run.erase(path)
         run = run or Run.create(path, header)
@@ -102,7 +114,11 @@ def seed(
 
 
 def train(
-    path: Path, training: TrainConfig, how: RuntimeConfig, *, fresh: bool = False,
+    path: Path,
+    training: TrainConfig,
+    how: RuntimeConfig,
+    *,
+    fresh: bool = False,
     silent: bool = False,
 ) -> Document:
     """Alternating minimisation of every unit of the run at `path`; returns the status.
@@ -118,8 +134,10 @@ def train(
         device, reason = runtime.choose_device(how.device)
         machine = _prepare(run, device, reason)
         limit, base = memory_limit(how, run), Meter(device).now()
-        plans = {unit.key: {"train": planner.train_plan(unit, training, limit, base)}
-                 for unit in source.units}
+        plans = {
+            unit.key: {"train": planner.train_plan(unit, training, limit, base)}
+            for unit in source.units
+        }
         _adopt_config(run, training, fresh)
         _record_machine(run, machine)
         with _context(run, how, device, limit, base, silent) as context:
@@ -131,8 +149,15 @@ def train(
 
 
 def export(
-    path: Path, out: Path, kind: str, *, dtype: str | None = None, model: str | None = None,
-    how: RuntimeConfig, command: str = "", silent: bool = False,
+    path: Path,
+    out: Path,
+    kind: str,
+    *,
+    dtype: str | None = None,
+    model: str | None = None,
+    how: RuntimeConfig,
+    command: str = "",
+    silent: bool = False,
 ) -> Document:
     """Write the trained run at `path` to `out` as `kind`, factors or dense.
 
@@ -143,8 +168,9 @@ def export(
     writer = {"factors": export_factors, "dense": export_dense}[kind]
     limit = memory_limit(how, None)
     with _step_bar(Progress(silent=silent), f"export {kind}") as progress:
-        return writer(path, out, dtype=dtype, memory=limit, model=model, command=command,
-                      progress=progress).document()
+        return writer(
+            path, out, dtype=dtype, memory=limit, model=model, command=command, progress=progress
+        ).document()
 
 
 def status(path: Path) -> Document:
@@ -201,10 +227,15 @@ def _header(
     source: Source, selection: SelectionConfig, seeding: SeedConfig, device: torch.device
 ) -> Document:
     return {
-        "model": source.index.model, "model_type": source.index.model_type,
-        "revision": source.index.revision, "fingerprint": source.index.fingerprint(),
-        "config": {"selection": selection.identity(), "seed": seeding.identity(),
-                   "device": device.type},
+        "model": source.index.model,
+        "model_type": source.index.model_type,
+        "revision": source.index.revision,
+        "fingerprint": source.index.fingerprint(),
+        "config": {
+            "selection": selection.identity(),
+            "seed": seeding.identity(),
+            "device": device.type,
+        },
         "units": [unit.record() for unit in source.units],
     }
 
@@ -230,10 +261,12 @@ def _matching_run(path: Path, header: Document, fresh: bool) -> Run | None:
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two run headers, spelled out."""
-    phrases = [f"{section} {phrase}" for section in ("selection", "seed")
-               for phrase in differences(old["config"][section], new["config"][section])]
-    phrases += differences({"device": old["config"]["device"]},
-                           {"device": new["config"]["device"]})
+    phrases = [
+        f"{section} {phrase}"
+        for section in ("selection", "seed")
+        for phrase in differences(old["config"][section], new["config"][section])
+    ]
+    phrases += differences({"device": old["config"]["device"]}, {"device": new["config"]["device"]})
     return phrases + _source_changes(old["fingerprint"], new["fingerprint"])
 
 
@@ -242,8 +275,11 @@ def _source_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     before, after = old["files"], new["files"]
     phrases += [f"{name}: no longer there" for name in sorted(set(before) - set(after))]
     phrases += [f"{name}: was not there" for name in sorted(set(after) - set(before))]
-    return phrases + [f"{name}: size or header changed" for name in sorted(set(before) & set(after))
-                      if before[name] != after[name]]
+    return phrases + [
+        f"{name}: size or header changed"
+        for name in sorted(set(before) & set(after))
+        if before[name] != after[name]
+    ]
 
 
 def _same_source(run: Run) -> Source:
@@ -293,17 +329,24 @@ def _forget_training(run: Run) -> None:
     for unit in run.header["units"]:
         key = unit["key"]
         seeded = run.state(f"{key}:seeded")
-        move = [(f"{key}/seed/{name}", f"{key}/{name}") for name in ("bank", "codes")
-                if run.has(f"{key}/seed/{name}")]
-        run.commit({key: seeded, f"{key}:next": None, f"{key}:partial": None,
-                    "train_config": None}, move=move, drop=[f"{key}/next", f"{key}/partial"])
+        move = [
+            (f"{key}/seed/{name}", f"{key}/{name}")
+            for name in ("bank", "codes")
+            if run.has(f"{key}/seed/{name}")
+        ]
+        run.commit(
+            {key: seeded, f"{key}:next": None, f"{key}:partial": None, "train_config": None},
+            move=move,
+            drop=[f"{key}/next", f"{key}/partial"],
+        )
 
 
 def _write_config(run: Run, training: TrainConfig | None) -> None:
     config = run.header["config"]
     sections: dict[str, Any] = {
         "model": {"model": run.header["model"], **config["selection"]},
-        "seed": config["seed"], "runtime": {"device": config["device"]},
+        "seed": config["seed"],
+        "runtime": {"device": config["device"]},
     }
     if training is not None:
         sections["train"] = asdict(training)
@@ -332,11 +375,22 @@ def _recorded_plans(
     """
     recorded = run.state(key)
     if recorded is not None and recorded["limit"] == limit:
-        return {stage: StagePlan(stage, Knobs(**plan["knobs"]), plan["price"])
-                for stage, plan in recorded["plans"].items()}
-    run.commit({key: {"limit": limit, "plans": {
-        stage: {"knobs": asdict(plan.knobs), "price": plan.price}
-        for stage, plan in plans.items()}}, "budget": {"bytes": limit}})
+        return {
+            stage: StagePlan(stage, Knobs(**plan["knobs"]), plan["price"])
+            for stage, plan in recorded["plans"].items()
+        }
+    run.commit(
+        {
+            key: {
+                "limit": limit,
+                "plans": {
+                    stage: {"knobs": asdict(plan.knobs), "price": plan.price}
+                    for stage, plan in plans.items()
+                },
+            },
+            "budget": {"bytes": limit},
+        }
+    )
     return plans
 
 
@@ -349,10 +403,21 @@ def _context(
         sinks.append(WandbSink(run.path, how.wandb_project, run.header["config"]))
     metrics = Metrics(sinks)
     try:
-        with graceful_interrupts() as interrupt, \
-                files.disk_full_is_input_error(run.path, "the run"):
-            yield Context(run, metrics, Progress(silent=silent), Meter(device), interrupt, device,
-                          60 * how.checkpoint_every, limit, base)
+        with (
+            graceful_interrupts() as interrupt,
+            files.disk_full_is_input_error(run.path, "the run"),
+        ):
+            yield Context(
+                run,
+                metrics,
+                Progress(silent=silent),
+                Meter(device),
+                interrupt,
+                device,
+                60 * how.checkpoint_every,
+                limit,
+                base,
+            )
     finally:
         metrics.close()
 

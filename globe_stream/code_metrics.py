@@ -14,7 +14,7 @@ DEAD_SHARE = 1e-6
 """An atom whose share of every expert's code stays below this counts as dead."""
 
 
-def code_values(codes: Tensor, gram: Tensor, target: int | None = None) -> dict[str, Any]:
+def code_values(codes: Tensor, gram: Tensor, target: float | None = None) -> dict[str, Any]:
     """Supports, entropy, popularity, overlap and coherence.
 
     codes (N, m) non-negative; gram (m, m) = <B_j, B_k>; `target` the wanted median support.

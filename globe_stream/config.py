@@ -59,8 +59,11 @@ class Checked:
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide what is computed, by name."""
-        return {item.name: getattr(self, item.name) for item in fields(self)  # type: ignore[arg-type]
-                if not limits_of(item).runtime}
+        return {
+            item.name: getattr(self, item.name)
+            for item in fields(self)  # type: ignore[arg-type]
+            if not limits_of(item).runtime
+        }
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,7 @@ class SelectionConfig(Checked):
         False, "Also take shared experts, cut into blocks of the routed experts' height."
     )
     include_mtp: bool = option(False, "Also take the experts of multi-token-prediction layers.")
-    revision: str | None = option(
-        None, "Branch, tag or commit of a hub model.", metavar="REVISION"
-    )
+    revision: str | None = option(None, "Branch, tag or commit of a hub model.", metavar="REVISION")
 
     @property
     def family_names(self) -> tuple[str, ...]:
@@ -89,7 +90,13 @@ class SelectionConfig(Checked):
 
 
 METHODS = (
-    "ts_pca", "left_gram_pca", "rpca", "spherical_kmeans", "residual_greedy", "hybrid", "svd",
+    "ts_pca",
+    "left_gram_pca",
+    "rpca",
+    "spherical_kmeans",
+    "residual_greedy",
+    "hybrid",
+    "svd",
     "nn_dictionary",
 )
 
@@ -106,11 +113,13 @@ class SeedConfig(Checked):
         0.25, "m as a fraction of the N experts in a bank's scope.", low=0.0, high=1.0
     )
     bank_scope: str = option(
-        "global", "Experts that share a bank: all layers, one layer, or runs of K layers.",
+        "global",
+        "Experts that share a bank: all layers, one layer, or runs of K layers.",
         metavar="global|layer|layers:K",
     )
     proxies: str | None = option(
-        None, "Proxy right factors (default: the method's own).",
+        None,
+        "Proxy right factors (default: the method's own).",
         choices=("rows", "left_gram", "svd"),
     )
     row_selection: str = option(
@@ -120,18 +129,23 @@ class SeedConfig(Checked):
         None, "Experts whose energies choose the rows (default: all).", low=1
     )
     codes: str = option(
-        "nnls", "Initial codes: non-negative least squares, the same on the simplex, "
-        "or least squares clamped at zero.", choices=("nnls", "simplex", "ls_clamp"),
+        "nnls",
+        "Initial codes: non-negative least squares, the same on the simplex, "
+        "or least squares clamped at zero.",
+        choices=("nnls", "simplex", "ls_clamp"),
     )
     normalize: str = option(
-        "zscore", "Per-family normalisation of the weights, folded back at the end.",
+        "zscore",
+        "Per-family normalisation of the weights, folded back at the end.",
         choices=("zscore", "none"),
     )
     oversampling: int = option(8, "Extra columns of rpca's range finder.", low=0)
     power_iterations: int = option(2, "Power iterations of rpca.", low=0)
     pca_signs: str = option(
-        "simplex", "How PCA atoms are made usable with non-negative codes: rotated to a simplex, "
-        "or each flipped to its better sign.", choices=("simplex", "flip"),
+        "simplex",
+        "How PCA atoms are made usable with non-negative codes: rotated to a simplex, "
+        "or each flipped to its better sign.",
+        choices=("simplex", "flip"),
     )
     kmeans_init: str = option(
         "kmeans++", "First centres of k-means.", choices=("kmeans++", "farthest")
@@ -172,7 +186,8 @@ class SeedConfig(Checked):
         if kind == "layers" and count.isdigit() and int(count) > 0:
             return int(count)
         raise InputError(
-            f"--bank-scope {self.bank_scope!r} is not known: use global, layer or layers:K with K > 0"
+            f"--bank-scope {self.bank_scope!r} is not known: "
+            "use global, layer or layers:K with K > 0"
         )
 
 
@@ -181,8 +196,10 @@ class TrainConfig(Checked):
     """Alternating minimisation: one pass over the experts an epoch."""
 
     epochs: int = option(
-        20, "Passes over the data in all, warm-up included; more than were done continues.",
-        low=1, runtime=True,
+        20,
+        "Passes over the data in all, warm-up included; more than were done continues.",
+        low=1,
+        runtime=True,
     )
     warmup_epochs: int = option(
         5, "First epochs with orthonormal adapters, which align the experts' gauges.", low=0
@@ -190,11 +207,13 @@ class TrainConfig(Checked):
     warmup_momentum: float = option(0.8, "Momentum of the bank in the warm-up.", low=0.0, high=0.99)
     momentum: float = option(0.95, "Momentum of the bank after the warm-up.", low=0.0, high=0.99)
     targets: str = option(
-        "surrogate", "Weight-aware targets: descent on a surrogate of the loss, or pseudo-inverse.",
+        "surrogate",
+        "Weight-aware targets: descent on a surrogate of the loss, or pseudo-inverse.",
         choices=("surrogate", "pinv"),
     )
     blend_epochs: int = option(
-        0, "Epochs after the warm-up over which beta goes from warm-start to weight-aware targets.",
+        0,
+        "Epochs after the warm-up over which beta goes from warm-start to weight-aware targets.",
         low=0,
     )
     damping: float = option(
@@ -213,14 +232,16 @@ class TrainConfig(Checked):
     )
     activation_steps: int = option(20, "Steps in which lambda goes from 0 to 1.", low=1)
     target_support: str = option(
-        "12", "Median number of atoms an expert uses; none leaves the codes unconstrained.",
+        "12",
+        "Median number of atoms an expert uses; none leaves the codes unconstrained.",
         metavar="N|none",
     )
     support_ramp: int = option(
         20, "First epochs, in which the wanted support falls from all atoms to its target.", low=0
     )
     coding: str = option(
-        "entmax", "Mapping that sparsifies codes (entmax is the 1.5 one).",
+        "entmax",
+        "Mapping that sparsifies codes (entmax is the 1.5 one).",
         choices=("entmax", "sparsemax", "softmax"),
     )
     temperature_rate: float = option(
@@ -228,8 +249,12 @@ class TrainConfig(Checked):
     )
     temperature_min: float = option(1e-3, "Lowest temperature.", low=1e-6)
     temperature_max: float = option(1e3, "Highest temperature.", low=1e-6)
-    prune: float = option(1e-3, "Codes below this share of an expert's largest are dropped (epsilon).",
-                           low=0.0, high=1.0)
+    prune: float = option(
+        1e-3,
+        "Codes below this share of an expert's largest are dropped (epsilon).",
+        low=0.0,
+        high=1.0,
+    )
     support_cap: int | None = option(None, "At most this many atoms an expert (top-k).", low=1)
     l1: float = option(0.0, "L1 penalty on codes, relative to the atoms' energy.", low=0.0)
     lambda_a: float = option(
@@ -241,7 +266,8 @@ class TrainConfig(Checked):
     lambda_t: float = option(1e-3, "Ridge of the pinv targets, relative.", low=0.0)
     coherence: float = option(0.0, "Strength of the penalty on similar atoms.", low=0.0, high=1.0)
     tolerance: float = option(
-        1e-5, "Early stop: relative improvement of relF below which an epoch counts as still.",
+        1e-5,
+        "Early stop: relative improvement of relF below which an epoch counts as still.",
         low=0.0,
     )
     patience: int = option(10, "Early stop after this many still epochs; 0 never stops.", low=0)
@@ -267,14 +293,19 @@ class RuntimeConfig(Checked):
     """How a run is carried out."""
 
     memory: str | None = option(
-        None, "Peak resident memory of the whole process (default: 60 % of what is free).",
-        runtime=True, metavar="SIZE",
+        None,
+        "Peak resident memory of the whole process (default: 60 % of what is free).",
+        runtime=True,
+        metavar="SIZE",
     )
     device: str = option(
         "auto", "Where the arithmetic runs.", choices=("auto", "cpu", "mps", "cuda")
     )
     checkpoint_every: float = option(
-        10.0, "Minutes between checkpoints inside a pass.", low=0.0, runtime=True,
+        10.0,
+        "Minutes between checkpoints inside a pass.",
+        low=0.0,
+        runtime=True,
         metavar="MINUTES",
     )
     wandb_project: str | None = option(
@@ -309,15 +340,20 @@ def plain_type(item: "dataclasses.Field[Any]") -> type:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One phrase per key whose value differs, spelled out."""
-    return [f"{key}: was {old.get(key)!r}, now {new.get(key)!r}"
-            for key in sorted(set(old) | set(new)) if old.get(key) != new.get(key)]
+    return [
+        f"{key}: was {old.get(key)!r}, now {new.get(key)!r}"
+        for key in sorted(set(old) | set(new))
+        if old.get(key) != new.get(key)
+    ]
 
 
 def to_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
     """Tables of plain values as TOML, leaving out None, which TOML cannot say."""
-    kept = {name: {k: v for k, v in table.items() if v is not None}
-            for name, table in sections.items()}
-    return tomli_w.dumps(kept)
+    kept = {
+        name: {k: v for k, v in table.items() if v is not None} for name, table in sections.items()
+    }
+    text: str = tomli_w.dumps(kept)
+    return text
 
 
 def load_toml(text: str, where: str) -> dict[str, Any]:

@@ -40,8 +40,11 @@ class Context:
     def memory_values(self, name: str) -> dict[str, Any]:
         """The metric values of a stage measured by `stage`: its peak and base plus price."""
         peak, price = self.meter.peaks[name], self.base + self.prices[name]
-        return {"memory/peak_bytes": peak, "memory/price_bytes": price,
-                "memory/peak_over_price": peak / price}
+        return {
+            "memory/peak_bytes": peak,
+            "memory/price_bytes": price,
+            "memory/peak_over_price": peak / price,
+        }
 
 
 class Clock:

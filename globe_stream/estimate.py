@@ -19,7 +19,10 @@ from globe_stream.seeding.methods import proxies_for
 
 
 def estimate(
-    model: str, selection: SelectionConfig, seeding: SeedConfig, training: TrainConfig,
+    model: str,
+    selection: SelectionConfig,
+    seeding: SeedConfig,
+    training: TrainConfig,
     how: RuntimeConfig,
 ) -> dict[str, Any]:
     """The document of `plan --json`; InputError for whatever `seed` or `train` would refuse."""
@@ -31,24 +34,32 @@ def estimate(
     limit, base = memory_limit(how, None), Meter(device).now()
     stages: list[dict[str, Any]] = []
     for unit in source.units:
-        plans = planner.seed_plans(unit, seeding, proxies_for(seeding.method, seeding.proxies), limit, base)
-        stages += [_stage(f"{unit.key}/seed/{plan.stage.split()[0].split('/')[-1]}", plan, base)
-                   for plan in plans.values()]
-        stages.append(_stage(f"{unit.key}/train",
-                             planner.train_plan(unit, training, limit, base), base))
+        plans = planner.seed_plans(unit, proxies_for(seeding.method, seeding.proxies), limit, base)
+        stages += [
+            _stage(f"{unit.key}/seed/{plan.stage.split()[0].split('/')[-1]}", plan, base)
+            for plan in plans.values()
+        ]
+        stages.append(
+            _stage(f"{unit.key}/train", planner.train_plan(unit, training, limit, base), base)
+        )
     seed_bytes = sum(seed_bytes_read(unit, seeding) for unit in source.units)
     epoch_bytes = sum(unit.sizes.stored_bytes for unit in source.units)
     place = Path.cwd()
     return {
-        "format": 1, "model": model, "memory_budget_bytes": limit, "base_bytes": base,
+        "format": 1,
+        "model": model,
+        "memory_budget_bytes": limit,
+        "base_bytes": base,
         "peak_memory_bytes": max(stage["memory_bytes"] for stage in stages),
-        "seed_bytes_read": seed_bytes, "epoch_bytes_read": epoch_bytes,
+        "seed_bytes_read": seed_bytes,
+        "epoch_bytes_read": epoch_bytes,
         "bytes_read": seed_bytes + training.epochs * epoch_bytes,
         "passes": 3 + training.epochs,
         "epoch_flops": sum(epoch_operations(unit.sizes) for unit in source.units),
         "disk_bytes": disk_bytes(list(source.units)),
         "disk_free_bytes": shutil.disk_usage(place).free,
-        "units": {unit.key: _unit(unit) for unit in source.units}, "stages": stages,
+        "units": {unit.key: _unit(unit) for unit in source.units},
+        "stages": stages,
     }
 
 
@@ -79,18 +90,27 @@ def disk_bytes(units: list[Unit]) -> int:
     """
     kept = sum(4 * unit.sizes.bank_bytes for unit in units)
     return kept + max(
-        max(3 * unit.sizes.bank_bytes,
-            unit.sizes.experts * unit.sizes.rank * unit.sizes.d * unit.proxy_dtype.itemsize)
+        max(
+            3 * unit.sizes.bank_bytes,
+            unit.sizes.experts * unit.sizes.rank * unit.sizes.d * unit.proxy_dtype.itemsize,
+        )
         for unit in units
     )
 
 
 def _unit(unit: Unit) -> dict[str, Any]:
     sizes = unit.sizes
-    return {**unit.record(), "svd_rank": sizes.svd_rank,
-            "parameter_ratio": sizes.parameter_ratio(sizes.experts * sizes.bases)}
+    return {
+        **unit.record(),
+        "svd_rank": sizes.svd_rank,
+        "parameter_ratio": sizes.parameter_ratio(sizes.experts * sizes.bases),
+    }
 
 
 def _stage(name: str, plan: StagePlan, base: int) -> dict[str, Any]:
-    return {"stage": name, "memory_bytes": base + plan.price, "batch": plan.knobs.batch,
-            "spill": plan.knobs.spill}
+    return {
+        "stage": name,
+        "memory_bytes": base + plan.price,
+        "batch": plan.knobs.batch,
+        "spill": plan.knobs.spill,
+    }

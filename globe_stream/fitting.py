@@ -65,9 +65,7 @@ def compose(codes: Tensor, bank: Tiles, workspace: Workspace, name: str = "mixtu
     return mixtures
 
 
-def fit_adapters(
-    weights: Tensor, mixtures: Tensor, activation: Activation, ridge: float
-) -> Fit:
+def fit_adapters(weights: Tensor, mixtures: Tensor, activation: Activation, ridge: float) -> Fit:
     """Refit the adapters of W (b, p, d) to Z (b, r, d) and measure the error."""
     hidden = activation.apply(mixtures)
     gram = torch.bmm(hidden, hidden.mT)
@@ -92,9 +90,10 @@ def squared_error(
 
 
 def _squares(matrices: Tensor) -> Tensor:
-    flat = torch.linalg.vector_norm(matrices, dim=2)
-    return flat.double().cpu().square().sum(1)
+    rows: Tensor = torch.linalg.vector_norm(matrices, dim=2)
+    return rows.double().cpu().square().sum(1)
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:
-    return torch.linalg.vecdot(left, right, dim=2).double().cpu().sum(1)
+    rows: Tensor = torch.linalg.vecdot(left, right, dim=2)
+    return rows.double().cpu().sum(1)

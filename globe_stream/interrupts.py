@@ -20,8 +20,10 @@ class Interrupt:
             raise KeyboardInterrupt
         self.requested = True
         name = signal.Signals(number).name
-        print(f"\n{name}: saving the state of this pass, then stopping "
-              "(again to stop at once)", file=sys.stderr)
+        print(
+            f"\n{name}: saving the state of this pass, then stopping (again to stop at once)",
+            file=sys.stderr,
+        )
 
 
 @contextmanager
@@ -31,8 +33,10 @@ def graceful_interrupts() -> Iterator[Interrupt]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    old = {number: signal.signal(number, interrupt.request)
-           for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {
+        number: signal.signal(number, interrupt.request)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield interrupt
     finally:

@@ -42,8 +42,11 @@ class ErrorLog:
 
     def scalars(self) -> dict[str, Any]:
         """The health counts."""
-        return {"fallbacks": self.fallbacks, "raised": self.raised,
-                "worst_condition": self.worst_condition}
+        return {
+            "fallbacks": self.fallbacks,
+            "raised": self.raised,
+            "worst_condition": self.worst_condition,
+        }
 
     @property
     def relative_error(self) -> float:
@@ -68,9 +71,12 @@ class ErrorLog:
     def _by_layer(self, experts: Sequence[Expert]) -> dict[str, float]:
         layers = torch.tensor([expert.layer for expert in experts])
         return {
-            str(layer): float((self.squared_errors[layers == layer].sum()
-                               / self._norms[layers == layer].sum()).sqrt())
-            for layer in layers.unique().tolist()
+            str(layer): float(
+                (
+                    self.squared_errors[layers == layer].sum() / self._norms[layers == layer].sum()
+                ).sqrt()
+            )
+            for layer in sorted(set(layers.tolist()))
         }
 
 
@@ -78,8 +84,13 @@ class MeasureAccumulator:
     """Refits the adapters of every batch to a fixed bank and codes."""
 
     def __init__(
-        self, bank: Tiles, codes: Tensor, activation: Activation, ridge: float,
-        normalisation: Normalisation, norms: Tensor,
+        self,
+        bank: Tiles,
+        codes: Tensor,
+        activation: Activation,
+        ridge: float,
+        normalisation: Normalisation,
+        norms: Tensor,
     ) -> None:
         self._bank = bank
         self._codes = codes

@@ -23,8 +23,15 @@ _TABLES = ("synth", "selection", "seed", "train", "runtime", "export")
 _KEYS = ("model", "run", "report")
 _EXPORT_KEYS = ("format", "out", "dtype")
 _SYNTH_KEYS = {
-    "layers": int, "experts": int, "hidden": int, "intermediate": int, "planted_bases": int,
-    "planted_rank": int, "noise": float, "dtype": str, "seed": int,
+    "layers": int,
+    "experts": int,
+    "hidden": int,
+    "intermediate": int,
+    "planted_bases": int,
+    "planted_rank": int,
+    "noise": float,
+    "dtype": str,
+    "seed": int,
 }
 
 
@@ -70,7 +77,8 @@ def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     table = {name: values.get(name, {}) for name in _TABLES}
     train = TrainConfig.from_mapping(table["train"], f"{where} [train]")
     return Recipe(
-        model=values["model"], run=Path(values["run"]),
+        model=values["model"],
+        run=Path(values["run"]),
         selection=SelectionConfig.from_mapping(table["selection"], f"{where} [selection]"),
         seed=SeedConfig.from_mapping(table["seed"], f"{where} [seed]"),
         train=train if "train" in values else None,
@@ -97,17 +105,30 @@ def carry_out(recipe: Recipe, *, command: str, silent: bool = False) -> dict[str
 
     if recipe.synth is not None and not (Path(recipe.model) / "config.json").exists():
         write_synthetic(Path(recipe.model), **recipe.synth, progress=Progress(silent=silent))
-    status = api.seed(recipe.model, recipe.run, recipe.selection, recipe.seed, recipe.runtime,
-                      silent=silent)
+    status = api.seed(
+        recipe.model, recipe.run, recipe.selection, recipe.seed, recipe.runtime, silent=silent
+    )
     if recipe.train is not None:
         status = api.train(recipe.run, recipe.train, recipe.runtime, silent=silent)
-    exports = [api.export(recipe.run, item.out, item.format, dtype=item.dtype,
-                          how=recipe.runtime, command=command, silent=silent)
-               for item in recipe.exports]
+    exports = [
+        api.export(
+            recipe.run,
+            item.out,
+            item.format,
+            dtype=item.dtype,
+            how=recipe.runtime,
+            command=command,
+            silent=silent,
+        )
+        for item in recipe.exports
+    ]
     if recipe.report is not None:
         write_report(recipe.run, recipe.report)
-    return {**status, "exports": exports,
-            "report": None if recipe.report is None else str(recipe.report)}
+    return {
+        **status,
+        "exports": exports,
+        "report": None if recipe.report is None else str(recipe.report),
+    }
 
 
 def _export(values: Any, where: str) -> Export:
@@ -123,9 +144,12 @@ def _synth(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     _refuse_unknown(values, tuple(_SYNTH_KEYS), where)
     for name, value in values.items():
         if type(value) is not _SYNTH_KEYS[name]:
-            raise InputError(f"{where}: {name} = {value!r}: a {_SYNTH_KEYS[name].__name__} is needed")
-    missing = [name for name in ("layers", "experts", "hidden", "intermediate")
-               if name not in values]
+            raise InputError(
+                f"{where}: {name} = {value!r}: a {_SYNTH_KEYS[name].__name__} is needed"
+            )
+    missing = [
+        name for name in ("layers", "experts", "hidden", "intermediate") if name not in values
+    ]
     if missing:
         raise InputError(f"{where}: {missing[0]} is missing")
     return dict(values)

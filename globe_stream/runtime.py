@@ -16,6 +16,7 @@ from zarr.storage import MemoryStore
 from globe_stream.errors import InputError
 
 _PROBE = 768
+_CANARY_TILE = 16_384
 _EXACT_ERROR = 2e-6
 
 
@@ -69,15 +70,16 @@ def warm_up(device: torch.device) -> None:
     torch.linalg.cholesky_ex(torch.bmm(matrix, matrix))
     torch.linalg.eigh(torch.eye(96, dtype=torch.float64))
     torch.linalg.inv(torch.eye(96, dtype=torch.float64))
-    stored = zarr.create_array(MemoryStore(), data=np.zeros((4, 4), "f4"), zarr_format=3,
-                               compressors=[Crc32cCodec()])
+    stored = zarr.create_array(
+        MemoryStore(), data=np.zeros((4, 4), "f4"), zarr_format=3, compressors=[Crc32cCodec()]
+    )
     np.asarray(stored[...])
 
 
 def _fault(name: str) -> str | None:
     """Why device `name` cannot be used, or None."""
-    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}[name]
-    if not present():
+    backend = torch.cuda if name == "cuda" else torch.backends.mps
+    if not backend.is_available():
         return "is not available"
     return _canary(torch.device(name))
 
@@ -88,7 +90,10 @@ def _canary(device: torch.device) -> str | None:
     block = torch.randn(32, 40_000, generator=generator)
     exact = block.double() @ block.double().T
     there = block.to(device)
-    gram = sum((part @ part.T for part in there.split(16_384, 1)), torch.zeros(32, 32, device=device))
+    gram = torch.zeros(32, 32, device=device)
+    for start in range(0, block.shape[1], _CANARY_TILE):
+        part = there[:, start : start + _CANARY_TILE]
+        gram += part @ part.T
     if _relative_error(gram, exact) > 1e-5:
         return "computes a wrong Gram matrix"
     factor, info = torch.linalg.cholesky_ex(gram)

@@ -80,8 +80,15 @@ class Unit:
     def record(self) -> dict[str, Any]:
         """For the ledger's header."""
         sizes = self.sizes
-        return {"key": self.key, "family": self.family, "experts": sizes.experts, "p": sizes.p,
-                "d": sizes.d, "rank": self.rank, "bases": self.bases}
+        return {
+            "key": self.key,
+            "family": self.family,
+            "experts": sizes.experts,
+            "p": sizes.p,
+            "d": sizes.d,
+            "rank": self.rank,
+            "bases": self.bases,
+        }
 
 
 def make_units(index: ExpertIndex, families: Sequence[str], config: SeedConfig) -> list[Unit]:
@@ -89,8 +96,9 @@ def make_units(index: ExpertIndex, families: Sequence[str], config: SeedConfig) 
 
     Raises InputError when shapes differ, or bases and rank do not fit the experts.
     """
-    return [unit for family in families
-            for unit in _family_units(family, index.experts[family], config)]
+    return [
+        unit for family in families for unit in _family_units(family, index.experts[family], config)
+    ]
 
 
 def _family_units(family: str, experts: Sequence[Expert], config: SeedConfig) -> list[Unit]:
@@ -111,11 +119,15 @@ def _unit(key: str, family: str, experts: tuple[Expert, ...], config: SeedConfig
     _require_one_shape(experts)
     p = experts[0].shape[0]
     rank = config.rank if config.rank is not None else max(1, round(config.rank_ratio * p))
-    bases = (config.bases if config.bases is not None
-             else max(1, round(config.basis_ratio * len(experts))))
+    bases = (
+        config.bases
+        if config.bases is not None
+        else max(1, round(config.basis_ratio * len(experts)))
+    )
     if rank > p:
-        raise InputError(f"--rank {rank}: larger than the experts' {p} rows ({family}). "
-                         f"Use at most {p}")
+        raise InputError(
+            f"--rank {rank}: larger than the experts' {p} rows ({family}). Use at most {p}"
+        )
     if bases > len(experts):
         raise InputError(
             f"--bases {bases}: more atoms than the {len(experts)} experts that share the bank "

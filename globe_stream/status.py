@@ -20,19 +20,28 @@ def status_document(run: Run) -> dict[str, Any]:
     """Where `run` stands."""
     units = run.header["units"]
     states = {unit["key"]: run.state(unit["key"]) for unit in units}
-    families = {family: _family(run, family, states)
-                for family in dict.fromkeys(unit["family"] for unit in units)}
+    families = {
+        family: _family(run, family, states)
+        for family in dict.fromkeys(unit["family"] for unit in units)
+    }
     done = [state for state in states.values() if state is not None]
-    config = {**run.header["config"], "model": run.header["model"],
-              "train": run.state("train_config")}
+    config = {
+        **run.header["config"],
+        "model": run.header["model"],
+        "train": run.state("train_config"),
+    }
     return {
-        "format": FORMAT, "run": str(run.path), "state": _overall(list(states.values())),
-        "config": config, "fingerprint": fingerprint(run),
+        "format": FORMAT,
+        "run": str(run.path),
+        "state": _overall(list(states.values())),
+        "config": config,
+        "fingerprint": fingerprint(run),
         "peak_memory_bytes": (run.state("memory") or {}).get("peak_bytes", 0),
         "memory_budget_bytes": (run.state("budget") or {}).get("bytes", 0),
         "bytes_read": sum(state["bytes_read"] for state in done),
         "seconds": sum(state["seconds"] for state in done),
-        "machine": run.state("machine"), "families": families,
+        "machine": run.state("machine"),
+        "families": families,
     }
 
 
@@ -56,14 +65,22 @@ def _family(run: Run, family: str, states: dict[str, State | None]) -> dict[str,
     first = units[0]
     found = [(unit, state) for unit in units if (state := states[unit["key"]]) is not None]
     document: dict[str, Any] = {
-        "experts": sum(unit["experts"] for unit in units), "p": first["p"], "d": first["d"],
-        "rank": first["rank"], "bases": first["bases"], "banks": len(units),
+        "experts": sum(unit["experts"] for unit in units),
+        "p": first["p"],
+        "d": first["d"],
+        "rank": first["rank"],
+        "bases": first["bases"],
+        "banks": len(units),
         "seeding_method": run.header["config"]["seed"]["method"],
     }
     if len(found) < len(units):
         return {**document, "state": "seeding", "units_seeded": len(found)}
-    counts = torch.cat([torch.from_numpy(arrays.read(run.array(f"{unit['key']}/codes/count")))
-                        for unit, _ in found]).double()
+    counts = torch.cat(
+        [
+            torch.from_numpy(arrays.read(run.array(f"{unit['key']}/codes/count")))
+            for unit, _ in found
+        ]
+    ).double()
     return {
         **document,
         "parameter_ratio": _parameter_ratio(units, counts),
@@ -97,4 +114,4 @@ def _parameter_ratio(units: list[dict[str, Any]], counts: torch.Tensor) -> float
 
 def _sizes(unit: dict[str, Any]) -> Sizes:
     names = ("experts", "p", "d", "rank", "bases")
-    return Sizes(*(unit[name] for name in names), itemsize=2)
+    return Sizes(**{name: unit[name] for name in names}, itemsize=2)

@@ -68,9 +68,12 @@ class PassCost:
 
     def values(self) -> dict[str, float]:
         """As metrics: bytes, seconds, bytes per second, seconds spent waiting for the disk."""
-        return {"io/bytes_read": self.bytes_read, "time/seconds": self.seconds,
-                "io/bytes_per_second": self.bytes_read / max(self.seconds, 1e-9),
-                "io/seconds_waiting": self.waiting}
+        return {
+            "io/bytes_read": self.bytes_read,
+            "time/seconds": self.seconds,
+            "io/bytes_per_second": self.bytes_read / max(self.seconds, 1e-9),
+            "io/seconds_waiting": self.waiting,
+        }
 
 
 def stream(context: Context, task: Pass, accumulator: Accumulator) -> PassCost:
@@ -85,9 +88,11 @@ def stream(context: Context, task: Pass, accumulator: Accumulator) -> PassCost:
     with ExpertReader(task.experts, task.batch, rows=task.rows, device=context.device) as reader:
 
         def cost() -> PassCost:
-            return PassCost(before.bytes_read + reader.bytes_read,
-                            before.seconds + time.monotonic() - start,
-                            before.waiting + reader.seconds_waiting)
+            return PassCost(
+                before.bytes_read + reader.bytes_read,
+                before.seconds + time.monotonic() - start,
+                before.waiting + reader.seconds_waiting,
+            )
 
         bar = context.progress.bar(title, len(task.experts), skip * task.batch)
         for done, batch in enumerate(reader.batches(skip), start=skip + 1):
@@ -115,10 +120,13 @@ def _resume(context: Context, task: Pass, accumulator: Accumulator) -> tuple[int
     state = context.run.state(task.partial_key)
     if not state or state["stage"] != task.stage or state["batch"] != task.batch:
         return 0, PassCost(0, 0.0, 0.0)
-    accumulator.restore(lambda name: context.run.array(f"{task.partial_group}/{name}"),
-                        state["scalars"])
-    context.progress.say(f"{task.unit} {task.stage}: continuing after "
-                         f"{state['batches'] * task.batch} of {len(task.experts)} experts")
+    accumulator.restore(
+        lambda name: context.run.array(f"{task.partial_group}/{name}"), state["scalars"]
+    )
+    context.progress.say(
+        f"{task.unit} {task.stage}: continuing after "
+        f"{state['batches'] * task.batch} of {len(task.experts)} experts"
+    )
     return state["batches"], PassCost(**state["cost"])
 
 
@@ -126,9 +134,14 @@ def _checkpoint(
     context: Context, task: Pass, accumulator: Accumulator, done: int, cost: PassCost
 ) -> None:
     context.run.commit(
-        {task.partial_key: {
-            "stage": task.stage, "batch": task.batch, "batches": done,
-            "scalars": accumulator.scalars(), "cost": vars(cost),
-        }},
+        {
+            task.partial_key: {
+                "stage": task.stage,
+                "batch": task.batch,
+                "batches": done,
+                "scalars": accumulator.scalars(),
+                "cost": vars(cost),
+            }
+        },
         {f"{task.partial_group}/{name}": source for name, source in accumulator.arrays().items()},
     )

@@ -28,16 +28,24 @@ def inspect(model: str, revision: str | None, include_mtp: bool, as_json: bool) 
 
 @click.command()
 @click.argument("model")
-@options_of(SelectionConfig, SeedConfig, TrainConfig, RuntimeConfig,
-            skip=("checkpoint_every", "wandb_project"))
+@options_of(
+    SelectionConfig,
+    SeedConfig,
+    TrainConfig,
+    RuntimeConfig,
+    skip=("checkpoint_every", "wandb_project"),
+)
 @as_json
 def plan(model: str, as_json: bool, **values: Any) -> None:
     """Price a run on MODEL before it starts: parameters, passes, memory, disk."""
     from globe_stream.estimate import estimate
 
     document = estimate(
-        model, record_from(SelectionConfig, values), record_from(SeedConfig, values),
-        record_from(TrainConfig, values), record_from(RuntimeConfig, values),
+        model,
+        record_from(SelectionConfig, values),
+        record_from(SeedConfig, values),
+        record_from(TrainConfig, values),
+        record_from(RuntimeConfig, values),
     )
     click.echo(json.dumps(document) if as_json else render.estimate(document))
 
@@ -45,20 +53,49 @@ def plan(model: str, as_json: bool, **values: Any) -> None:
 @click.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--layers", type=click.IntRange(1), default=4, show_default=True, help="Layers.")
-@click.option("--experts", type=click.IntRange(2), default=16, show_default=True,
-              help="Routed experts a layer.")
-@click.option("--hidden", type=click.IntRange(1), default=192, show_default=True,
-              help="Hidden size d.")
-@click.option("--intermediate", type=click.IntRange(1), default=132, show_default=True,
-              help="Expert intermediate size p.")
-@click.option("--planted-bases", type=click.IntRange(1), metavar="M",
-              help="Make experts from a planted bank of M atoms.")
-@click.option("--planted-rank", type=click.IntRange(1), metavar="R",
-              help="Rows of a planted atom (default: 0.75 p).")
-@click.option("--noise", type=click.FloatRange(0), default=0.0, show_default=True,
-              help="Noise on planted experts, relative to their RMS.")
-@click.option("--dtype", type=click.Choice(("bf16", "fp16", "fp32")), default="bf16",
-              show_default=True, help="Stored type.")
+@click.option(
+    "--experts",
+    type=click.IntRange(2),
+    default=16,
+    show_default=True,
+    help="Routed experts a layer.",
+)
+@click.option(
+    "--hidden", type=click.IntRange(1), default=192, show_default=True, help="Hidden size d."
+)
+@click.option(
+    "--intermediate",
+    type=click.IntRange(1),
+    default=132,
+    show_default=True,
+    help="Expert intermediate size p.",
+)
+@click.option(
+    "--planted-bases",
+    type=click.IntRange(1),
+    metavar="M",
+    help="Make experts from a planted bank of M atoms.",
+)
+@click.option(
+    "--planted-rank",
+    type=click.IntRange(1),
+    metavar="R",
+    help="Rows of a planted atom (default: 0.75 p).",
+)
+@click.option(
+    "--noise",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Noise on planted experts, relative to their RMS.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(("bf16", "fp16", "fp32")),
+    default="bf16",
+    show_default=True,
+    help="Stored type.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed.")
 @as_json
 def synth(as_json: bool, **values: Any) -> None:

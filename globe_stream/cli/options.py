@@ -33,16 +33,19 @@ def record_from(record: type[Record], values: dict[str, Any]) -> Record:
 
 def _option(item: "dataclasses.Field[Any]") -> Callable[[Command], Command]:
     limits, kind = limits_of(item), plain_type(item)
-    shown = {"default": item.default, "show_default": item.default is not None}
+    shown: dict[str, Any] = {"default": item.default, "show_default": item.default is not None}
     text = limits.help + _range(limits)
     if kind is bool:
-        return click.option(flag(item.name), item.name, is_flag=True, default=item.default,
-                            help=limits.help)
+        return click.option(
+            flag(item.name), item.name, is_flag=True, default=item.default, help=limits.help
+        )
     if limits.choices:
-        return click.option(flag(item.name), item.name, type=click.Choice(limits.choices),
-                            help=limits.help, **shown)
-    return click.option(flag(item.name), item.name, type=kind, metavar=limits.metavar, help=text,
-                        **shown)
+        return click.option(
+            flag(item.name), item.name, type=click.Choice(limits.choices), help=limits.help, **shown
+        )
+    return click.option(
+        flag(item.name), item.name, type=kind, metavar=limits.metavar, help=text, **shown
+    )
 
 
 def _range(limits: Limits) -> str:

@@ -13,8 +13,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [list(heads), *(list(row) for row in rows)]
     widths = [max(len(line[k]) for line in lines) for k in range(len(heads))]
     return "\n".join(
-        "  ".join(cell.ljust(width) if k == 0 else cell.rjust(width)
-                  for k, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        "  ".join(
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
     )
 
@@ -23,13 +25,21 @@ def inventory(document: Document) -> str:
     """`inspect`."""
     heads = ("family", "experts", "layers", "a layer", "p x d", "dtype", "size")
     rows = [
-        (name, str(family["experts"]), _ranges(family["layers"]),
-         str(family["experts_per_layer"]), f"{family['p']} x {family['d']}", family["dtype"],
-         format_bytes(family["bytes"]))
+        (
+            name,
+            str(family["experts"]),
+            _ranges(family["layers"]),
+            str(family["experts_per_layer"]),
+            f"{family['p']} x {family['d']}",
+            family["dtype"],
+            format_bytes(family["bytes"]),
+        )
         for name, family in document["families"].items()
     ]
-    head = (f"{document['model']}: {document['model_type']}, layout {document['layout']}, "
-            f"{document['shards']} shards, {format_bytes(document['bytes'])}")
+    head = (
+        f"{document['model']}: {document['model_type']}, layout {document['layout']}, "
+        f"{document['shards']} shards, {format_bytes(document['bytes'])}"
+    )
     return f"{head}\n\n{table(heads, rows)}"
 
 
@@ -37,45 +47,74 @@ def estimate(document: Document) -> str:
     """`plan`."""
     heads = ("bank", "experts", "p x d", "m", "r", "kept", "SVD rank")
     rows = [
-        (key, str(unit["experts"]), f"{unit['p']} x {unit['d']}", str(unit["bases"]),
-         str(unit["rank"]), f"{unit['parameter_ratio']:.1%}", str(unit["svd_rank"]))
+        (
+            key,
+            str(unit["experts"]),
+            f"{unit['p']} x {unit['d']}",
+            str(unit["bases"]),
+            str(unit["rank"]),
+            f"{unit['parameter_ratio']:.1%}",
+            str(unit["svd_rank"]),
+        )
         for key, unit in document["units"].items()
     ]
-    stages = [(stage["stage"], format_bytes(stage["memory_bytes"]), str(stage["batch"]),
-               "on disk" if stage["spill"] else "resident") for stage in document["stages"]]
-    return "\n".join((
-        table(heads, rows), "",
-        table(("stage", "peak memory", "batch", "bank"), stages), "",
-        f"memory: {format_bytes(document['peak_memory_bytes'])} of "
-        f"{format_bytes(document['memory_budget_bytes'])}, of which "
-        f"{format_bytes(document['base_bytes'])} for the program itself",
-        f"reading: {format_bytes(document['seed_bytes_read'])} to seed, "
-        f"{format_bytes(document['epoch_bytes_read'])} an epoch, "
-        f"{format_bytes(document['bytes_read'])} in {document['passes']} passes in all",
-        f"arithmetic: {document['epoch_flops'] / 1e12:.2f} TFLOP an epoch",
-        f"disk: {format_bytes(document['disk_bytes'])} at most, "
-        f"{format_bytes(document['disk_free_bytes'])} free",
-    ))
+    stages = [
+        (
+            stage["stage"],
+            format_bytes(stage["memory_bytes"]),
+            str(stage["batch"]),
+            "on disk" if stage["spill"] else "resident",
+        )
+        for stage in document["stages"]
+    ]
+    return "\n".join(
+        (
+            table(heads, rows),
+            "",
+            table(("stage", "peak memory", "batch", "bank"), stages),
+            "",
+            f"memory: {format_bytes(document['peak_memory_bytes'])} of "
+            f"{format_bytes(document['memory_budget_bytes'])}, of which "
+            f"{format_bytes(document['base_bytes'])} for the program itself",
+            f"reading: {format_bytes(document['seed_bytes_read'])} to seed, "
+            f"{format_bytes(document['epoch_bytes_read'])} an epoch, "
+            f"{format_bytes(document['bytes_read'])} in {document['passes']} passes in all",
+            f"arithmetic: {document['epoch_flops'] / 1e12:.2f} TFLOP an epoch",
+            f"disk: {format_bytes(document['disk_bytes'])} at most, "
+            f"{format_bytes(document['disk_free_bytes'])} free",
+        )
+    )
 
 
 def synthetic(document: Document) -> str:
     """`synth`."""
-    return (f"{document['out']}: {document['shards']} shards, {format_bytes(document['bytes'])} "
-            f"in {format_seconds(document['seconds'])}")
+    return (
+        f"{document['out']}: {document['shards']} shards, {format_bytes(document['bytes'])} "
+        f"in {format_seconds(document['seconds'])}"
+    )
 
 
 def export(document: Document) -> str:
     """`export`."""
-    errors = ", ".join(f"{family} relF {error:.4f}"
-                       for family, error in document["relative_errors"].items())
-    return "\n".join(filter(None, (
-        f"{document['out']}: {document['kind']} in {document['dtype']}, {document['files']} files, "
-        f"{format_bytes(document['bytes'])} (the source has "
-        f"{format_bytes(document['source_bytes'])})", errors,
-        f"peak memory {format_bytes(document['peak_bytes'])}, priced "
-        f"{format_bytes(document['price_bytes'])}",
-        document["note"], document.get("url"),
-    )))
+    errors = ", ".join(
+        f"{family} relF {error:.4f}" for family, error in document["relative_errors"].items()
+    )
+    return "\n".join(
+        filter(
+            None,
+            (
+                f"{document['out']}: {document['kind']} in {document['dtype']}, "
+                f"{document['files']} files, "
+                f"{format_bytes(document['bytes'])} (the source has "
+                f"{format_bytes(document['source_bytes'])})",
+                errors,
+                f"peak memory {format_bytes(document['peak_bytes'])}, priced "
+                f"{format_bytes(document['price_bytes'])}",
+                document["note"],
+                document.get("url"),
+            ),
+        )
+    )
 
 
 def finished(document: Document) -> str:
@@ -90,13 +129,18 @@ def status(document: Document) -> str:
     """`status`, `seed` and `train`."""
     heads = ("family", "epoch", "relF", "SVD relF", "kept", "m x r", "support", "lambda")
     rows = [_family_row(name, family) for name, family in document["families"].items()]
-    return "\n".join((
-        f"{document['run']}: {document['state']}", "", table(heads, rows), "",
-        f"peak memory {format_bytes(document['peak_memory_bytes'])} of "
-        f"{format_bytes(document['memory_budget_bytes'])}, "
-        f"{format_bytes(document['bytes_read'])} read, {format_seconds(document['seconds'])}",
-        *_warnings(document),
-    ))
+    return "\n".join(
+        (
+            f"{document['run']}: {document['state']}",
+            "",
+            table(heads, rows),
+            "",
+            f"peak memory {format_bytes(document['peak_memory_bytes'])} of "
+            f"{format_bytes(document['memory_budget_bytes'])}, "
+            f"{format_bytes(document['bytes_read'])} read, {format_seconds(document['seconds'])}",
+            *_warnings(document),
+        )
+    )
 
 
 def _family_row(name: str, family: Document) -> tuple[str, ...]:
@@ -105,9 +149,14 @@ def _family_row(name: str, family: Document) -> tuple[str, ...]:
         return (name, "-", "-", "-", "-", size, "-", "-")
     svd = family["svd_equal_parameters_relative_error"]
     return (
-        name, str(family["epoch"]), f"{family['relative_frobenius_error']:.4f}",
-        "-" if svd is None else f"{svd:.4f}", f"{family['parameter_ratio']:.1%}", size,
-        f"{family['median_support']:g}", f"{family['activation_lambda']:g}",
+        name,
+        str(family["epoch"]),
+        f"{family['relative_frobenius_error']:.4f}",
+        "-" if svd is None else f"{svd:.4f}",
+        f"{family['parameter_ratio']:.1%}",
+        size,
+        f"{family['median_support']:g}",
+        f"{family['activation_lambda']:g}",
     )
 
 
@@ -117,11 +166,15 @@ def _warnings(document: Document) -> list[str]:
     for name, family in document["families"].items():
         svd = family.get("svd_equal_parameters_relative_error")
         if svd is not None and family["relative_frobenius_error"] >= svd:
-            lines.append(f"{name}: the bank does not beat the truncated SVD of equal size "
-                         f"({svd:.4f}); train more epochs or choose another size")
+            lines.append(
+                f"{name}: the bank does not beat the truncated SVD of equal size "
+                f"({svd:.4f}); train more epochs or choose another size"
+            )
         if family.get("parameter_ratio", 0) >= 1:
-            lines.append(f"{name}: bank and adapters are larger than the experts they replace; "
-                         "choose a smaller rank or fewer bases")
+            lines.append(
+                f"{name}: bank and adapters are larger than the experts they replace; "
+                "choose a smaller rank or fewer bases"
+            )
     return lines
 
 

@@ -20,21 +20,29 @@ no_wandb = click.option("--no-wandb", is_flag=True, help="Do not log to wandb (t
 
 @click.command()
 @click.argument("model")
-@click.option("--run", "path", required=True, type=click.Path(path_type=Path), metavar="DIR",
-              help="Run directory, made if it is not there.")
+@click.option(
+    "--run",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Run directory, made if it is not there.",
+)
 @options_of(SelectionConfig, SeedConfig, RuntimeConfig)
 @no_wandb
 @fresh
 @as_json
-def seed(
-    model: str, path: Path, fresh: bool, no_wandb: bool, as_json: bool, **values: Any
-) -> None:
+def seed(model: str, path: Path, fresh: bool, no_wandb: bool, as_json: bool, **values: Any) -> None:
     """Warm start: learn bank and codes of MODEL from proxies. The same command continues."""
     from globe_stream import api
 
     document = api.seed(
-        model, path, record_from(SelectionConfig, values), record_from(SeedConfig, values),
-        record_from(RuntimeConfig, _without_tracker(values, no_wandb)), fresh=fresh,
+        model,
+        path,
+        record_from(SelectionConfig, values),
+        record_from(SeedConfig, values),
+        record_from(RuntimeConfig, _without_tracker(values, no_wandb)),
+        fresh=fresh,
     )
     click.echo(json.dumps(document) if as_json else render.status(document))
 
@@ -50,8 +58,10 @@ def train(run: Path, fresh: bool, no_wandb: bool, as_json: bool, **values: Any) 
     from globe_stream import api
 
     document = api.train(
-        run, record_from(TrainConfig, values),
-        record_from(RuntimeConfig, _without_tracker(values, no_wandb)), fresh=fresh,
+        run,
+        record_from(TrainConfig, values),
+        record_from(RuntimeConfig, _without_tracker(values, no_wandb)),
+        fresh=fresh,
     )
     click.echo(json.dumps(document) if as_json else render.status(document))
 
@@ -70,26 +80,48 @@ def status(run: Path, as_json: bool) -> None:
 @click.command()
 @run_argument
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--format", "kind", required=True, type=click.Choice(("factors", "dense")),
-              help="factors: bank, codes and adapters; dense: the source checkpoint with "
-              "reconstructed experts, which saves no size.")
-@click.option("--dtype", type=click.Choice(("bf16", "fp16", "fp32")),
-              help="Type of what is written (default: the checkpoint's).")
+@click.option(
+    "--format",
+    "kind",
+    required=True,
+    type=click.Choice(("factors", "dense")),
+    help="factors: bank, codes and adapters; dense: the source checkpoint with "
+    "reconstructed experts, which saves no size.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(("bf16", "fp16", "fp32")),
+    help="Type of what is written (default: the checkpoint's).",
+)
 @click.option("--model", help="Where the checkpoint is now, if it moved since it was seeded.")
 @click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the finished export.")
 @options_of(RuntimeConfig, skip=("device", "checkpoint_every", "wandb_project"))
 @as_json
 def export(
-    run: Path, out: Path, kind: str, dtype: str | None, model: str | None,
-    push_to_hub: str | None, as_json: bool, **values: Any,
+    run: Path,
+    out: Path,
+    kind: str,
+    dtype: str | None,
+    model: str | None,
+    push_to_hub: str | None,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Write the trained run at RUN to a folder. The same command continues."""
     from globe_stream import api
+    from globe_stream.export.upload import push_to_hub as upload
 
-    document = api.export(run, out, kind, dtype=dtype, model=model, command=_command_line(),
-                          how=record_from(RuntimeConfig, values))
+    document = api.export(
+        run,
+        out,
+        kind,
+        dtype=dtype,
+        model=model,
+        command=_command_line(),
+        how=record_from(RuntimeConfig, values),
+    )
     if push_to_hub is not None:
-        document["url"] = api.push_to_hub(out, push_to_hub)
+        document["url"] = upload(out, push_to_hub)
     click.echo(json.dumps(document) if as_json else render.export(document))
 
 

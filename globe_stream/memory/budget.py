@@ -117,8 +117,12 @@ def resident_bank(sizes: Sizes, spill: bool) -> int:
 def measure_price(sizes: Sizes, knobs: Knobs, reader: ReaderBytes) -> int:
     """A pass that refits adapters and measures the error: bank, codes, reader, one batch."""
     codes = 4 * sizes.experts * sizes.bases
-    return (resident_bank(sizes, knobs.spill) + codes + reader(knobs.batch, None)
-            + knobs.batch * fit_bytes(sizes))
+    return (
+        resident_bank(sizes, knobs.spill)
+        + codes
+        + reader(knobs.batch, None)
+        + knobs.batch * fit_bytes(sizes)
+    )
 
 
 def direction_bytes(sizes: Sizes, warmup: bool, curved: bool) -> int:
@@ -189,6 +193,6 @@ def choose(
         least = cost if least is None else min(least, cost)
     raise InputError(
         f"--memory {format_bytes(limit)}: stage {stage} needs at least "
-        f"{format_bytes(base + (least or 0) + SLACK_BYTES)} ({format_bytes(base)} of it for the program itself). "
-        f"Raise --memory, or {advice}"
+        f"{format_bytes(base + (least or 0) + SLACK_BYTES)} "
+        f"({format_bytes(base)} of it for the program itself). Raise --memory, or {advice}"
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import product
 
 from globe_stream.checkpoint.reader import ExpertReader
-from globe_stream.config import SeedConfig, TrainConfig
+from globe_stream.config import TrainConfig
 from globe_stream.memory import budget
 from globe_stream.memory.budget import Knobs, StagePlan
 from globe_stream.scope import Unit
@@ -15,15 +15,12 @@ from globe_stream.scope import Unit
 _FEWER = "a smaller --rank or --bases, or --bank-scope layer"
 
 
-def seed_plans(
-    unit: Unit, config: SeedConfig, proxies: str, limit: int, base: int
-) -> dict[str, StagePlan]:
+def seed_plans(unit: Unit, proxies: str, limit: int, base: int) -> dict[str, StagePlan]:
     """A plan for every seeding stage of `unit`; InputError when one cannot fit `limit`."""
     sizes, reader = unit.sizes, _reader_bytes(unit)
     itemsize = unit.proxy_dtype.itemsize
     prices: dict[str, Callable[[Knobs], int]] = {
-        "statistics": lambda k: budget.statistics_price(
-            sizes, k, reader, proxies == "left_gram"),
+        "statistics": lambda k: budget.statistics_price(sizes, k, reader, proxies == "left_gram"),
         "proxies": lambda k: budget.proxies_price(sizes, k, reader, proxies, itemsize),
         "gram": lambda _: budget.gram_price(sizes, itemsize),
         "atoms": lambda _: budget.atoms_price(sizes, itemsize),
@@ -32,9 +29,14 @@ def seed_plans(
     }
     spilling = {"measure"}
     return {
-        stage: budget.choose(f"seed/{stage} of {unit.key}",
-                             _candidates(unit, price, spill=stage in spilling), price, limit, base,
-                             _FEWER)
+        stage: budget.choose(
+            f"seed/{stage} of {unit.key}",
+            _candidates(unit, price, spill=stage in spilling),
+            price,
+            limit,
+            base,
+            _FEWER,
+        )
         for stage, price in prices.items()
     }
 
@@ -44,11 +46,17 @@ def train_plan(unit: Unit, config: TrainConfig, limit: int, base: int) -> StageP
     sizes, reader = unit.sizes, _reader_bytes(unit)
 
     def price(knobs: Knobs) -> int:
-        return budget.train_price(sizes, knobs, reader, warmup=config.warmup_epochs > 0,
-                                  curved=config.activation != "none")
+        return budget.train_price(
+            sizes,
+            knobs,
+            reader,
+            warmup=config.warmup_epochs > 0,
+            curved=config.activation != "none",
+        )
 
-    return budget.choose(f"train of {unit.key}", _candidates(unit, price, spill=True), price,
-                         limit, base, _FEWER)
+    return budget.choose(
+        f"train of {unit.key}", _candidates(unit, price, spill=True), price, limit, base, _FEWER
+    )
 
 
 def _candidates(unit: Unit, price: Callable[[Knobs], int], *, spill: bool) -> list[Knobs]:

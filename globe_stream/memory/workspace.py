@@ -17,9 +17,7 @@ class Workspace:
         self.device = torch.device(device)
         self._buffers: dict[str, Tensor] = {}
 
-    def take(
-        self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
-    ) -> Tensor:
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """A contiguous tensor of `shape` with undefined content, backed by buffer `name`."""
         count = prod(shape)
         buffer = self._buffers.get(name)

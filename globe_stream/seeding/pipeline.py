@@ -3,7 +3,8 @@
     statistics -> proxies -> gram -> atoms (and codes) -> measure -> baseline
 
 `statistics`, `proxies` and `measure` each read the experts once; `gram` and `atoms` work on the
-spilled proxies; `baseline` reads a sample of large experts, or all small ones. Source: method.md section 3; warm-start guidelines, sections A to K.
+spilled proxies; `baseline` reads a sample of large experts, or all small ones.
+Source: method.md section 3; warm-start guidelines, sections A to K.
 """
 
 import time
@@ -32,7 +33,7 @@ from globe_stream.seeding.methods import (
     run_method,
     uses_dense_gram,
 )
-from globe_stream.seeding.statistics import Normalisation, Statistics, StatisticsAccumulator
+from globe_stream.seeding.statistics import Normalisation, StatisticsAccumulator
 from globe_stream.store import arrays, codes
 from globe_stream.store.tiles import Tiles
 from globe_stream.streaming import Pass, PassCost, finished, stream
@@ -55,8 +56,12 @@ class Seeding:
         if state is not None:
             return
         steps: dict[str, Callable[[], None]] = {
-            "statistics": self._statistics, "proxies": self._proxies, "gram": self._gram,
-            "atoms": self._atoms, "measure": self._measure, "baseline": self._baseline,
+            "statistics": self._statistics,
+            "proxies": self._proxies,
+            "gram": self._gram,
+            "atoms": self._atoms,
+            "measure": self._measure,
+            "baseline": self._baseline,
         }
         for stage in STAGES:
             if self._done(stage) is None:
@@ -71,7 +76,9 @@ class Seeding:
         experts = list(self.unit.experts)
         subset = frozenset(_evenly(len(experts), self.config.row_subset or len(experts)))
         accumulator = StatisticsAccumulator(
-            experts, subset, left_gram=proxies_for(self.config.method, self.config.proxies) == "left_gram",
+            experts,
+            subset,
+            left_gram=proxies_for(self.config.method, self.config.proxies) == "left_gram",
             device=self.context.device,
         )
         task = self._pass("statistics")
@@ -79,10 +86,12 @@ class Seeding:
         found = accumulator.result()
         by = found.normalisation(self.config.normalize)
         put: dict[str, arrays.Source] = {
-            "norms": found.norms, "seed/row_energy": found.row_energy(by),
+            "norms": found.norms,
+            "seed/row_energy": found.row_energy(by),
             "seed/normalised_norms": found.normalised_norms(by, accumulator.expert_sums),
-            "experts": torch.tensor([[e.layer, e.expert, int(e.shared)] for e in experts],
-                                    dtype=torch.int32),
+            "experts": torch.tensor(
+                [[e.layer, e.expert, int(e.shared)] for e in experts], dtype=torch.int32
+            ),
         }
         if found.left_gram is not None:
             put["seed/left_gram"] = found.normalised_left_gram(by)
@@ -104,7 +113,8 @@ class Seeding:
         if uses_dense_gram(self.config.method, self.unit.sizes.experts):
             gram, norms = normalised(proxy_gram(tiles, self.context.device))
             put: dict[str, arrays.Source] = {
-                "seed/gram": gram, "seed/proxy_norms": norms,
+                "seed/gram": gram,
+                "seed/proxy_norms": norms,
                 "eigenvalues": torch.linalg.eigvalsh(gram).flip(0),
             }
         else:
@@ -120,13 +130,18 @@ class Seeding:
         atoms = run_method(self.config, view, self.unit.bases)
         fitted = codes_from_gram(view, atoms.combination, how=self.config.codes)
         dense = fitted.codes * unit_mixture_scales(fitted.codes, fitted.atom_gram)[:, None]
-        bank = build_bank(tiles, norms, atoms.combination,
-                          self.context.run.spill(f"{_flat(self.unit.key)}-bank"))
-        facts = {"explained_variance": atoms.explained_variance, "method_stats": dict(atoms.stats),
-                 **code_values(dense, fitted.atom_gram),
-                 "proxy_relative_error": fitted.relative_error}
+        bank = build_bank(
+            tiles, norms, atoms.combination, self.context.run.spill(f"{_flat(self.unit.key)}-bank")
+        )
+        facts = {
+            "explained_variance": atoms.explained_variance,
+            "method_stats": dict(atoms.stats),
+            **code_values(dense, fitted.atom_gram),
+            "proxy_relative_error": fitted.relative_error,
+        }
         put: dict[str, arrays.Source] = {
-            f"{self.unit.key}/bank": bank, **codes.named(self.unit.key, dense.float()),
+            f"{self.unit.key}/bank": bank,
+            **codes.named(self.unit.key, dense.float()),
         }
         self.context.run.commit({self._key("atoms"): {**facts, **_cost_since(start).values()}}, put)
         bank.close()
@@ -137,14 +152,23 @@ class Seeding:
         bank = self._bank(plan)
         dense = codes.load(self.context.run, self.unit.key, self.unit.bases)
         accumulator = MeasureAccumulator(
-            bank, dense, Activation(), self.config.lambda_a, self._normalisation(),
+            bank,
+            dense,
+            Activation(),
+            self.config.lambda_a,
+            self._normalisation(),
             torch.from_numpy(self._read("norms")),
         )
         cost = stream(self.context, task, accumulator)
         bank.close()
         self.context.run.clear_spill()
-        self._commit("measure", accumulator.metrics(self.unit.experts), cost,
-                     {"errors": accumulator.squared_errors}, task)
+        self._commit(
+            "measure",
+            accumulator.metrics(self.unit.experts),
+            cost,
+            {"errors": accumulator.squared_errors},
+            task,
+        )
 
     def _baseline(self) -> None:
         sample = sampled_experts(self.unit)
@@ -152,12 +176,23 @@ class Seeding:
         task = Pass(self.unit.key, "baseline", experts, self.plans["baseline"].knobs.batch)
         accumulator = BaselineAccumulator(self.unit.sizes.svd_rank)
         cost = stream(self.context, task, accumulator)
-        facts = {"svd/rank": self.unit.sizes.svd_rank, "svd/experts": len(sample),
-                 "svd/relative_frobenius_error": accumulator.relative_error, **cost.values()}
+        facts = {
+            "svd/rank": self.unit.sizes.svd_rank,
+            "svd/experts": len(sample),
+            "svd/relative_frobenius_error": accumulator.relative_error,
+            **cost.values(),
+        }
         state = self._seeded_state(facts)
         states, drop = finished(task)
-        self.context.run.commit({self._key("baseline"): facts, self.unit.key: state,
-                                 self._key("seeded"): state, **states}, drop=drop)
+        self.context.run.commit(
+            {
+                self._key("baseline"): facts,
+                self.unit.key: state,
+                self._key("seeded"): state,
+                **states,
+            },
+            drop=drop,
+        )
 
     # -- pieces ----------------------------------------------------------------------------
 
@@ -181,15 +216,23 @@ class Seeding:
 
     def _proxy_tiles(self) -> Tiles:
         sizes = self.unit.sizes
-        return Tiles((sizes.experts, sizes.rank, sizes.d), tile_rows(sizes),
-                     dtype=self.unit.proxy_dtype, device=self.context.device,
-                     path=self.context.run.spill(f"{_flat(self.unit.key)}-proxies"))
+        return Tiles(
+            (sizes.experts, sizes.rank, sizes.d),
+            tile_rows(sizes),
+            dtype=self.unit.proxy_dtype,
+            device=self.context.device,
+            path=self.context.run.spill(f"{_flat(self.unit.key)}-proxies"),
+        )
 
     def _bank(self, plan: StagePlan) -> Tiles:
         path = self.context.run.spill(f"{_flat(self.unit.key)}-bank") if plan.knobs.spill else None
         sizes = self.unit.sizes
-        bank = Tiles((sizes.bases, sizes.rank, sizes.d), tile_rows(sizes),
-                     device=self.context.device, path=path)
+        bank = Tiles(
+            (sizes.bases, sizes.rank, sizes.d),
+            tile_rows(sizes),
+            device=self.context.device,
+            path=path,
+        )
         arrays.read_into(self.context.run.array(f"{self.unit.key}/bank"), bank)
         return bank
 
@@ -202,13 +245,20 @@ class Seeding:
         by = self._normalisation()
         norms = torch.from_numpy(self._read("norms"))
         return {
-            "stage": "seeded", "epoch": 0, "passes": 3,
+            "stage": "seeded",
+            "epoch": 0,
+            "passes": 3,
             "relative_frobenius_error": done["measure"]["recon/relative_frobenius_error"],
             "squared_norm": float(norms.sum()),
             "svd_relative_error": baseline["svd/relative_frobenius_error"],
             "svd_sampled": baseline["svd/experts"],
-            "mean": by.mean, "scale": by.scale, "lambda_a": self.config.lambda_a,
-            "activation": "none", "activation_lambda": 0.0, "gamma": 1.0, "temperature": 1.0,
+            "mean": by.mean,
+            "scale": by.scale,
+            "lambda_a": self.config.lambda_a,
+            "activation": "none",
+            "activation_lambda": 0.0,
+            "gamma": 1.0,
+            "temperature": 1.0,
             "median_support": done["atoms"]["alpha/median_support"],
             "explained_variance": done["atoms"]["explained_variance"],
             "seeding_method": self.config.method,
@@ -220,18 +270,25 @@ class Seeding:
         return Pass(self.unit.key, stage, self.unit.experts, self.plans[stage].knobs.batch, rows)
 
     def _commit(
-        self, stage: str, facts: dict[str, Any], cost: PassCost,
-        put: dict[str, arrays.Source], task: Pass | None = None,
+        self,
+        stage: str,
+        facts: dict[str, Any],
+        cost: PassCost,
+        put: dict[str, arrays.Source],
+        task: Pass | None = None,
     ) -> None:
         states, drop = finished(task) if task else ({}, [])
         self.context.run.commit(
             {self._key(stage): {**facts, **cost.values()}, **states},
-            {f"{self.unit.key}/{name}": source for name, source in put.items()}, drop=drop,
+            {f"{self.unit.key}/{name}": source for name, source in put.items()},
+            drop=drop,
         )
 
     def _log(self, stage: str) -> None:
-        values = {**(self._done(stage) or {}),
-                  **self.context.memory_values(f"{self.unit.key}/seed/{stage}")}
+        values = {
+            **(self._done(stage) or {}),
+            **self.context.memory_values(f"{self.unit.key}/seed/{stage}"),
+        }
         values.pop("rows", None)
         self.context.metrics.log(f"seed/{stage}", self.unit.key, values)
 

@@ -68,7 +68,7 @@ def svd_projector(rank: int) -> Projector:
 
 def _top_left(matrix: Tensor, rank: int) -> Tensor:
     double = matrix.cpu().double()
-    vectors = torch.linalg.eigh(double @ double.T).eigenvectors
+    vectors: Tensor = torch.linalg.eigh(double @ double.T).eigenvectors
     return vectors[:, -rank:].flip(1).to(matrix)
 
 

@@ -78,16 +78,24 @@ class StatisticsAccumulator:
     """Gathers `Statistics`."""
 
     def __init__(
-        self, experts: list[Expert], subset: frozenset[int], *, left_gram: bool, device: torch.device
+        self,
+        experts: list[Expert],
+        subset: frozenset[int],
+        *,
+        left_gram: bool,
+        device: torch.device,
     ) -> None:
         p, self._width = experts[0].shape
         self._count = len(experts)
         self._subset = subset
         # Devices without float64 accumulate there in float32 and add up here, batch by batch.
-        self._sums = {name: torch.zeros(len(experts), dtype=torch.float64)
-                      for name in ("norms", "sums")}
-        self._sums |= {name: torch.zeros(p, dtype=torch.float64)
-                       for name in ("row_sum", "subset_energy", "subset_sum")}
+        self._sums = {
+            name: torch.zeros(len(experts), dtype=torch.float64) for name in ("norms", "sums")
+        }
+        self._sums |= {
+            name: torch.zeros(p, dtype=torch.float64)
+            for name in ("row_sum", "subset_energy", "subset_sum")
+        }
         self._product = torch.empty(p, p, device=device) if left_gram else None
         if left_gram:
             self._sums["left_gram"] = torch.zeros(p, p, dtype=torch.float64)
@@ -127,5 +135,10 @@ class StatisticsAccumulator:
     def result(self) -> Statistics:
         """The statistics of all experts seen."""
         kept = {name: values for name, values in self._sums.items() if name != "sums"}
-        return Statistics(left_gram=kept.pop("left_gram", None), count=self._count,
-                          subset=len(self._subset), width=self._width, **kept)
+        return Statistics(
+            left_gram=kept.pop("left_gram", None),
+            count=self._count,
+            subset=len(self._subset),
+            width=self._width,
+            **kept,
+        )

@@ -52,8 +52,10 @@ def open_checked(path: Path) -> "zarr.Array[Any]":
     try:
         array = zarr.open_array(str(path), mode="r", zarr_format=3)
     except (FileNotFoundError, ValueError, KeyError) as error:
-        raise GlobeError(f"{path}: the array is missing or unreadable ({error}). "
-                         "Restore it or start over with --fresh") from error
+        raise GlobeError(
+            f"{path}: the array is missing or unreadable ({error}). "
+            "Restore it or start over with --fresh"
+        ) from error
     if array.nchunks_initialized != array.nchunks:
         raise GlobeError(
             f"{path}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks are "
@@ -67,8 +69,10 @@ def read_slice(array: "zarr.Array[Any]", selection: Any) -> np.ndarray[Any, Any]
     try:
         return np.asarray(array[selection])
     except ValueError as error:
-        raise GlobeError(f"{array.store_path}: damaged on disk ({error}). "
-                         "Restore the run directory or start over with --fresh") from error
+        raise GlobeError(
+            f"{array.store_path}: damaged on disk ({error}). "
+            "Restore the run directory or start over with --fresh"
+        ) from error
 
 
 def read(path: Path) -> np.ndarray[Any, Any]:
@@ -119,6 +123,12 @@ def _create(
     path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str
 ) -> "zarr.Array[Any]":
     return zarr.create_array(
-        str(path), shape=shape, chunks=chunks, dtype=dtype, filters=None,
-        compressors=[Crc32cCodec()], config={"write_empty_chunks": True}, zarr_format=3,
+        str(path),
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        filters=None,
+        compressors=[Crc32cCodec()],
+        config={"write_empty_chunks": True},
+        zarr_format=3,
     )

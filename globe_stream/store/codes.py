@@ -37,6 +37,8 @@ def named(unit: str, codes: Tensor) -> dict[str, arrays.Source]:
 
 def load(run: Run, unit: str, bases: int) -> Tensor:
     """`unit`'s dense codes (N, m) from `run`."""
-    packed = (torch.from_numpy(arrays.read(run.array(f"{unit}/codes/{name}")))
-              for name in ("count", "indices", "values"))
-    return unpack(*packed, bases)
+    count, indices, values = (
+        torch.from_numpy(arrays.read(run.array(f"{unit}/codes/{name}")))
+        for name in ("count", "indices", "values")
+    )
+    return unpack(count, indices, values, bases)

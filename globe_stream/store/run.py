@@ -33,8 +33,10 @@ class Run:
 
     def __init__(self, path: Path, *, writable: bool) -> None:
         if not (path / "ledger.jsonl").exists():
-            raise InputError(f"{path}: not a run directory (no ledger.jsonl). "
-                             "Make one with `globe-stream seed MODEL --run DIR`")
+            raise InputError(
+                f"{path}: not a run directory (no ledger.jsonl). "
+                "Make one with `globe-stream seed MODEL --run DIR`"
+            )
         self.path = path
         self._lock = RunLock(path) if writable else None
         try:
@@ -125,10 +127,16 @@ class Run:
         staging = self.path / STAGING / str(sequence)
         with files.disk_full_is_input_error(self.path, "the run's state"):
             self._stage(staging, put)
-        self.ledger.append({
-            "kind": "commit", "sequence": sequence, "states": dict(states),
-            "put": sorted(put), "move": [list(pair) for pair in move], "drop": list(drop),
-        })
+        self.ledger.append(
+            {
+                "kind": "commit",
+                "sequence": sequence,
+                "states": dict(states),
+                "put": sorted(put),
+                "move": [list(pair) for pair in move],
+                "drop": list(drop),
+            }
+        )
         self._apply(self.ledger.rows[-1])
 
     def close(self) -> None:
@@ -236,5 +244,7 @@ class Run:
 def _require_format(path: Path, header: Row) -> None:
     found = header.get("format")
     if found != FORMAT:
-        raise InputError(f"{path}: written in run format {found}, this version reads {FORMAT}. "
-                         "Use the version that made it, or start over with --fresh")
+        raise InputError(
+            f"{path}: written in run format {found}, this version reads {FORMAT}. "
+            "Use the version that made it, or start over with --fresh"
+        )

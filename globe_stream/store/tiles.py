@@ -54,8 +54,10 @@ class Tiles:
         self._tiles: list[Tensor] = []
         self._descriptor = -1
         if path is None:
-            self._tiles = [torch.zeros(self.tile_shape(t), dtype=dtype, device=device)
-                           for t in range(len(self.bounds))]
+            self._tiles = [
+                torch.zeros(self.tile_shape(t), dtype=dtype, device=device)
+                for t in range(len(self.bounds))
+            ]
         else:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             os.ftruncate(self._descriptor, self._offset(len(self.bounds)))
@@ -119,7 +121,7 @@ class Tiles:
     def _item_rows(self, first: int, last: int, tile: int) -> Tensor:
         if not self.spilled:
             return self._tiles[tile][first:last]
-        n, rows, d = self.tile_shape(tile)
+        _, rows, d = self.tile_shape(tile)
         target = self._buffer.view(-1)[: (last - first) * rows * d]
         skipped = first * rows * d * self.dtype.itemsize
         _read_exactly(self._descriptor, target, self._offset(tile) + skipped, self.path)
@@ -158,7 +160,7 @@ class Tiles:
 
 
 def _bytes_of(values: Tensor) -> memoryview:
-    return memoryview(values.view(torch.uint8).numpy())
+    return memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _read_exactly(descriptor: int, target: Tensor, offset: int, path: Path | None) -> None:

@@ -60,8 +60,13 @@ class Metrics:
         step: int | None = None,
     ) -> None:
         """Record `values`; numbers that JSON cannot say (NaN, infinities) become null."""
-        row: Row = {"time": time.time(), "stage": stage, "family": family, "epoch": epoch,
-                    "step": step}
+        row: Row = {
+            "time": time.time(),
+            "stage": stage,
+            "family": family,
+            "epoch": epoch,
+            "step": step,
+        }
         row.update({name: finite(value) for name, value in values.items()})
         for sink in self._sinks:
             sink.write(row)

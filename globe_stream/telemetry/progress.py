@@ -44,7 +44,7 @@ class Progress:
 
 class _Silent:
     def advance(self, done: int, note: str, memory: int) -> None:
-        return None
+        del done, note, memory
 
     def close(self) -> None:
         return None
@@ -52,8 +52,15 @@ class _Silent:
 
 class _Live:
     def __init__(self, title: str, total: int, done: int) -> None:
-        self._bar = tqdm(total=total, initial=done, desc=title, unit="expert", leave=False,
-                         file=sys.stderr, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=title,
+            unit="expert",
+            leave=False,
+            file=sys.stderr,
+            dynamic_ncols=True,
+        )
 
     def advance(self, done: int, note: str, memory: int) -> None:
         self._bar.set_postfix_str(f"{note}, {format_bytes(memory)}".lstrip(", "), refresh=False)
@@ -77,8 +84,13 @@ class _Lines:
         self._next = now + _LINE_SECONDS
         rate = (self._done - self._first) / max(now - self._start, 1e-9)
         left = format_seconds((self._total - self._done) / max(rate, 1e-9))
-        parts = [f"{self._done}/{self._total} experts", f"{rate:.1f}/s", f"{left} left", note,
-                 format_bytes(memory)]
+        parts = [
+            f"{self._done}/{self._total} experts",
+            f"{rate:.1f}/s",
+            f"{left} left",
+            note,
+            format_bytes(memory),
+        ]
         print(f"{self._title}: " + ", ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -30,15 +30,22 @@ class WandbSink:
                 "pip install 'globe-stream[wandb]', or leave the option out"
             ) from error
         self._run = self._wandb.init(
-            project=project, id=_tracker_id(directory), resume="allow", dir=str(directory),
-            mode=_mode(), config=config,
+            project=project,
+            id=_tracker_id(directory),
+            resume="allow",
+            dir=str(directory),
+            mode=_mode(),
+            config=config,
         )
 
     def write(self, row: Row) -> None:
         """Log the row's numbers under stage and family."""
         prefix = f"{row['stage']}/{row['family']}"
-        numbers = {f"{prefix}/{name}": value for name, value in row.items()
-                   if name not in _STAMPS and isinstance(value, (int, float))}
+        numbers = {
+            f"{prefix}/{name}": value
+            for name, value in row.items()
+            if name not in _STAMPS and isinstance(value, (int, float))
+        }
         numbers |= {name: row[name] for name in ("epoch", "step") if row[name] is not None}
         self._run.log(numbers)
 

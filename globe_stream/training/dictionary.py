@@ -2,8 +2,8 @@
 
     V <- mu V + (SA + lambda_B I)^-1 (F + D B),   B <- B + V - kappa (K - I) B
 
-Everything is a loop over tiles of rows. Source: warm-start guidelines, sections H.2 and I; method.md
-section 4, "dictionary step".
+Everything is a loop over tiles of rows. Source: warm-start guidelines, sections H.2 and I;
+method.md section 4, "dictionary step".
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from globe_stream.store.arrays import StoredTiles
 from globe_stream.store.tiles import Tiles
 from globe_stream.training.geometry import Geometry, plain_gram, raise_forces
 from globe_stream.training.sums import EpochSums
-
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,14 @@ class Stepped:
 
 
 def step_bank(
-    bank: Tiles, previous: StoredTiles | None, sums: EpochSums, codes: Tensor, gram: Tensor,
-    geometry: Geometry, how: DictionaryStep, momentum_path: Path,
+    bank: Tiles,
+    previous: StoredTiles | None,
+    sums: EpochSums,
+    codes: Tensor,
+    gram: Tensor,
+    geometry: Geometry,
+    how: DictionaryStep,
+    momentum_path: Path,
 ) -> Stepped:
     """Take the step that `sums` ask for.
 
@@ -76,8 +81,14 @@ def step_bank(
     new_gram = plain_gram(sums.forces)
     kept = codes * norms.to(codes)
     kept = kept * unit_mixture_scales(kept, new_gram)[:, None].to(codes)
-    return Stepped(sums.forces, momentum, kept, new_gram, float(torch.linalg.cond(system)),
-                   float((norms - 1).abs().max()))
+    return Stepped(
+        sums.forces,
+        momentum,
+        kept,
+        new_gram,
+        float(torch.linalg.cond(system)),
+        float((norms - 1).abs().max()),
+    )
 
 
 def _usable(squares: Tensor) -> Tensor:

@@ -40,7 +40,11 @@ def orthonormal(weights: Tensor, mixtures: Tensor) -> tuple[Direction, int]:
 
 
 def surrogate(
-    weights: Tensor, mixtures: Tensor, fit: Fit, activation: Activation, damping: float,
+    weights: Tensor,
+    mixtures: Tensor,
+    fit: Fit,
+    activation: Activation,
+    damping: float,
     metric_inverse: Tensor,
 ) -> tuple[Direction, Tensor]:
     """The gradient of the true loss as force, for the metric M given by its inverse (r, r).

@@ -49,8 +49,15 @@ class EpochAccumulator:
     """Carries one epoch through the experts of a unit."""
 
     def __init__(
-        self, bank: Tiles, codes: Tensor, gram: Tensor, geometry: Geometry, sums: EpochSums,
-        how: EpochSettings, normalisation: Normalisation, norms: Tensor,
+        self,
+        bank: Tiles,
+        codes: Tensor,
+        gram: Tensor,
+        geometry: Geometry,
+        sums: EpochSums,
+        how: EpochSettings,
+        normalisation: Normalisation,
+        norms: Tensor,
     ) -> None:
         self._bank = bank
         self._codes = codes
@@ -79,12 +86,18 @@ class EpochAccumulator:
         return f"relF {self.log.relative_error:.4f}"
 
     def arrays(self) -> Mapping[str, arrays.Source]:
-        return {**self.sums.arrays(), "codes": self.new_codes,
-                "squared_errors": self.log.squared_errors}
+        return {
+            **self.sums.arrays(),
+            "codes": self.new_codes,
+            "squared_errors": self.log.squared_errors,
+        }
 
     def scalars(self) -> dict[str, Any]:
-        return {**self.sums.scalars(), **self.log.scalars(),
-                "polar_fallbacks": self.polar_fallbacks}
+        return {
+            **self.sums.scalars(),
+            **self.log.scalars(),
+            "polar_fallbacks": self.polar_fallbacks,
+        }
 
     def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
         self.sums.restore(load, scalars)

@@ -101,5 +101,5 @@ def _ridged(matrix: Tensor, share: float) -> Tensor:
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    inverse = torch.linalg.inv(matrix)
+    inverse: Tensor = torch.linalg.inv(matrix)
     return (inverse + inverse.T) / 2

@@ -77,13 +77,18 @@ class Trainer:
         geometry = self._geometry(before)
         plain = plain_gram(standing.bank)
         accumulator = EpochAccumulator(
-            standing.bank, standing.codes,
-            plain if geometry.right is None else metric_gram(standing.bank, geometry), geometry,
-            EpochSums.empty(standing.forces), self.schedule.epoch_settings(before),
-            self._normalisation(), self._norms,
+            standing.bank,
+            standing.codes,
+            plain if geometry.right is None else metric_gram(standing.bank, geometry),
+            geometry,
+            EpochSums.empty(standing.forces),
+            self.schedule.epoch_settings(before),
+            self._normalisation(),
+            self._norms,
         )
-        task = Pass(self.unit.key, f"epoch {before.epoch + 1}", self.unit.experts,
-                    self.plan.knobs.batch)
+        task = Pass(
+            self.unit.key, f"epoch {before.epoch + 1}", self.unit.experts, self.plan.knobs.batch
+        )
         cost = stream(self.context, task, accumulator)
         values = self._values(standing, accumulator, plain)
         if self.schedule.is_worse(before, accumulator.log.relative_error):
@@ -91,15 +96,22 @@ class Trainer:
         else:
             after, told = self._accept(standing, accumulator, plain, task, cost)
             values |= told
-        values |= {"recon/relative_frobenius_error": after.trajectory.error,
-                   "schedule/rejected": after.trajectory.rejected > before.rejected,
-                   **cost.values(), "time/step_seconds": time.monotonic() - start}
+        values |= {
+            "recon/relative_frobenius_error": after.trajectory.error,
+            "schedule/rejected": after.trajectory.rejected > before.rejected,
+            **cost.values(),
+            "time/step_seconds": time.monotonic() - start,
+        }
         self.context.metrics.log("train", self.unit.key, values, epoch=after.trajectory.epoch)
         self._say(after.trajectory, values)
         return after
 
     def _accept(
-        self, standing: _Standing, accumulator: EpochAccumulator, plain: Tensor, task: Pass,
+        self,
+        standing: _Standing,
+        accumulator: EpochAccumulator,
+        plain: Tensor,
+        task: Pass,
         cost: PassCost,
     ) -> tuple[_Standing, dict[str, Any]]:
         """Save the measured state, take the dictionary step, save what comes next."""
@@ -109,21 +121,29 @@ class Trainer:
         stepped = self._step(standing, accumulator, plain)
         sums = accumulator.sums
         put: dict[str, arrays.Source] = {
-            "next/bank": stepped.bank, "next/momentum": stepped.momentum,
+            "next/bank": stepped.bank,
+            "next/momentum": stepped.momentum,
             "next/metric": sums.metric / len(standing.codes),
             "next/complement": sums.mean_complement(),
-            "errors": accumulator.log.squared_errors, **codes.named("next", stepped.codes),
+            "errors": accumulator.log.squared_errors,
+            **codes.named("next", stepped.codes),
         }
         states, drop = finished(task)
         self.context.run.commit(
-            {self.unit.key: self._state(standing, accumulator.log, after, cost),
-             self._next_key: after.record(), **states},
+            {
+                self.unit.key: self._state(standing, accumulator.log, after, cost),
+                self._next_key: after.record(),
+                **states,
+            },
             {self._name(name): source for name, source in put.items()},
-            move=self._moves(), drop=drop,
+            move=self._moves(),
+            drop=drop,
         )
         stepped.momentum.close()
-        told = {"bank/norm_deviation_max": stepped.largest_norm_change,
-                "health/coupling_condition": stepped.condition}
+        told = {
+            "bank/norm_deviation_max": stepped.largest_norm_change,
+            "health/coupling_condition": stepped.condition,
+        }
         return _Standing(stepped.bank, standing.bank, stepped.codes, after), told
 
     def _reject(self, standing: _Standing, task: Pass, cost: PassCost) -> _Standing:
@@ -135,31 +155,43 @@ class Trainer:
         states, drop = finished(task)
         put = {"next/bank": standing.bank, **codes.named("next", dense)}
         self.context.run.commit(
-            {self.unit.key: {**saved, **self._progress(after, cost)},
-             self._next_key: after.record(), **states},
-            {self._name(name): source for name, source in put.items()}, drop=drop,
+            {
+                self.unit.key: {**saved, **self._progress(after, cost)},
+                self._next_key: after.record(),
+                **states,
+            },
+            {self._name(name): source for name, source in put.items()},
+            drop=drop,
         )
         return _Standing(standing.bank, standing.forces, dense, after)
 
-    def _step(
-        self, standing: _Standing, accumulator: EpochAccumulator, plain: Tensor
-    ) -> Stepped:
+    def _step(self, standing: _Standing, accumulator: EpochAccumulator, plain: Tensor) -> Stepped:
         how = self.schedule.dictionary_step(standing.trajectory)
         previous = None
         if how.momentum and self.context.run.has(self._name("next/momentum")):
-            previous = StoredTiles(self.context.run.array(self._name("next/momentum")),
-                                   standing.bank)
+            previous = StoredTiles(
+                self.context.run.array(self._name("next/momentum")), standing.bank
+            )
         return step_bank(
-            standing.bank, previous, accumulator.sums, accumulator.new_codes, plain,
-            accumulator.geometry, how, self.context.run.spill(self._flat("momentum")),
+            standing.bank,
+            previous,
+            accumulator.sums,
+            accumulator.new_codes,
+            plain,
+            accumulator.geometry,
+            how,
+            self.context.run.spill(self._flat("momentum")),
         )
 
     def _moves(self) -> list[tuple[str, str]]:
         """The measured state takes the place of the saved one; the seeds are kept aside."""
         if not self.context.run.has(self._name("next/bank")):
             return []
-        seeds = [] if self.context.run.has(self._name("seed/bank")) else [
-            ("bank", "seed/bank"), ("codes", "seed/codes")]
+        seeds = (
+            []
+            if self.context.run.has(self._name("seed/bank"))
+            else [("bank", "seed/bank"), ("codes", "seed/codes")]
+        )
         moves = [*seeds, ("next/bank", "bank"), ("next/codes", "codes")]
         return [(self._name(old), self._name(new)) for old, new in moves]
 
@@ -176,16 +208,21 @@ class Trainer:
     def _tiles(self, name: str) -> Tiles:
         path = self.context.run.spill(self._flat(name)) if self.plan.knobs.spill else None
         sizes = self.unit.sizes
-        return Tiles((sizes.bases, sizes.rank, sizes.d), tile_rows(sizes),
-                     device=self.context.device, path=path)
+        return Tiles(
+            (sizes.bases, sizes.rank, sizes.d),
+            tile_rows(sizes),
+            device=self.context.device,
+            path=path,
+        )
 
     def _geometry(self, trajectory: Trajectory) -> Geometry:
         device = self.context.device
         has_metric = self.context.run.has(self._name("next/metric"))
         if not self.schedule.uses_metric(trajectory) or not has_metric:
             return Geometry.identity(self.unit.rank, device)
-        metric, complement = (torch.from_numpy(self._read(f"next/{name}"))
-                              for name in ("metric", "complement"))
+        metric, complement = (
+            torch.from_numpy(self._read(f"next/{name}")) for name in ("metric", "complement")
+        )
         return Geometry.from_sums(metric, complement, device)
 
     def _trajectory(self) -> Trajectory:
@@ -199,10 +236,13 @@ class Trainer:
     ) -> dict[str, Any]:
         activation = self.schedule.activation(standing.trajectory.lam)
         return {
-            **(self.context.run.state(self.unit.key) or {}), **self._progress(after, cost),
+            **(self.context.run.state(self.unit.key) or {}),
+            **self._progress(after, cost),
             "relative_frobenius_error": log.relative_error,
-            "lambda_a": self.config.lambda_a, "activation": activation.name,
-            "activation_lambda": activation.lam, "gamma": activation.gamma,
+            "lambda_a": self.config.lambda_a,
+            "activation": activation.name,
+            "activation_lambda": activation.lam,
+            "gamma": activation.gamma,
             "temperature": standing.trajectory.temperature,
             "median_support": float(_support(standing.codes).median()),
         }
@@ -211,8 +251,10 @@ class Trainer:
         """What every epoch changes in the unit's state, whether its state was kept or not."""
         saved = self.context.run.state(self.unit.key) or {}
         return {
-            "stage": "trained" if self._over(after) else "training", "epoch": after.epoch,
-            "passes": saved["passes"] + 1, "bytes_read": saved["bytes_read"] + cost.bytes_read,
+            "stage": "trained" if self._over(after) else "training",
+            "epoch": after.epoch,
+            "passes": saved["passes"] + 1,
+            "bytes_read": saved["bytes_read"] + cost.bytes_read,
             "seconds": saved["seconds"] + cost.seconds,
         }
 
@@ -224,17 +266,23 @@ class Trainer:
             **accumulator.log.metrics(self.unit.experts),
             **code_values(standing.codes, plain, target),
             "recon/measured_error": accumulator.log.relative_error,
-            "alpha/temperature": now.temperature, "alpha/target_support": target,
-            "schedule/lambda": now.lam, "schedule/beta": self.schedule.beta(now),
-            "schedule/damping": now.damping, "schedule/warmup": self.schedule.in_warmup(now),
+            "alpha/temperature": now.temperature,
+            "alpha/target_support": target,
+            "schedule/lambda": now.lam,
+            "schedule/beta": self.schedule.beta(now),
+            "schedule/damping": now.damping,
+            "schedule/warmup": self.schedule.in_warmup(now),
             "health/metric_condition": accumulator.geometry.condition,
             "health/polar_fallbacks": accumulator.polar_fallbacks,
             "memory/rss_bytes": self.context.meter.now(),
         }
 
     def _say(self, after: Trajectory, values: dict[str, Any]) -> None:
-        rejected = (f" (a step to {values['recon/measured_error']:.4f} was taken back)"
-                    if values["schedule/rejected"] else "")
+        rejected = (
+            f" (a step to {values['recon/measured_error']:.4f} was taken back)"
+            if values["schedule/rejected"]
+            else ""
+        )
         self.context.progress.say(
             f"{self.unit.key} epoch {after.epoch}/{self.config.epochs}: relF {after.error:.4f}"
             f"{rejected}, median support {values['alpha/median_support']:.0f}, "

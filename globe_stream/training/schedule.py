@@ -3,7 +3,8 @@
 A trajectory goes through warm-up (orthonormal targets, linear), then weight-aware targets, with the
 activation and the wanted support brought in from there. A state that measures worse than the saved
 one is rejected: training goes back to it with a shorter step and without momentum, so the error
-of the saved state hardly ever rises. Source: method.md section 4.3; am-loop notes, sections 1 and 2.
+of the saved state hardly ever rises.
+Source: method.md section 4.3; am-loop notes, sections 1 and 2.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -61,8 +62,7 @@ class Schedule:
         config = self.config
         begins_curved = config.warmup_epochs == 0 and config.activation_start == 0
         step = 0.0 if config.activation == "none" else 1 / config.activation_steps
-        return Trajectory(damping=config.damping, lam_step=step,
-                          lam=step if begins_curved else 0.0)
+        return Trajectory(damping=config.damping, lam_step=step, lam=step if begins_curved else 0.0)
 
     def in_warmup(self, now: Trajectory) -> bool:
         """Whether the epoch to come is a warm-up epoch."""
@@ -99,9 +99,14 @@ class Schedule:
         """The numbers of the epoch to come."""
         config, warm = self.config, self.in_warmup(now)
         return EpochSettings(
-            targets=config.targets, beta=self.beta(now), activation=self.activation(now.lam),
-            damping=now.damping, coding_share=1.0 if warm else config.coding_share,
-            coding=self._coding(now), ridge=config.lambda_a, target_ridge=config.lambda_t,
+            targets=config.targets,
+            beta=self.beta(now),
+            activation=self.activation(now.lam),
+            damping=now.damping,
+            coding_share=1.0 if warm else config.coding_share,
+            coding=self._coding(now),
+            ridge=config.lambda_a,
+            target_ridge=config.lambda_t,
         )
 
     def dictionary_step(self, now: Trajectory) -> DictionaryStep:
@@ -122,19 +127,28 @@ class Schedule:
     def reject(self, now: Trajectory) -> Trajectory:
         """Back to the saved state: shorter step, no momentum, lambda as it was."""
         back = replace(
-            self._counted(now, now.error), damping=min(MAX_DAMPING, 2 * now.damping),
-            restart=True, rejected=now.rejected + 1,
+            self._counted(now, now.error),
+            damping=min(MAX_DAMPING, 2 * now.damping),
+            restart=True,
+            rejected=now.rejected + 1,
         )
         if now.lam == now.saved_lam:
             return back
-        return replace(back, lam=now.saved_lam, lam_step=now.lam_step / 2, lam_rest=LAMBDA_REST,
-                       damping=now.damping)
+        return replace(
+            back,
+            lam=now.saved_lam,
+            lam_step=now.lam_step / 2,
+            lam_rest=LAMBDA_REST,
+            damping=now.damping,
+        )
 
     def accept(self, now: Trajectory, error: float, median_support: float) -> Trajectory:
         """On to the next state after an epoch that measured `error` and left `median_support`."""
         config = self.config
         ahead = replace(
-            self._counted(now, error), restart=False, saved_lam=now.lam,
+            self._counted(now, error),
+            restart=False,
+            saved_lam=now.lam,
             damping=max(config.damping, RECOVERY * now.damping),
             lam_rest=max(0, now.lam_rest - 1),
         )
@@ -142,10 +156,17 @@ class Schedule:
         target = self.support_target(now)
         if target is None:
             return ahead
-        return replace(ahead, temperature=next_temperature(
-            now.temperature, median_support, target, config.temperature_rate,
-            config.temperature_min, config.temperature_max,
-        ))
+        return replace(
+            ahead,
+            temperature=next_temperature(
+                now.temperature,
+                median_support,
+                target,
+                config.temperature_rate,
+                config.temperature_min,
+                config.temperature_max,
+            ),
+        )
 
     def stopped(self, now: Trajectory) -> bool:
         """Whether relF has been still for long enough to stop early."""
@@ -167,9 +188,13 @@ class Schedule:
         if cap is None and target is not None:
             cap = ceil(CAP_OVER_TARGET * target)
         return Coding(
-            steps=config.coding_steps, sparse=target is not None or config.support_cap is not None,
-            mapping=config.coding, temperature=now.temperature, prune=config.prune,
-            cap=cap, l1=config.l1,
+            steps=config.coding_steps,
+            sparse=target is not None or config.support_cap is not None,
+            mapping=config.coding,
+            temperature=now.temperature,
+            prune=config.prune,
+            cap=cap,
+            l1=config.l1,
         )
 
     def _support_settled(self, now: Trajectory) -> bool:
@@ -180,5 +205,6 @@ class Schedule:
         """One more epoch, which left a saved state of relF `error`."""
         bar = None if now.error is None else now.error * (1 - self.config.tolerance)
         improved = bar is None or error is None or error < bar
-        return replace(now, epoch=now.epoch + 1, error=error,
-                       still=0 if improved else now.still + 1)
+        return replace(
+            now, epoch=now.epoch + 1, error=error, still=0 if improved else now.still + 1
+        )

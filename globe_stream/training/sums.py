@@ -41,9 +41,13 @@ class EpochSums:
         m, r, d = forces.shape
         forces.zero()
         device = forces.device
-        return cls(forces, torch.zeros(m, m, dtype=torch.float64),
-                   torch.zeros(m, m, dtype=torch.float64),
-                   torch.zeros(r, r, device=device), torch.zeros(d, d, device=device))
+        return cls(
+            forces,
+            torch.zeros(m, m, dtype=torch.float64),
+            torch.zeros(m, m, dtype=torch.float64),
+            torch.zeros(r, r, device=device),
+            torch.zeros(d, d, device=device),
+        )
 
     def add(self, direction: Direction, old: Tensor, new: Tensor) -> None:
         """Take a batch's direction and its codes before and after, (b, m) each."""
