@@ -1,0 +1,204 @@
+"""The sums of an epoch and the dictionary step against a dense float64 MOD with explicit targets."""
+
+import numpy as np
+import pytest
+import torch
+
+from globe_stream.store import arrays
+from globe_stream.store.arrays import StoredTiles
+from globe_stream.store.tiles import Tiles
+from globe_stream.training.dictionary import DictionaryStep, step_bank
+from globe_stream.training.directions import Direction
+from globe_stream.training.geometry import Geometry, plain_gram
+from globe_stream.training.sums import EpochSums
+
+N, M, R, D, ROWS = 40, 6, 5, 9, 2
+
+
+def normal(*shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+class Case:
+    """A bank, codes before and after coding, forces, weights and a metric, all in float64."""
+
+    def __init__(self, metric=True):
+        self.bank = normal(M, R, D, seed=0)
+        self.bank /= self.bank.flatten(1).norm(dim=1)[:, None, None]
+        self.bank = self.bank.float().double()
+        self.old = normal(N, M, seed=1).clamp_min(0).float().double()
+        self.new = (self.old + 0.3 * normal(N, M, seed=2)).clamp_min(0).float().double()
+        self.forces = normal(N, R, D, seed=3).float().double()
+        self.weights = (0.5 + normal(N, seed=4).abs()).float().double()
+        self.geometry = Geometry.identity(R, torch.device("cpu"))
+        if metric:
+            left, right = normal(R, 2 * R, seed=5), normal(D, 2 * D, seed=6)
+            self.geometry = Geometry.from_sums(left @ left.T, right @ right.T, torch.device("cpu"))
+
+    def targets(self):
+        """S_i = Z_i + M^-1 F_i C^-1 / L_i, Z_i of the codes before."""
+        moves = self.geometry.left_inverse.double() @ self.forces
+        if self.geometry.right_inverse is not None:
+            moves = moves @ self.geometry.right_inverse.double()
+        return mix(self.old, self.bank) + moves / self.weights[:, None, None]
+
+    def sums(self, path=None, batch=16):
+        sums = EpochSums.empty(Tiles((M, R, D), ROWS, path=path))
+        for first in range(0, N, batch):
+            part = slice(first, first + batch)
+            direction = Direction(self.forces[part].float(), self.weights[part].float())
+            sums.add(direction, self.old[part].float(), self.new[part].float())
+        return sums
+
+    def step(self, tmp_path, how, *, previous=None, spilled=False, name="momentum"):
+        tiles = Tiles((M, R, D), ROWS, path=tmp_path / f"{name}-bank" if spilled else None)
+        tiles.put_items(0, self.bank.float())
+        sums = self.sums(tmp_path / f"{name}-forces" if spilled else None)
+        return step_bank(tiles, previous, sums, self.new.float(), plain_gram(tiles),
+                         self.geometry, how, tmp_path / name)  # fmt: skip
+
+
+def mix(codes, bank):
+    return torch.einsum("nm,mrd->nrd", codes, bank)
+
+
+def content(tiles):
+    return tiles.items(0, tiles.shape[0]).double()
+
+
+def mod(case, ridge):
+    """The step of MOD with explicit targets, in float64."""
+    residual = case.targets() - mix(case.new, case.bank)
+    system = (case.new.T * case.weights) @ case.new
+    system += ridge * system.diagonal().mean() * torch.eye(M, dtype=torch.float64)
+    sides = torch.einsum("n,nm,nrd->mrd", case.weights, case.new, residual)
+    return torch.linalg.solve(system, sides.flatten(1)).view(M, R, D)
+
+
+@pytest.mark.parametrize("metric", [False, True])
+def test_sums_match_their_definitions(metric):
+    case, sums = Case(metric), Case(metric).sums()
+    torch.testing.assert_close(
+        content(sums.forces), torch.einsum("nm,nrd->mrd", case.new, case.forces),
+        atol=1e-4, rtol=1e-4,
+    )  # fmt: skip
+    coupling = torch.einsum("n,nj,nk->jk", case.weights, case.new, case.new)
+    drift = torch.einsum("n,nj,nk->jk", case.weights, case.new, case.old - case.new)
+    torch.testing.assert_close(sums.coupling, coupling, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(sums.drift, drift, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", [False, True])
+@pytest.mark.parametrize("ridge", [0.0, 1e-6, 0.1])
+@pytest.mark.parametrize("spilled", [False, True])
+def test_a_step_is_that_of_mod_with_explicit_targets(tmp_path, metric, ridge, spilled):
+    case = Case(metric)
+    stepped = case.step(tmp_path, DictionaryStep(0.0, ridge, 0.0), spilled=spilled)
+    moved = case.bank + mod(case, ridge)
+    norms = moved.flatten(1).norm(dim=1)
+    expected = moved / norms[:, None, None]
+    torch.testing.assert_close(content(stepped.bank), expected, atol=1e-4, rtol=1e-3)
+    assert stepped.largest_norm_change == pytest.approx(float((norms - 1).abs().max()), rel=1e-3)
+
+
+def test_without_ridge_the_step_solves_the_weighted_least_squares_problem(tmp_path):
+    case = Case()
+    stepped = case.step(tmp_path, DictionaryStep(0.0, 0.0, 0.0))
+    roots = case.weights.sqrt()[:, None].numpy()
+    solved = np.linalg.lstsq(
+        roots * case.new.numpy(), roots * case.targets().flatten(1).numpy(), rcond=None
+    )[0]
+    solved /= np.linalg.norm(solved, axis=1, keepdims=True)
+    np.testing.assert_allclose(content(stepped.bank).flatten(1).numpy(), solved, atol=1e-4)
+
+
+def test_atoms_are_unit_and_the_gram_is_theirs(tmp_path):
+    stepped = Case().step(tmp_path, DictionaryStep(0.0, 1e-6, 0.0))
+    atoms = content(stepped.bank).flatten(1)
+    torch.testing.assert_close(atoms.norm(dim=1), torch.ones(M, dtype=torch.float64), atol=1e-6,
+                               rtol=0)  # fmt: skip
+    torch.testing.assert_close(stepped.gram, atoms @ atoms.T, atol=1e-6, rtol=0)
+
+
+def test_rescaled_codes_keep_every_product_and_give_unit_mixtures(tmp_path):
+    case = Case()
+    stepped = case.step(tmp_path, DictionaryStep(0.0, 1e-6, 0.0))
+    before = mix(case.new, case.bank + mod(case, 1e-6)).flatten(1)
+    after = mix(stepped.codes.double(), content(stepped.bank)).flatten(1)
+    used = before.norm(dim=1) > 0
+    unit = before[used] / before[used].norm(dim=1, keepdim=True)
+    torch.testing.assert_close(after[used], unit, atol=1e-4, rtol=0)
+    assert bool((stepped.codes >= 0).all())
+    assert torch.equal(stepped.codes > 0, case.new > 0)
+
+
+def test_momentum_adds_the_last_step_and_is_scaled_with_its_atom(tmp_path):
+    case = Case()
+    first = case.step(tmp_path, DictionaryStep(0.0, 1e-6, 0.0), name="one")
+    norms = (case.bank + mod(case, 1e-6)).flatten(1).norm(dim=1)[:, None, None]
+    torch.testing.assert_close(content(first.momentum), mod(case, 1e-6) / norms, atol=1e-4,
+                               rtol=1e-3)  # fmt: skip
+    arrays.write(tmp_path / "stored", first.momentum)
+    stored = StoredTiles(tmp_path / "stored", first.momentum)
+    second = case.step(tmp_path, DictionaryStep(0.7, 1e-6, 0.0), previous=stored, name="two")
+    velocity = 0.7 * content(first.momentum) + mod(case, 1e-6)
+    moved = case.bank + velocity
+    norms = moved.flatten(1).norm(dim=1)[:, None, None]
+    torch.testing.assert_close(content(second.bank), moved / norms, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(content(second.momentum), velocity / norms, atol=1e-4, rtol=1e-3)
+
+
+def test_the_coherence_penalty_pushes_similar_atoms_apart(tmp_path):
+    case = Case()
+    case.forces *= 0
+    case.new = case.old
+    case.bank[1] = case.bank[0] + 0.3 * case.bank[1]
+    case.bank[1] /= case.bank[1].norm()
+    flat = case.bank.flatten(1)
+    gram = flat @ flat.T
+    stepped = case.step(tmp_path, DictionaryStep(0.0, 1e-6, 0.1))
+    expected = flat - 0.1 * (gram - torch.eye(M, dtype=torch.float64)) @ flat
+    expected /= expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(content(stepped.bank).flatten(1), expected, atol=1e-5, rtol=0)
+    assert float(stepped.gram[0, 1]) < float(gram[0, 1]) - 0.01
+
+
+def test_without_forces_and_changes_of_code_nothing_moves(tmp_path):
+    case = Case()
+    case.forces *= 0
+    case.new = case.old
+    stepped = case.step(tmp_path, DictionaryStep(0.0, 1e-6, 0.0))
+    torch.testing.assert_close(content(stepped.bank), case.bank, atol=1e-6, rtol=0)
+
+
+def test_an_atom_that_nobody_uses_stays_where_it_is(tmp_path):
+    case = Case()
+    case.new[:, 2] = 0
+    stepped = case.step(tmp_path, DictionaryStep(0.0, 1e-6, 0.0))
+    torch.testing.assert_close(content(stepped.bank)[2], case.bank[2], atol=1e-5, rtol=0)
+    assert bool(content(stepped.bank).isfinite().all())
+
+
+def test_spilled_and_resident_steps_are_the_same_to_the_bit(tmp_path):
+    how = DictionaryStep(0.0, 1e-6, 0.01)
+    one = Case().step(tmp_path, how, name="one")
+    two = Case().step(tmp_path, how, spilled=True, name="two")
+    assert torch.equal(content(one.bank), content(two.bank))
+    assert torch.equal(content(one.momentum), content(two.momentum))
+    assert torch.equal(one.codes, two.codes)
+    assert torch.equal(one.gram, two.gram)
+
+
+def test_sums_survive_a_checkpoint(tmp_path):
+    case = Case()
+    sums = case.sums()
+    sums.sampled = 3
+    for name, source in sums.arrays().items():
+        arrays.write(tmp_path / name, source)
+    other = EpochSums.empty(Tiles((M, R, D), ROWS))
+    other.restore(lambda name: tmp_path / name, sums.scalars())
+    assert torch.equal(content(other.forces), content(sums.forces))
+    assert other.sampled == 3
+    for name in ("coupling", "drift", "metric", "complement"):
+        assert torch.equal(getattr(other, name), getattr(sums, name))

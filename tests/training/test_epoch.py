@@ -1,0 +1,253 @@
+"""One epoch against a dense float64 recomputation, and descent of the loss over epochs."""
+
+import numpy as np
+import pytest
+import torch
+
+from globe_stream.checkpoint.reader import Batch
+from globe_stream.fitting import Activation
+from globe_stream.kernels.atoms import unit_mixture_scales
+from globe_stream.seeding.statistics import Normalisation
+from globe_stream.store import arrays
+from globe_stream.store.tiles import Tiles
+from globe_stream.training.coding import Coding
+from globe_stream.training.dictionary import DictionaryStep, step_bank
+from globe_stream.training.epoch import EpochAccumulator, EpochSettings
+from globe_stream.training.geometry import Geometry, metric_gram, plain_gram
+from globe_stream.training.sums import EpochSums
+
+N, P, D, R, M, ROWS = 20, 10, 16, 6, 5, 4
+CPU = torch.device("cpu")
+BY = Normalisation(0.05, 0.4)
+RIDGE = 1e-6
+
+
+def normal(*shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def experts():
+    """(N, P, D) that a shared bank explains in part."""
+    atoms = normal(M, R, D, seed=0)
+    codes = normal(N, M, seed=1).clamp_min(0) + 0.1
+    mixed = torch.einsum("nm,mrd->nrd", codes, atoms)
+    whole = normal(N, P, R, seed=2) @ mixed / 3 + 0.8 * normal(N, P, D, seed=3)
+    return (0.4 * whole + 0.05).float()
+
+
+def begin():
+    bank = normal(M, R, D, seed=4)
+    bank = (bank / bank.flatten(1).norm(dim=1)[:, None, None]).float()
+    tiles = Tiles((M, R, D), ROWS)
+    tiles.put_items(0, bank)
+    codes = (normal(N, M, seed=5).abs() + 0.05).float()
+    codes = codes * unit_mixture_scales(codes, plain_gram(tiles))[:, None].float()
+    return tiles, codes
+
+
+def settings(**changes):
+    given = {"targets": "surrogate", "beta": 1.0, "activation": Activation("none", 0.0, 2.0),
+             "damping": 0.25, "coding_share": 1.0, "coding": Coding(steps=400), "ridge": RIDGE,
+             "target_ridge": 1e-3}  # fmt: skip
+    return EpochSettings(**{**given, **changes})
+
+
+def accumulator(tiles, codes, how, geometry):
+    gram = metric_gram(tiles, geometry)
+    norms = experts().double().square().sum((1, 2))
+    return EpochAccumulator(tiles, codes, gram, geometry, EpochSums.empty(Tiles((M, R, D), ROWS)),
+                            how, BY, norms)  # fmt: skip
+
+
+def feed(passing, batch=7, skip=0):
+    whole = experts()
+    for first in list(range(0, N, batch))[skip:]:
+        positions = list(range(first, min(first + batch, N)))
+        passing.update(Batch(positions, whole[positions].clone()))
+    return passing
+
+
+def dense(tiles, codes, activation=None):
+    """Normalised experts, mixtures, hidden factors and adapters in float64."""
+    weights = (experts().double() - BY.mean) / BY.scale
+    bank = tiles.items(0, M).double()
+    mixtures = torch.einsum("nm,mrd->nrd", codes.double(), bank)
+    activation = activation or Activation("none", 0.0, 2.0)
+    hidden = activation.apply(mixtures)
+    gram = hidden @ hidden.mT
+    share = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(R)
+    adapters = torch.linalg.solve(gram + share, hidden @ weights.mT).mT
+    return weights, mixtures, hidden, adapters
+
+
+GEOMETRIES = {
+    "identity": lambda: Geometry.identity(R, CPU),
+    "metric": lambda: Geometry.from_sums(
+        normal(R, 2 * R, seed=8) @ normal(R, 2 * R, seed=8).T,
+        torch.eye(D, dtype=torch.float64)
+        - 0.9 * torch.diag(torch.linspace(0, 1, D, dtype=torch.float64)), CPU),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(GEOMETRIES))
+@pytest.mark.parametrize("curve", [("none", 0.0), ("tanh", 0.7), ("silu", 1.0)])
+def test_an_epoch_gathers_what_its_definition_says(kind, curve):
+    tiles, codes = begin()
+    geometry, activation = GEOMETRIES[kind](), Activation(*curve, 2.0)
+    passed = feed(accumulator(tiles, codes, settings(activation=activation), geometry))
+    weights, mixtures, hidden, adapters = dense(tiles, codes, activation)
+
+    errors = (weights - adapters @ hidden).square().sum((1, 2)) * BY.scale**2
+    torch.testing.assert_close(passed.log.squared_errors, errors, rtol=1e-4, atol=0)
+    relative = float((errors.sum() / experts().double().square().sum()).sqrt())
+    assert passed.log.relative_error == pytest.approx(relative, rel=1e-5)
+
+    curvature = 4.0 * adapters.mT @ adapters
+    torch.testing.assert_close(passed.sums.metric.double(), curvature.sum(0), rtol=1e-3, atol=1e-3)
+    spaces = torch.linalg.pinv(hidden) @ hidden
+    expected = torch.eye(D, dtype=torch.float64) - spaces.mean(0)
+    torch.testing.assert_close(passed.sums.mean_complement().double(), expected, atol=1e-3, rtol=0)
+
+    left = geometry.left_inverse.double()
+    slope = torch.autograd.functional.jvp(activation.apply, mixtures, torch.ones_like(mixtures))[1]
+    force = slope * (adapters.mT @ (weights - adapters @ hidden))
+    weight = (curvature * left).sum((1, 2)) / R
+    new = passed.new_codes.double()
+    forces = torch.einsum("nm,nrd->mrd", new, force)
+    torch.testing.assert_close(passed.sums.forces.items(0, M).double(), forces, rtol=1e-3,
+                               atol=1e-3 * float(forces.abs().max()))  # fmt: skip
+    coupling = torch.einsum("n,nj,nk->jk", weight, new, new)
+    torch.testing.assert_close(passed.sums.coupling, coupling, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", list(GEOMETRIES))
+def test_new_codes_are_nnls_towards_the_targets_in_the_metric(kind):
+    tiles, codes = begin()
+    geometry = GEOMETRIES[kind]()
+    how = settings(coding=Coding(steps=3000))
+    new = feed(accumulator(tiles, codes, how, geometry)).new_codes.double()
+    weights, mixtures, hidden, adapters = dense(tiles, codes)
+    force = 2.0 * adapters.mT @ (weights - adapters @ hidden)
+    left = geometry.left_inverse.double()
+    weight = (4.0 * (adapters.mT @ adapters) * left).sum((1, 2)) / R
+    move = left @ force
+    eye = torch.eye(D, dtype=torch.float64)
+    if geometry.right_inverse is not None:
+        move = move @ geometry.right_inverse.double()
+    targets = mixtures + move / weight[:, None, None]
+    rows, columns = (torch.linalg.cholesky(x.double()).mT for x in (
+        geometry.left, eye if geometry.right is None else geometry.right))  # fmt: skip
+    bank = (rows @ tiles.items(0, M).double() @ columns.mT).flatten(1)
+    points = (rows @ targets @ columns.mT).flatten(1)
+    from scipy.optimize import nnls
+
+    expected = np.stack([nnls(bank.T.numpy(), point.numpy())[0] for point in points])
+    np.testing.assert_allclose(new.numpy(), expected, atol=2e-3 * expected.max())
+
+
+def test_the_coding_share_shortens_the_way():
+    tiles, codes = begin()
+    full, none = (
+        feed(accumulator(tiles, codes, settings(coding_share=share), GEOMETRIES["identity"]()))
+        for share in (1.0, 0.0)
+    )
+    assert float((full.new_codes - codes).norm()) > 0.1
+    torch.testing.assert_close(none.new_codes, codes, atol=1e-4, rtol=0)
+
+
+def test_a_restored_pass_continues_to_the_same_bits(tmp_path):
+    tiles, codes = begin()
+    how, geometry = settings(), GEOMETRIES["metric"]()
+    whole = feed(accumulator(tiles, codes, how, geometry))
+    first = accumulator(tiles, codes, how, geometry)
+    parts = experts()
+    first.update(Batch(list(range(7)), parts[:7].clone()))
+    for name, source in first.arrays().items():
+        arrays.write(tmp_path / name, source)
+    second = accumulator(tiles, codes, how, geometry)
+    second.restore(lambda name: tmp_path / name, first.scalars())
+    feed(second, skip=1)
+    assert second.scalars() == whole.scalars()
+    for name, source in whole.arrays().items():
+        other = second.arrays()[name]
+        if isinstance(source, Tiles):
+            source, other = source.items(0, M), other.items(0, M)
+        assert torch.equal(source, other), name
+
+
+# -- descent -------------------------------------------------------------------------------------
+
+
+def run_epochs(count, damping, tmp_path, *, targets="surrogate", beta=1.0, use_metric=True):
+    """relF at the start of each epoch; momentum 0, linear activation."""
+    tiles, codes = begin()
+    geometry = Geometry.identity(R, CPU)
+    errors = []
+    for epoch in range(count):
+        how = settings(damping=damping, targets=targets, beta=beta, coding=Coding(steps=1000))
+        passed = feed(accumulator(tiles, codes, how, geometry))
+        errors.append(passed.log.relative_error)
+        stepped = step_bank(tiles, None, passed.sums, passed.new_codes, plain_gram(tiles), geometry,
+                            DictionaryStep(0.0, 1e-9, 0.0), tmp_path / f"m{epoch}")  # fmt: skip
+        tiles, codes = stepped.bank, stepped.codes
+        if use_metric:
+            metric, right = passed.sums.metric / N, passed.sums.mean_complement()
+            geometry = Geometry.from_sums(metric, right, CPU)
+            if use_metric == "left":
+                geometry = Geometry(geometry.left, geometry.left_inverse, None, None)
+    return np.array(errors)
+
+
+@pytest.mark.parametrize("metric", [False, "left"])
+def test_the_loss_never_rises_when_the_weight_majorises_the_curvature(tmp_path, metric):
+    """4 c tr(.)/r >= lambda_max(.) whenever c >= r / 4, so such a step cannot raise the loss."""
+    errors = run_epochs(25, R / 4, tmp_path, use_metric=metric)
+    assert bool((errors[1:] <= errors[:-1] * (1 + 1e-5)).all())
+    assert errors[-1] < 0.97 * errors[0]
+
+
+def test_the_default_damping_descends_on_the_whole_and_faster(tmp_path):
+    """c = 1/4 takes the mean curvature for the largest: no guarantee, but much faster.
+
+    Single epochs may rise; it is the schedule that rejects those.
+    """
+    safe = run_epochs(25, R / 4, tmp_path)
+    quick = run_epochs(25, 0.25, tmp_path)
+    assert quick[-1] < 0.95 * safe[-1]
+    assert quick[-1] < 0.5 * quick[0]
+    assert int((quick[1:] > quick[:-1]).sum()) <= 5
+
+
+def test_much_too_long_a_step_does_raise_the_loss(tmp_path):
+    """The descent above is no accident of the data."""
+    errors = run_epochs(10, 0.01, tmp_path)
+    assert bool((errors[1:] > errors[:-1] * 1.01).any())
+
+
+def test_warm_up_descends_on_its_own_distance(tmp_path):
+    """Each sub-step of the warm-up is exact: sum ||Q_i W_i / ||W_i|| - Z_i||^2 never rises."""
+    import scipy.linalg
+
+    tiles, codes = begin()
+    geometry = Geometry.identity(R, CPU)
+    distances = []
+    for epoch in range(12):
+        weights, mixtures, _, _ = dense(tiles, codes)
+        unit = weights / weights.flatten(1).norm(dim=1)[:, None, None]
+        total = 0.0
+        for expert, mixture in zip(unit.numpy(), mixtures.numpy(), strict=True):
+            rotation, _ = scipy.linalg.polar(mixture @ expert.T, side="left")
+            # The scale of a code is free, so the distance is to the best multiple of Z.
+            target = rotation @ expert
+            fitted = (target * mixture).sum() / (mixture**2).sum() * mixture
+            total += np.linalg.norm(target - fitted) ** 2
+        distances.append(total)
+        how = settings(beta=0.0, coding=Coding(steps=2000))
+        passed = feed(accumulator(tiles, codes, how, geometry))
+        stepped = step_bank(tiles, None, passed.sums, passed.new_codes, plain_gram(tiles), geometry,
+                            DictionaryStep(0.0, 1e-9, 0.0), tmp_path / f"m{epoch}")  # fmt: skip
+        tiles, codes = stepped.bank, stepped.codes
+    found = np.array(distances)
+    assert found[-1] < 0.97 * found[0]
+    assert bool((found[1:] <= found[:-1] * (1 + 1e-5)).all())
