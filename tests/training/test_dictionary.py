@@ -1,4 +1,4 @@
-"""The sums of an epoch and the dictionary step against a dense float64 MOD with explicit targets."""
+"""Epoch sums and the dictionary step against a dense float64 MOD with explicit targets."""
 
 import numpy as np
 import pytest
