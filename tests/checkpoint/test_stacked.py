@@ -178,7 +178,5 @@ def test_stacks_that_do_not_fit_are_refused(tmp_path: Path, change: str) -> None
 def test_a_flat_stack_needs_the_config(tmp_path: Path) -> None:
     stacks = [random_tensor(E, *shape) for shape in ((P, D), (P, D), (D, P))]
     config = _config("dbrx", P + 1, D)
-    with pytest.raises(
-        InputError, match=r"has 384 rows; config.json says 64 experts"
-    ):
+    with pytest.raises(InputError, match=r"has 384 rows; config.json says 64 experts"):
         open_index(str(write_checkpoint(tmp_path, _tensors("F", *stacks), config)))
