@@ -1,0 +1,46 @@
+"""Progress lines: rate, time left, error and memory, on standard error only."""
+
+import pytest
+
+from globe_stream.telemetry import progress
+from globe_stream.telemetry.progress import Progress
+
+
+@pytest.fixture
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_lines_say_rate_time_left_error_and_memory(capsys, monkeypatch):
+    now = iter([100.0, 110.0, 120.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    bar = Progress().bar("up epoch 1", 100, done=20)
+    bar.advance(20, "relF 0.5000", 3 << 30)
+    bar.advance(20, "relF 0.4000", 3 << 30)
+    bar.close()
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines() == [
+        "up epoch 1: 40/100 experts, 2.0/s, 30.0 s left, relF 0.5000, 3.00 GiB",
+        "up epoch 1: 60/100 experts, 2.0/s, 20.0 s left, relF 0.4000, 3.00 GiB",
+    ]
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_silence(capsys):
+    quiet = Progress(silent=True)
+    quiet.say("hello")
+    bar = quiet.bar("x", 10)
+    bar.advance(5, "note", 1)
+    bar.close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_short_passes_say_nothing(capsys):
+    bar = Progress().bar("x", 10)
+    bar.advance(5, "note", 1)
+    bar.close()
+    Progress().say("a line")
+    assert capsys.readouterr() == ("", "a line\n")
