@@ -30,6 +30,12 @@ def _one_thread():
 
 
 @pytest.fixture
+def quick(monkeypatch):
+    """Leave out what only costs time: flushes to the disk and the timing of the GEMM settings."""
+    support.make_quick(monkeypatch.setattr)
+
+
+@pytest.fixture
 def tell(capsys) -> Callable[..., Told]:
     """Runs the command line in this process: `tell("status", path)`."""
 

@@ -6,6 +6,7 @@ returns. A line torn by a crash can only be the last one; it is cut off when the
 
 import json
 import os
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,23 @@ class Ledger:
             os.truncate(path, intact)
 
     def append(self, row: Row) -> None:
-        """Add `row` and return once it is on the disk."""
+        """Add `row` and return once it is on the disk; one that does not fit leaves no trace."""
         line = json.dumps(row, sort_keys=True) + "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
+        with self.path.open("ab", buffering=0) as file:
+            intact = file.tell()
+            try:
+                _write_all(file, line.encode())
+            except OSError:
+                os.truncate(self.path, intact)
+                raise
             os.fsync(file.fileno())
         self.rows.append(json.loads(line))
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    done = 0
+    while done < len(data):
+        done += file.write(data[done:])
 
 
 def _read(path: Path) -> tuple[list[Row], int]:

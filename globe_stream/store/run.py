@@ -51,12 +51,17 @@ class Run:
 
         The row comes first: a crash before it leaves no run and nothing to clear away.
         """
-        path.mkdir(parents=True, exist_ok=True)
-        with RunLock(path):
-            Ledger(path / "ledger.jsonl", writable=True).append(
-                {"kind": "created", "format": FORMAT, **header}
-            )
-            files.sync_tree(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with RunLock(path):
+                Ledger(path / "ledger.jsonl", writable=True).append(
+                    {"kind": "created", "format": FORMAT, **header}
+                )
+                files.sync_tree(path)
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be made a run directory: {error.strerror}. Choose another --run"
+            ) from error
         return cls(path, writable=True)
 
     @staticmethod
@@ -127,17 +132,17 @@ class Run:
         staging = self.path / STAGING / str(sequence)
         with files.disk_full_is_input_error(self.path, "the run's state"):
             self._stage(staging, put)
-        self.ledger.append(
-            {
-                "kind": "commit",
-                "sequence": sequence,
-                "states": dict(states),
-                "put": sorted(put),
-                "move": [list(pair) for pair in move],
-                "drop": list(drop),
-            }
-        )
-        self._apply(self.ledger.rows[-1])
+            self.ledger.append(
+                {
+                    "kind": "commit",
+                    "sequence": sequence,
+                    "states": dict(states),
+                    "put": sorted(put),
+                    "move": [list(pair) for pair in move],
+                    "drop": list(drop),
+                }
+            )
+            self._apply(self.ledger.rows[-1])
 
     def close(self) -> None:
         """Release the lock."""

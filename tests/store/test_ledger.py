@@ -47,3 +47,22 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path, garbage):
 
 def test_no_ledger_has_no_rows(tmp_path):
     assert Ledger(tmp_path / "ledger.jsonl", writable=True).rows == []
+
+
+def test_a_row_that_does_not_fit_leaves_no_trace(tmp_path, monkeypatch):
+    from globe_stream.store import ledger as module
+
+    ledger = written(tmp_path / "ledger.jsonl")
+    before = ledger.path.read_bytes()
+
+    def full(file, data):
+        file.write(data[:5])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_all", full)
+        with pytest.raises(OSError, match="No space left"):
+            ledger.append({"number": 3})
+    assert ledger.path.read_bytes() == before
+    ledger.append({"number": 4})
+    assert [row["number"] for row in Ledger(ledger.path, writable=False).rows] == [0, 1, 2, 4]
