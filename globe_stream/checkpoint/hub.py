@@ -97,14 +97,19 @@ def _resolve(model: str, revision: str | None) -> tuple[_Repository, Path]:
 
     Without a connection it is the commit that the cache remembers.
     """
-    config = Path(hf_hub_download(model, "config.json", revision=revision))
-    commit = config.parent.name
     try:
-        info = HfApi().model_info(model, revision=commit, files_metadata=True)
+        info = HfApi().model_info(model, revision=revision, files_metadata=True)
     except Exception:
-        return _Repository(model, commit, None), config.parent
+        cached = try_to_load_from_cache(model, "config.json", revision=revision)
+        if not isinstance(cached, str):
+            raise
+        return _Repository(model, Path(cached).parent.name, None), Path(cached).parent
+    # By its name and not by its commit, so that the cache remembers what the name meant.
+    root = Path(hf_hub_download(model, "config.json", revision=revision)).parent
+    if root.name != info.sha:  # it moved on between the two requests
+        return _resolve(model, root.name)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    return _Repository(model, commit, sizes), config.parent
+    return _Repository(model, root.name, sizes), root
 
 
 def _shards(repository: _Repository) -> tuple[dict[str, str] | None, list[str]]:

@@ -120,6 +120,7 @@ def _family_summary(experts: list[Expert]) -> dict[str, Any]:
 def open_index(model: str, revision: str | None = None, include_mtp: bool = False) -> ExpertIndex:
     """The index of a local folder, or of a hub id at `revision`; reads headers only.
 
+    "owner/name" is a hub id unless there is a folder "owner" here.
     Raises InputError for a missing folder, a folder without safetensors, damaged or missing shards,
     and whatever `take_inventory` refuses.
     """
@@ -128,7 +129,7 @@ def open_index(model: str, revision: str | None = None, include_mtp: bool = Fals
         return _open_folder(model, folder, include_mtp)
     if folder.exists():
         raise InputError(f"{model}: is a file. Give the folder that holds config.json and shards.")
-    if _HUB_ID.match(model) and not model.startswith("."):
+    if _HUB_ID.match(model) and not folder.parent.is_dir():
         from globe_stream.checkpoint.hub import open_hub
 
         return open_hub(model, revision, include_mtp)

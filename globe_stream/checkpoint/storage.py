@@ -82,12 +82,6 @@ class Region:
         inner = self.major_start * self.minor + self.minor_start
         return self.start + inner * self.itemsize
 
-    @property
-    def strides(self) -> tuple[int, int]:
-        """Elements between neighbours in a column, and in a row, of the expert's matrix."""
-        line, element = self.major_step * self.minor, self.minor_step
-        return (element, line) if self.transposed else (line, element)
-
     def row_block(self, first: int, count: int) -> "Region":
         """The region of rows `first` to `first + count` of the expert's matrix."""
         if self.transposed:

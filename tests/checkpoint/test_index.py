@@ -218,6 +218,9 @@ LAST = "model.layers.1.mlp.experts.2"
          "dtype F64, which is unsupported"),
         (qwen_tensors() | {f"{LAST}.up_proj.weight": torch.zeros(5, 8).to(torch.float8_e4m3fn)},
          "has no scale_inv beside it"),
+        (qwen_tensors(experts=4), "layer 0: there is an expert 3, 3 experts a layer"),
+        (qwen_tensors() | {f"other.layers.0.mlp.experts.0.{f}_proj.weight": torch.zeros(5, 8)
+                           for f in ("up", "gate")}, "layer 0, expert 0 is stored twice"),
         (qwen_tensors() | {f"{LAST}.w3.weight": torch.zeros(5, 8)}, "is the same matrix as"),
     ],
 )  # fmt: skip
@@ -229,11 +232,15 @@ def test_refuses(tmp_path: Path, tensors: dict[str, torch.Tensor], message: str)
     assert root in str(caught.value)
 
 
-def test_refuses_folders_that_are_none(tmp_path: Path) -> None:
+def test_refuses_folders_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no such folder"):
         open_index(str(tmp_path / "none"))
     with pytest.raises(InputError, match="holds no safetensors"):
         open_index(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(InputError, match="models/none: no such folder"):
+        open_index("models/none")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         open_index(str(tmp_path / "file"))

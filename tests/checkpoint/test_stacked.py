@@ -133,19 +133,14 @@ def test_scatter_is_the_inverse_of_reading(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_offset_and_strides_find_every_element(tmp_path: Path, kind: str) -> None:
+def test_offset_is_that_of_the_first_element(tmp_path: Path, kind: str) -> None:
     index, stacks = _write(tmp_path, kind)
     content = index.files[0].read_bytes()
     for family, experts in index.experts.items():
-        for expert in (experts[0], experts[-1]):
-            region, (line, step) = expert.storage.weight, expert.storage.weight.strides
-            value = stacks[family][expert.expert]
-            for i, j in ((0, 0), (1, 2), (region.shape[0] - 1, region.shape[1] - 1)):
-                start = region.offset + (i * line + j * step) * 2
-                found = torch.frombuffer(
-                    bytearray(content[start : start + 2]), dtype=torch.bfloat16
-                )
-                assert found[0] == value[i, j]
+        for expert in experts:
+            start = expert.storage.weight.offset
+            element = torch.frombuffer(bytearray(content[start : start + 2]), dtype=torch.bfloat16)
+            assert element[0] == stacks[family][expert.expert, 0, 0]
 
 
 def _every_byte(expert: Expert, rows: list[int] | None) -> list[int]:
