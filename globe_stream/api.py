@@ -423,8 +423,9 @@ def _context(
 
 
 def _finish(context: Context) -> Document:
-    """Record the peak, say how it compares with the price, and return the status."""
+    """Record the peak, say how it compares with the price, sweep, and return the status."""
     run, meter = context.run, context.meter
+    run.clear_spill()
     if meter.peaks:
         before = (run.state("memory") or {"peak_bytes": 0})["peak_bytes"]
         run.commit({"memory": {"peak_bytes": max(before, meter.peak)}})

@@ -155,6 +155,13 @@ def make_quick(setattr: Callable[[Any, str, Any], None] = setattr) -> None:
     setattr(runtime, "_choose_precision", lambda _: ("highest", "fixed for tests"))
 
 
+def make_small_batches(setattr: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Passes in batches of at most five experts, whatever the budget allows."""
+    from globe_stream.memory import budget
+
+    setattr(budget, "MAX_BATCH", 5)
+
+
 def command(arguments: list[str], log: Path, event: int | None = None, number: int = 0) -> None:
     """Run the command line with its output in `log`; at the `event`-th event send signal `number`.
 
@@ -165,6 +172,7 @@ def command(arguments: list[str], log: Path, event: int | None = None, number: i
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
     make_quick()
+    make_small_batches()
     from globe_stream.cli.main import run
 
     count = _count_events(event, number)

@@ -1,0 +1,193 @@
+"""The same command again, more epochs, changed options, --fresh, and other budgets."""
+
+import itertools
+import json
+import shutil
+
+import pytest
+import support
+
+from globe_stream.memory import budget
+from globe_stream.store.run import Run
+
+pytestmark = pytest.mark.usefixtures("quick", "small_batches")
+
+TRAIN = ("--warmup-epochs", 2, "--support-ramp", 3)
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    support.make_small_batches(monkeypatch.setattr)
+
+
+@pytest.fixture
+def seeded(tmp_path, tell, checkpoint):
+    assert tell("seed", checkpoint, "--run", tmp_path / "run").code == 0
+    return tmp_path / "run"
+
+
+def copied(run, name):
+    return shutil.copytree(run, run.parent / name)
+
+
+def without_lock(run):
+    return {name: value for name, value in support.tree(run).items() if name != "lock"}
+
+
+def test_the_same_command_again_does_nothing(tell, checkpoint, seeded):
+    before = without_lock(seeded)
+    told = tell("seed", checkpoint, "--run", seeded, "--json")
+    assert told.code == 0
+    assert without_lock(seeded) == before
+    assert tell("train", seeded, "--epochs", 3, *TRAIN).code == 0
+    before = without_lock(seeded)
+    told = tell("train", seeded, "--epochs", 3, *TRAIN, "--json")
+    assert told.code == 0
+    assert without_lock(seeded) == before
+    assert json.loads(told.out)["families"]["up"]["epoch"] == 3
+
+
+def test_seeding_again_after_training_leaves_the_training(tell, checkpoint, seeded):
+    assert tell("train", seeded, "--epochs", 3, *TRAIN).code == 0
+    before = without_lock(seeded)
+    told = tell("seed", checkpoint, "--run", seeded, "--json")
+    assert (told.code, json.loads(told.out)["state"]) == (0, "trained")
+    assert support.results(seeded) == {
+        name.removeprefix("run.zarr/"): value for name, value in before.items()
+        if name.removeprefix("run.zarr/") in support.results(seeded)
+    }  # fmt: skip
+
+
+def test_more_epochs_continue_to_the_same_bits(tell, seeded):
+    other = copied(seeded, "other")
+    for epochs in (1, 4, 2, 8):
+        told = tell("train", seeded, "--epochs", epochs, *TRAIN, "--json")
+        assert told.code == 0
+    assert tell("train", other, "--epochs", 8, *TRAIN).code == 0
+    assert support.results(seeded) == support.results(other)
+    document = json.loads(told.out)
+    assert document["state"] == "trained"
+    assert document["families"]["up"]["epoch"] == 8
+    assert document["families"]["up"]["passes"] == 3 + 8
+
+
+def test_fewer_epochs_than_were_done_do_nothing(tell, seeded):
+    assert tell("train", seeded, "--epochs", 4, *TRAIN).code == 0
+    before = without_lock(seeded)
+    told = tell("train", seeded, "--epochs", 2, *TRAIN, "--json")
+    assert (told.code, json.loads(told.out)["families"]["up"]["epoch"]) == (0, 4)
+    assert support.results(seeded) == {
+        name.removeprefix("run.zarr/"): value for name, value in before.items()
+        if name.removeprefix("run.zarr/") in support.results(seeded)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "difference"), [
+    (("--rank", 5), "seed rank: was None, now 5"),
+    (("--method", "ts_pca"), "seed method: was 'nn_dictionary', now 'ts_pca'"),
+    (("--families", "up"), "selection families: was 'both', now 'up'"),
+    (("--layers", "0:1"), "selection layers: was None, now '0:1'"),
+    (("--seed", 7), "seed seed: was 0, now 7"),
+])  # fmt: skip
+def test_a_changed_seed_option_is_refused_with_the_difference(
+    tell, checkpoint, seeded, options, difference
+):
+    before = without_lock(seeded)
+    told = tell("seed", checkpoint, "--run", seeded, *options)
+    assert told.code == 2
+    assert difference in told.err
+    assert "--fresh" in told.err
+    assert len(told.err.splitlines()) == 1
+    assert without_lock(seeded) == before
+
+
+def test_runtime_options_may_change(tell, checkpoint, seeded):
+    told = tell("seed", checkpoint, "--run", seeded, "--memory", "3GiB", "--checkpoint-every", 1)
+    assert told.code == 0
+    assert tell("train", seeded, "--epochs", 1, *TRAIN).code == 0
+    assert tell("train", seeded, "--epochs", 2, *TRAIN, "--memory", "2GiB").code == 0
+
+
+def test_a_changed_train_option_is_refused_with_the_difference(tell, seeded):
+    assert tell("train", seeded, "--epochs", 1, *TRAIN).code == 0
+    before = without_lock(seeded)
+    told = tell("train", seeded, "--epochs", 2, *TRAIN, "--momentum", 0.5, "--gain", 1.5)
+    assert told.code == 2
+    assert "momentum: was " in told.err
+    assert ", now 0.5" in told.err
+    assert "gain: was " in told.err
+    assert "--fresh" in told.err
+    assert without_lock(seeded) == before
+
+
+def test_fresh_seeds_again(tell, checkpoint, seeded):
+    other = seeded.parent / "other"
+    assert tell("train", seeded, "--epochs", 2, *TRAIN).code == 0
+    told = tell("seed", checkpoint, "--run", seeded, "--rank", 5, "--fresh", "--json")
+    assert told.code == 0
+    assert json.loads(told.out)["families"]["up"]["rank"] == 5
+    assert tell("seed", checkpoint, "--run", other, "--rank", 5).code == 0
+    assert support.results(seeded) == support.results(other)
+
+
+def test_fresh_that_is_refused_deletes_nothing(tell, checkpoint, seeded):
+    before = without_lock(seeded)
+    for options in (("--memory", "1MiB"), ("--rank", 99), ("--layers", "5:9")):
+        assert tell("seed", checkpoint, "--run", seeded, "--fresh", *options).code == 2
+        assert without_lock(seeded) == before
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4])
+def test_fresh_trains_again_from_the_seeds(tell, seeded, epochs):
+    other = copied(seeded, "other")
+    assert tell("train", seeded, "--epochs", epochs, *TRAIN).code == 0
+    again = ("--epochs", 3, *TRAIN, "--momentum", 0.5)
+    assert tell("train", seeded, *again, "--fresh").code == 0
+    assert tell("train", other, *again).code == 0
+    keys = {name for name in support.results(other) if "/seed/" not in name}
+    assert {name: support.results(seeded)[name] for name in keys} == {
+        name: support.results(other)[name] for name in keys
+    }
+    assert Run(seeded, writable=False).state("up")["passes"] == 3 + 3
+
+
+def forced(monkeypatch, batch, spill):
+    """Whatever the budget, take these knobs."""
+
+    def choose(stage, candidates, price, limit, base, advice):
+        del limit, base, advice
+        spilling = any(knobs.spill for knobs in candidates)
+        knobs = budget.Knobs(batch, spill and spilling)
+        return budget.StagePlan(stage, knobs, price(knobs))
+
+    monkeypatch.setattr(budget, "choose", choose)
+
+
+@pytest.mark.parametrize("support_target", ["none", "4"])
+def test_batches_and_spilling_change_the_error_by_less_than_a_ten_thousandth(
+    tmp_path, tell, checkpoint, monkeypatch, support_target
+):
+    found = {}
+    for batch, spill in ((24, False), (7, False), (24, True), (1, True)):
+        forced(monkeypatch, batch, spill)
+        monkeypatch.setattr(budget, "TILE_BYTES", 4 * 6 * 20 * (4 if spill else 9))
+        run = tmp_path / f"run-{batch}-{spill}"
+        assert tell("seed", checkpoint, "--run", run, "--families", "up").code == 0
+        told = tell("train", run, "--epochs", 6, *TRAIN, "--target-support", support_target,
+                    "--json")  # fmt: skip
+        assert told.code == 0, told.err
+        family = json.loads(told.out)["families"]["up"]
+        found[batch, spill] = family["relative_frobenius_error"]
+    assert max(found.values()) - min(found.values()) < 1e-4 * min(found.values()), found
+
+
+def test_the_error_curve_rises_by_no_more_than_a_hundredth(tmp_path, tell, checkpoint):
+    """Of the saved state, with default settings but codes unconstrained."""
+    run = tmp_path / "run"
+    assert tell("seed", checkpoint, "--run", run, "--families", "up").code == 0
+    assert tell("train", run, "--epochs", 20, "--target-support", "none").code == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    errors = [row["recon/relative_frobenius_error"] for row in rows if row["stage"] == "train"]
+    assert len(errors) == 20
+    assert all(new <= 1.01 * old for old, new in itertools.pairwise(errors))
+    assert errors[-1] < 0.8 * errors[0]

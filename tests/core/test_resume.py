@@ -1,0 +1,153 @@
+"""A run that is killed or interrupted anywhere and continued is that of an undisturbed one."""
+
+import json
+import re
+import shutil
+import signal
+
+import pytest
+import support
+from support import KILL, command, outcome
+
+SEED = ("--checkpoint-every", "0", "--seed", "3")
+TRAIN = ("--epochs", "4", "--warmup-epochs", "2", "--checkpoint-every", "0", "--support-ramp", "3")
+
+
+def seed_command(checkpoint, run, *more):
+    return ["seed", str(checkpoint), "--run", str(run), *SEED, *more]
+
+
+def train_command(run, *more):
+    return ["train", str(run), *TRAIN, *more]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, checkpoint):
+    """(seeded, trained) runs that nobody touched, and the number of events in each command."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    events = [support.events_of(seed_command(checkpoint, folder / "trained"), folder / "log")]
+    shutil.copytree(folder / "trained", folder / "seeded")
+    events.append(support.events_of(train_command(folder / "trained"), folder / "log"))
+    return folder / "seeded", folder / "trained", events
+
+
+def killed_and_continued(arguments, log, every):
+    """Carry out a command that is killed at its `every`-th event each time; the kills it took."""
+    kills = 0
+    while (code := outcome(command, arguments, log, every, KILL)) != 0:
+        assert code == -KILL, log.read_text()[-2000:]
+        kills += 1
+        assert kills < 100, "no progress between kills"
+    return kills
+
+
+def states(run):
+    """What the ledger says of every unit, times left out."""
+    from globe_stream.store.run import Run
+
+    opened = Run(run, writable=False)
+    kept = {}
+    for unit in opened.header["units"]:
+        for key in (unit["key"], f"{unit['key']}:next", f"{unit['key']}:partial"):
+            state = opened.state(key) or {}
+            kept[key] = {name: value for name, value in state.items()
+                         if name not in ("seconds", "bytes_read")}  # fmt: skip
+    return kept
+
+
+def same(run, other):
+    assert support.results(run) == support.results(other)
+    assert states(run) == states(other)
+    assert not list(run.glob("*.partial")), "leftovers are swept"
+
+
+@pytest.mark.parametrize("every", [19, 47])
+def test_kill_while_seeding(tmp_path, checkpoint, undisturbed, every):
+    kills = killed_and_continued(
+        seed_command(checkpoint, tmp_path / "run"), tmp_path / "log", every
+    )
+    assert kills >= undisturbed[2][0] // every - 1 > 1
+    same(tmp_path / "run", undisturbed[0])
+
+
+@pytest.mark.parametrize("every", [43, 97])
+def test_kill_while_training(tmp_path, undisturbed, every):
+    run = shutil.copytree(undisturbed[0], tmp_path / "run")
+    kills = killed_and_continued(train_command(run), tmp_path / "log", every)
+    assert kills >= undisturbed[2][1] // every - 1 > 1
+    same(run, undisturbed[1])
+
+
+def test_kill_without_checkpoints_inside_passes(tmp_path, checkpoint, undisturbed):
+    """Then a pass starts again; the number of commits differs, the results do not."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    rare = ("--checkpoint-every", "1000")
+    assert killed_and_continued(seed_command(checkpoint, run, *rare), log, 31) >= 2
+    assert killed_and_continued(train_command(run, *rare), log, 43) >= 2
+    same(run, undisturbed[1])
+
+
+def test_kill_with_a_bank_for_each_layer(tmp_path, checkpoint):
+    for name, every in (("whole", None), ("killed", 67)):
+        run, log = tmp_path / name, tmp_path / f"{name}.log"
+        arguments = seed_command(checkpoint, run, "--bank-scope", "layer", "--families", "gate")
+        if every is None:
+            assert outcome(command, arguments, log) == 0
+            assert outcome(command, train_command(run), log) == 0
+        else:
+            assert killed_and_continued(arguments, log, every) > 0
+            assert killed_and_continued(train_command(run), log, every) > 0
+    same(tmp_path / "killed", tmp_path / "whole")
+    assert len(states(tmp_path / "whole")) == 2 * 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupts_checkpoint_and_end_with_130(tmp_path, checkpoint, undisturbed, number):
+    run, log = tmp_path / "run", tmp_path / "log"
+    rare = ("--checkpoint-every", "1000")
+    arguments = seed_command(checkpoint, run, *rare)
+    assert outcome(command, arguments, log, 8, number) == 130
+    told = log.read_text()
+    assert f"{number.name}: saving the state of this pass" in told
+    stopped = re.search(r"stopped after (10|15|20) of 24 experts; the same command continues", told)
+    assert stopped, told
+    assert "Traceback" not in told
+    assert outcome(command, arguments, log) == 0
+    assert f"continuing after {stopped[1]} of 24 experts" in log.read_text()
+    arguments = train_command(run, *rare)
+    assert outcome(command, arguments, log, 20, number) == 130
+    assert json.loads(status(run))["state"] == "training"
+    assert outcome(command, arguments, log) == 0
+    same(run, undisturbed[1])
+
+
+def status(run):
+    from globe_stream.api import status as library_status
+
+    return json.dumps(library_status(run))
+
+
+def test_interrupted_again_and_again(tmp_path, undisturbed):
+    """Each time a little further; a pass interrupted in every batch is still the same pass."""
+    run, log = shutil.copytree(undisturbed[0], tmp_path / "run"), tmp_path / "log"
+    arguments = train_command(run, "--checkpoint-every", "1000")
+    interrupts = 0
+    while (code := outcome(command, arguments, log, 25, signal.SIGINT)) != 0:
+        assert code == 130, log.read_text()[-2000:]
+        interrupts += 1
+        assert interrupts < 60
+    assert interrupts >= 3
+    same(run, undisturbed[1])
+
+
+def test_two_runs_are_bit_identical(tmp_path, checkpoint, undisturbed):
+    run, log = tmp_path / "run", tmp_path / "log"
+    assert outcome(command, seed_command(checkpoint, run), log) == 0
+    assert outcome(command, train_command(run), log) == 0
+    same(run, undisturbed[1])
+
+
+def test_another_seed_gives_another_run(tmp_path, checkpoint, undisturbed):
+    arguments = [*seed_command(checkpoint, tmp_path / "run"), "--seed", "4"]
+    assert outcome(command, arguments, tmp_path / "log") == 0
+    assert support.results(tmp_path / "run") != support.results(undisturbed[0])
