@@ -236,16 +236,13 @@ class TrainConfig(Checked):
         "Median number of atoms an expert uses; none leaves the codes unconstrained.",
         metavar="N|none",
     )
-    support_ramp: int = option(
-        20, "First epochs, in which the wanted support falls from all atoms to its target.", low=0
-    )
     coding: str = option(
         "entmax",
         "Mapping that sparsifies codes (entmax is the 1.5 one).",
         choices=("entmax", "sparsemax", "softmax"),
     )
     temperature_rate: float = option(
-        0.3, "Rate eta of the temperature's control law.", low=0.0, high=5.0
+        0.6, "Rate eta of the temperature's control law.", low=0.0, high=5.0
     )
     temperature_min: float = option(1e-3, "Lowest temperature.", low=1e-6)
     temperature_max: float = option(1e3, "Highest temperature.", low=1e-6)

@@ -45,7 +45,6 @@ class Fit:
 
     hidden: Tensor  # H (b, r, d)
     hidden_gram: Tensor  # H H^T (b, r, r)
-    projected: Tensor  # W H^T (b, p, r)
     solve: RidgeResult  # adapters (b, p, r) and how they were found
     squared_error: Tensor  # (b,) float64
 
@@ -72,7 +71,7 @@ def fit_adapters(weights: Tensor, mixtures: Tensor, activation: Activation, ridg
     projected = torch.bmm(weights, hidden.mT)
     solve = ridge_solve(gram, projected, ridge)
     error = squared_error(weights, hidden, gram, projected, solve.solution)
-    return Fit(hidden, gram, projected, solve, error)
+    return Fit(hidden, gram, solve, error)
 
 
 def squared_error(

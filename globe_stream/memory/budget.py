@@ -99,13 +99,36 @@ def atoms_price(sizes: Sizes, proxy_itemsize: int) -> int:
     return square + small + max(6 * square, tile + 2 * bank_tile_bytes(sizes), writing)
 
 
-def fit_bytes(sizes: Sizes) -> int:
-    """Arrays of `fitting.fit_adapters` for one expert.
+def fit_bytes(sizes: Sizes, curved: bool = False) -> int:
+    """Arrays of `fitting.fit_adapters` for one expert at the fit's peak.
 
-    Z and H (r, d); the Gram, its ridged copy and factor (r, r); W H^T, the solution, and two
-    copies inside the solver or the error formula (p, r).
+    Z and H (r, d) throughout. While factoring: H H^T, its ridged copy and the factor (r, r), and
+    W H^T (p, r). While solving: H H^T, the factor, and W H^T, its copy and the solution. In the
+    error formula: H H^T, and W H^T, the solution, A H H^T and its product. A curved activation
+    makes H from two more (r, d) before all that.
     """
-    return 4 * (2 * sizes.rank * sizes.d + 3 * sizes.rank**2 + 4 * sizes.p * sizes.rank)
+    rd, rr, pr = _areas(sizes)
+    factoring, solving, measuring = 3 * rr + pr, 2 * rr + 3 * pr, rr + 4 * pr
+    return 4 * (2 * rd + max(factoring, solving, measuring, 2 * rd if curved else 0))
+
+
+def direction_bytes(sizes: Sizes, warmup: bool, curved: bool) -> int:
+    """Arrays of one expert at the peak of finding its direction.
+
+    Z, H, H H^T and A stay from the fit. Surrogate: A^T A (r, r), the force (r, d), and either the
+    product of A^T A with M^-1 or, with a curved activation, four more (r, d) for its slope.
+    Warm-up: the matrix whose polar factor is wanted, and three (r, p) and two (r, r) of the
+    iteration.
+    """
+    rd, rr, pr = _areas(sizes)
+    surrogate = rr + rd + max(rr, 4 * rd if curved else 0)
+    polar = 4 * pr + 2 * rr
+    return 4 * (2 * rd + rr + pr + max(surrogate, polar if warmup else 0))
+
+
+def _areas(sizes: Sizes) -> tuple[int, int, int]:
+    """Elements of an (r, d), an (r, r) and a (p, r) matrix."""
+    return sizes.rank * sizes.d, sizes.rank**2, sizes.p * sizes.rank
 
 
 def resident_bank(sizes: Sizes, spill: bool) -> int:
@@ -125,19 +148,6 @@ def measure_price(sizes: Sizes, knobs: Knobs, reader: ReaderBytes) -> int:
     )
 
 
-def direction_bytes(sizes: Sizes, warmup: bool, curved: bool) -> int:
-    """Arrays of one expert's direction, beyond `fit_bytes`.
-
-    Surrogate: A^T A and its product with M^-1 (r, r), the force (r, d), and with a curved
-    activation its argument, value and slope (r, d). Warm-up: the target (r, d) and the polar
-    iteration's four (r, p) and two (r, r).
-    """
-    square, force = 4 * sizes.rank**2, 4 * sizes.rank * sizes.d
-    surrogate = 2 * square + force * (4 if curved else 1)
-    polar = 4 * 4 * sizes.rank * sizes.p + 2 * square + force
-    return max(surrogate, polar) if warmup else surrogate
-
-
 def train_price(
     sizes: Sizes, knobs: Knobs, reader: ReaderBytes, *, warmup: bool, curved: bool
 ) -> int:
@@ -150,8 +160,8 @@ def train_price(
     squares = 4 * 3 * (sizes.rank**2 + sizes.d**2)
     codes = 2 * 4 * sizes.experts * sizes.bases + 24 * sizes.experts
     solve = 4 * 3 * sizes.rank * sizes.d
-    batch = knobs.batch * (fit_bytes(sizes) + direction_bytes(sizes, warmup, curved))
-    each = reader(knobs.batch, None) + batch + solve
+    one = max(fit_bytes(sizes, curved), direction_bytes(sizes, warmup, curved))
+    each = reader(knobs.batch, None) + knobs.batch * one + solve
     chunk = max(ATOM_CHUNK_BYTES, 4 * sizes.rank * sizes.d)
     inverses = 8 * 3 * max(sizes.rank, sizes.d) ** 2
     step = max(3 * chunk + inverses, (5 + CHUNK_READ_COPIES) * bank_tile_bytes(sizes))

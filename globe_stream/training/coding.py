@@ -3,7 +3,7 @@
 Source: method.md section 4.2; warm-start guidelines, sections H.1 and I.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from globe_stream.kernels.entmax import entmax
 from globe_stream.kernels.nnls import nnls
 
 ALPHA = {"entmax": 1.5, "sparsemax": 2.0, "softmax": 1.0}
+
+_BISECTIONS = 30
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,23 @@ def support(codes: Tensor, how: Coding) -> Tensor:
         kept &= torch.zeros_like(kept).scatter_(1, top, True)
     kept.scatter_(1, codes.argmax(1, keepdim=True), True)
     return kept
+
+
+def first_temperature(codes: Tensor, target: float, how: Coding, low: float, high: float) -> float:
+    """The least temperature in [low, high] that leaves `codes` (N, m) the wanted median support.
+
+    Where they have less to begin with, the least that prunes nothing from the median expert. The
+    control law starts from here, so that the first epochs do not prune far too much.
+    """
+    wanted = min(target, float((codes != 0).sum(1).double().median()))
+
+    def kept(temperature: float) -> float:
+        return float(support(codes, replace(how, temperature=temperature)).sum(1).double().median())
+
+    for _ in range(_BISECTIONS):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if kept(middle) >= wanted else (middle, high)
+    return high
 
 
 def next_temperature(

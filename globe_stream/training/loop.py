@@ -38,6 +38,7 @@ class _Standing:
     bank: Tiles
     forces: Tiles
     codes: Tensor
+    gram: Tensor  # (m, m) of the bank's atoms
     trajectory: Trajectory
 
 
@@ -75,11 +76,10 @@ class Trainer:
     def _epoch(self, standing: _Standing) -> _Standing:
         start, before = time.monotonic(), standing.trajectory
         geometry = self._geometry(before)
-        plain = plain_gram(standing.bank)
         accumulator = EpochAccumulator(
             standing.bank,
             standing.codes,
-            plain if geometry.right is None else metric_gram(standing.bank, geometry),
+            self._metric_gram(standing, geometry),
             geometry,
             EpochSums.empty(standing.forces),
             self.schedule.epoch_settings(before),
@@ -90,11 +90,11 @@ class Trainer:
             self.unit.key, f"epoch {before.epoch + 1}", self.unit.experts, self.plan.knobs.batch
         )
         cost = stream(self.context, task, accumulator)
-        values = self._values(standing, accumulator, plain)
+        values = self._values(standing, accumulator)
         if self.schedule.is_worse(before, accumulator.log.relative_error):
             after = self._reject(standing, task, cost)
         else:
-            after, told = self._accept(standing, accumulator, plain, task, cost)
+            after, told = self._accept(standing, accumulator, task, cost)
             values |= told
         values |= {
             "recon/relative_frobenius_error": after.trajectory.error,
@@ -110,7 +110,6 @@ class Trainer:
         self,
         standing: _Standing,
         accumulator: EpochAccumulator,
-        plain: Tensor,
         task: Pass,
         cost: PassCost,
     ) -> tuple[_Standing, dict[str, Any]]:
@@ -118,7 +117,7 @@ class Trainer:
         before = standing.trajectory
         median = float(_support(accumulator.new_codes).median())
         after = self.schedule.accept(before, accumulator.log.relative_error, median)
-        stepped = self._step(standing, accumulator, plain)
+        stepped = self._step(standing, accumulator)
         sums = accumulator.sums
         put: dict[str, arrays.Source] = {
             "next/bank": stepped.bank,
@@ -144,7 +143,7 @@ class Trainer:
             "bank/norm_deviation_max": stepped.largest_norm_change,
             "health/coupling_condition": stepped.condition,
         }
-        return _Standing(stepped.bank, standing.bank, stepped.codes, after), told
+        return _Standing(stepped.bank, standing.bank, stepped.codes, stepped.gram, after), told
 
     def _reject(self, standing: _Standing, task: Pass, cost: PassCost) -> _Standing:
         """Keep the saved state and continue from it."""
@@ -163,9 +162,10 @@ class Trainer:
             {self._name(name): source for name, source in put.items()},
             drop=drop,
         )
-        return _Standing(standing.bank, standing.forces, dense, after)
+        gram = plain_gram(standing.bank)
+        return _Standing(standing.bank, standing.forces, dense, gram, after)
 
-    def _step(self, standing: _Standing, accumulator: EpochAccumulator, plain: Tensor) -> Stepped:
+    def _step(self, standing: _Standing, accumulator: EpochAccumulator) -> Stepped:
         how = self.schedule.dictionary_step(standing.trajectory)
         previous = None
         if how.momentum and self.context.run.has(self._name("next/momentum")):
@@ -177,11 +177,16 @@ class Trainer:
             previous,
             accumulator.sums,
             accumulator.new_codes,
-            plain,
+            standing.gram,
             accumulator.geometry,
             how,
             self.context.run.spill(self._flat("momentum")),
         )
+
+    def _metric_gram(self, standing: _Standing, geometry: Geometry) -> Tensor:
+        if geometry.right is None:
+            return standing.gram
+        return metric_gram(standing.bank, geometry)
 
     def _moves(self) -> list[tuple[str, str]]:
         """The measured state takes the place of the saved one; the seeds are kept aside."""
@@ -203,7 +208,7 @@ class Trainer:
         arrays.read_into(self.context.run.array(self._name(f"{origin}bank")), bank)
         group = self._name("next") if trajectory.epoch else self.unit.key
         dense = codes.load(self.context.run, group, self.unit.bases)
-        return _Standing(bank, forces, dense, trajectory)
+        return _Standing(bank, forces, dense, plain_gram(bank), trajectory)
 
     def _tiles(self, name: str) -> Tiles:
         path = self.context.run.spill(self._flat(name)) if self.plan.knobs.spill else None
@@ -227,7 +232,9 @@ class Trainer:
 
     def _trajectory(self) -> Trajectory:
         record = self.context.run.state(self._next_key)
-        return self.schedule.first() if record is None else Trajectory(**record)
+        if record is not None:
+            return Trajectory(**record)
+        return self.schedule.first(codes.load(self.context.run, self.unit.key, self.unit.bases))
 
     # -- what is told ----------------------------------------------------------------------
 
@@ -258,13 +265,11 @@ class Trainer:
             "seconds": saved["seconds"] + cost.seconds,
         }
 
-    def _values(
-        self, standing: _Standing, accumulator: EpochAccumulator, plain: Tensor
-    ) -> dict[str, Any]:
-        now, target = standing.trajectory, self.schedule.support_target(standing.trajectory)
+    def _values(self, standing: _Standing, accumulator: EpochAccumulator) -> dict[str, Any]:
+        now, target = standing.trajectory, self.schedule.support_target()
         return {
             **accumulator.log.metrics(self.unit.experts),
-            **code_values(standing.codes, plain, target),
+            **code_values(standing.codes, standing.gram, target),
             "recon/measured_error": accumulator.log.relative_error,
             "alpha/temperature": now.temperature,
             "alpha/target_support": target,

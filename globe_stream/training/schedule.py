@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any
 
+from torch import Tensor
+
 from globe_stream.config import TrainConfig
 from globe_stream.fitting import Activation
-from globe_stream.training.coding import Coding, next_temperature
+from globe_stream.training.coding import Coding, first_temperature, next_temperature
 from globe_stream.training.dictionary import DictionaryStep
 from globe_stream.training.epoch import EpochSettings
 
@@ -57,12 +59,18 @@ class Schedule:
     bases: int
     gamma: float
 
-    def first(self) -> Trajectory:
-        """The trajectory of a unit that was only seeded."""
+    def first(self, codes: Tensor) -> Trajectory:
+        """The trajectory of a unit that was only seeded, with `codes` (N, m)."""
         config = self.config
         begins_curved = config.warmup_epochs == 0 and config.activation_start == 0
         step = 0.0 if config.activation == "none" else 1 / config.activation_steps
-        return Trajectory(damping=config.damping, lam_step=step, lam=step if begins_curved else 0.0)
+        start = Trajectory(damping=config.damping, lam_step=step, lam=step * begins_curved)
+        target = self.support_target()
+        if target is None:
+            return start
+        low, high = config.temperature_min, config.temperature_max
+        warm = first_temperature(codes, target, self._coding(start), low, high)
+        return replace(start, temperature=max(1.0, warm))
 
     def in_warmup(self, now: Trajectory) -> bool:
         """Whether the epoch to come is a warm-up epoch."""
@@ -83,17 +91,14 @@ class Schedule:
         """phi at lambda = `lam`."""
         return Activation(self.config.activation, lam, self.gamma)
 
-    def support_target(self, now: Trajectory) -> float | None:
-        """The median support wanted in the epoch to come; None while codes are unconstrained.
+    def support_target(self) -> int | None:
+        """The wanted median support; None where codes are unconstrained.
 
-        It falls geometrically from all atoms to the configured number over the first
-        `support_ramp` epochs, warm-up included, so that the bank can follow the codes.
+        It holds from the first epoch on: codes that are sparse from the start cost less in the
+        end than dense ones made sparse later (README, "Sparse codes").
         """
         target = self.config.support_target()
-        if target is None or target >= self.bases:
-            return None
-        share = min(1.0, (now.epoch + 1) / max(1, self.config.support_ramp))
-        return float(self.bases * (target / self.bases) ** share)
+        return None if target is None or target >= self.bases else target
 
     def epoch_settings(self, now: Trajectory) -> EpochSettings:
         """The numbers of the epoch to come."""
@@ -117,12 +122,8 @@ class Schedule:
         return DictionaryStep(0.0 if fresh else momentum, config.lambda_b, config.coherence)
 
     def is_worse(self, now: Trajectory, error: float) -> bool:
-        """Whether the state that measured `error` is to be rejected for the saved one.
-
-        While the wanted support is still falling, errors rise by its doing and are accepted.
-        """
-        falling = self.support_target(now) is not None and not self._support_settled(now)
-        return now.error is not None and error > GUARD * now.error and not falling
+        """Whether the state that measured `error` is to be rejected for the saved one."""
+        return now.error is not None and error > GUARD * now.error
 
     def reject(self, now: Trajectory) -> Trajectory:
         """Back to the saved state: shorter step, no momentum, lambda as it was."""
@@ -153,7 +154,7 @@ class Schedule:
             lam_rest=max(0, now.lam_rest - 1),
         )
         ahead = replace(ahead, lam=self._next_lambda(ahead))
-        target = self.support_target(now)
+        target = self.support_target()
         if target is None:
             return ahead
         return replace(
@@ -183,7 +184,7 @@ class Schedule:
         return min(1.0, ahead.lam + ahead.lam_step)
 
     def _coding(self, now: Trajectory) -> Coding:
-        config, target = self.config, self.support_target(now)
+        config, target = self.config, self.support_target()
         cap = config.support_cap
         if cap is None and target is not None:
             cap = ceil(CAP_OVER_TARGET * target)
@@ -196,10 +197,6 @@ class Schedule:
             cap=cap,
             l1=config.l1,
         )
-
-    def _support_settled(self, now: Trajectory) -> bool:
-        """Whether the wanted support has been at its final value for as long as it fell."""
-        return now.epoch >= 2 * self.config.support_ramp
 
     def _counted(self, now: Trajectory, error: float | None) -> Trajectory:
         """One more epoch, which left a saved state of relF `error`."""
