@@ -19,8 +19,9 @@ from globe_stream.kernels.active_set import descend_exactly
 from globe_stream.kernels.entmax import entmax
 from globe_stream.kernels.pivoting import Quadratic, pivot
 
-FIRST_BURST = 40
+FIRST_BURST = 300
 CHECK_EVERY = 10
+PIVOT_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def nnls(
     start: Tensor | None = None,
     mask: Tensor | None = None,
     simplex: bool = False,
-    tolerance: float = 1e-9,
+    tolerance: float = 1e-11,
     max_iterations: int = 1000,
     polish: bool = True,
 ) -> NnlsResult:
@@ -59,7 +60,8 @@ def nnls(
         tolerance: on the relative projected-gradient residual; never below the rounding error
             of the given dtypes.
         max_iterations: gradient steps at most.
-        polish: solve exactly on the support found; False leaves the gradient result.
+        polish: solve rows that 300 steps leave above the tolerance exactly on the support
+            found; False leaves the gradient result.
 
     Memory: about ten (b, m) float64 arrays, and with ``polish`` 32 MiB more.
 
@@ -98,6 +100,7 @@ class _Solver:
     def __init__(self, problem: Quadratic, tolerance: float) -> None:
         self.problem = problem
         self.tolerance = tolerance
+        self.pivot_tolerance = max(tolerance, PIVOT_TOLERANCE)
         self.lipschitz = max(float(torch.linalg.eigvalsh(problem.gram)[-1]), 1e-300)
 
     def solve(self, guess: Tensor, limit: int, polish: bool) -> tuple[Tensor, Tensor, int]:
@@ -110,9 +113,8 @@ class _Solver:
             found, steps = self.descend(part, codes[open_rows], min(burst, limit - taken))
             error = self.residual(part, found)
             done = error <= self.tolerance
-            if polish:
-                found, error, settled = self.polished(part, found, error)
-                done = done | settled
+            if polish and not bool(done.all()):
+                self.polish(part, found, error, done)
             codes[open_rows], residual[open_rows] = found, error
             open_rows = open_rows[~done]
             taken, burst = taken + steps, 2 * burst
@@ -135,20 +137,21 @@ class _Solver:
                 return codes, step
         return codes, limit
 
-    def polished(
-        self, part: Quadratic, codes: Tensor, error: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The better of `codes` and the exact solve, its residual, and where that settled."""
-        exact, settled = pivot(part, codes, self.tolerance)
+    def polish(self, part: Quadratic, codes: Tensor, error: Tensor, done: Tensor) -> None:
+        """Solve the rows that are not done exactly, keeping what is better; all in place."""
+        rows = (~done).nonzero()[:, 0]
+        rest, before = part.rows(rows), codes[rows]
+        exact, settled = pivot(rest, before, self.pivot_tolerance)
         left = (~settled).nonzero()[:, 0]
         if left.numel():
             exact[left], settled[left] = descend_exactly(
-                part.rows(left), codes[left], self.tolerance
+                rest.rows(left), before[left], self.pivot_tolerance
             )
-        exact_error = self.residual(part, exact)
-        better = exact_error <= error
-        codes = torch.where(better[:, None], exact, codes)
-        return codes, torch.where(better, exact_error, error), settled & better
+        exact_error = self.residual(rest, exact)
+        better = exact_error <= error[rows]
+        codes[rows] = torch.where(better[:, None], exact, before)
+        error[rows] = torch.where(better, exact_error, error[rows])
+        done[rows] = (settled & better) | (error[rows] <= self.tolerance)
 
     def residual(self, part: Quadratic, codes: Tensor) -> Tensor:
         """Largest entry of the projected gradient step, in units of max |linear|; (b,)."""

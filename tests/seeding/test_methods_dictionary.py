@@ -48,7 +48,7 @@ def explicit_rounds(columns, atoms, rounds):
 def test_rounds_match_the_explicit_algorithm():
     columns = proxies()
     view, start = start_of(columns, 7)
-    learned = learn(view.matrix(), start, 6)
+    learned = learn(view.matrix(), start, 6, coding_steps=5000)
     assert learned.replaced == 0
     expected = explicit_rounds(columns, columns @ start.numpy(), 6)
     np.testing.assert_allclose(learned.errors, expected, rtol=1e-5)
@@ -111,15 +111,17 @@ def test_planted_atoms_are_found_when_the_support_is_known():
 
 def test_dead_atoms_are_replaced_by_the_worst_explained_proxy():
     columns = np.abs(proxies(30, 20))  # no two of them point apart
-    columns[:, :28] = columns[:, :2].repeat(14, axis=1)  # copies of two, and two loners
+    columns[:, :28] = columns[:, :2].repeat(14, axis=1) + 0.1 * columns[:, :28]
+    columns /= np.linalg.norm(columns, axis=0)  # two groups and two loners
     view = GramView.dense(torch.from_numpy(columns.T @ columns))
     start = torch.zeros(30, 4, dtype=torch.float64)
-    start[0, 0] = start[14, 1] = 1.0
-    start[0, 2] = start[14, 3] = -1.0  # point away from everything: no code uses them
-    learned = learn(view.matrix(), start, 5)
+    start[:14, 0] = start[14:28, 1] = start[28, 2] = start[29, 3] = 1.0
+    start[29, 2] = start[28, 3] = -3.0  # point away from everything: first choice of none
+    learned = learn(view.matrix(), start, 5, support=1)
     assert learned.replaced == 2
-    assert learned.errors[0] > 0.1
-    assert learned.errors[-1] < 1e-9
+    assert learned.errors[1] < 0.5 * learned.errors[0]
+    uses = (codes_from_gram(view, learned.combination).codes > 0.5).sum(0)
+    assert bool((uses > 0).all())
 
 
 def test_stats_tell_the_course():

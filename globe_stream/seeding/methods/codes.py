@@ -15,6 +15,7 @@ from globe_stream.seeding.methods.view import GramView
 
 KINDS = ("nnls", "simplex", "ls_clamp")
 PSEUDO_INVERSE_TOLERANCE = 1e-10
+TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def codes_from_gram(view: GramView, combination: Tensor, how: str = "nnls") -> F
         inverse = torch.linalg.pinv(gram, rtol=PSEUDO_INVERSE_TOLERANCE, hermitian=True)
         codes = (linear @ inverse).clamp_min(0)
     else:
-        codes = nnls(gram, linear, simplex=how == "simplex").codes
+        codes = nnls(gram, linear, simplex=how == "simplex", tolerance=TOLERANCE).codes
     left = (1 + (codes * (codes @ gram - 2 * linear)).sum(1)).clamp_min(0)
     used = codes > 0
     return Fitted(

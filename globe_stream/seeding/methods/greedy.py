@@ -17,6 +17,7 @@ from globe_stream.seeding.methods.view import GramView
 KRYLOV_DEPTH = 12
 KRYLOV_BLOCK = 4
 EXPLAINED = 1e-10
+CODING_TOLERANCE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _code(
     if not gram.numel():
         return start, energy
     ridged = gram + ridge * torch.eye(len(gram), dtype=gram.dtype)
-    codes = nnls(ridged, products, start=start).codes
+    codes = nnls(ridged, products, start=start, tolerance=CODING_TOLERANCE).codes
     return codes, energy + float((codes * (codes @ gram - 2 * products)).sum())
 
 
@@ -106,7 +107,7 @@ def top_eigenvector(operator: Residual, size: int, generator: torch.Generator) -
     for _ in range(max(1, min(KRYLOV_DEPTH, size // width))):
         block = torch.linalg.qr(operator.matmul(block))[0]
         blocks.append(block)
-    basis: Tensor = torch.linalg.qr(torch.cat(blocks, dim=1))[0]
+    basis = torch.linalg.qr(torch.cat(blocks, dim=1))[0]
     small = basis.T @ operator.matmul(basis)
-    vectors = torch.linalg.eigh((small + small.T) / 2)[1]
-    return basis @ vectors[:, -1:]
+    top: Tensor = basis @ torch.linalg.eigh((small + small.T) / 2)[1][:, -1:]
+    return top
