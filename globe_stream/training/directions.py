@@ -64,7 +64,9 @@ def surrogate(
         force.mul_(slope.mul_(activation.gamma))
     curvature.mul_(activation.gamma**2)
     mean = (curvature * metric_inverse).sum((1, 2)) / curvature.shape[1]
-    return Direction(force, 4 * damping * mean), curvature.sum(0)
+    # An expert without atoms has no curvature, nor any force: it stays where it is.
+    weight = (4 * damping * mean).clamp_min(torch.finfo(mean.dtype).tiny)
+    return Direction(force, weight), curvature.sum(0)
 
 
 def pseudo_inverse(

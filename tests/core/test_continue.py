@@ -12,7 +12,7 @@ from globe_stream.store.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick", "small_batches")
 
-TRAIN = ("--warmup-epochs", 2, "--support-ramp", 3)
+TRAIN = ("--warmup-epochs", 2)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import support
 from support import KILL, command, outcome
 
 SEED = ("--checkpoint-every", "0", "--seed", "3")
-TRAIN = ("--epochs", "4", "--warmup-epochs", "2", "--checkpoint-every", "0", "--support-ramp", "3")
+TRAIN = ("--epochs", "4", "--warmup-epochs", "2", "--checkpoint-every", "0")
 
 
 def seed_command(checkpoint, run, *more):

@@ -121,6 +121,22 @@ def test_an_epoch_gathers_what_its_definition_says(kind, curve):
     torch.testing.assert_close(passed.sums.coupling, coupling, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("targets", ["surrogate", "pinv"])
+def test_an_expert_without_atoms_does_no_harm(beta, targets):
+    tiles, codes = begin()
+    codes[3] = 0
+    how = settings(beta=beta, targets=targets)
+    passed = feed(accumulator(tiles, codes, how, GEOMETRIES["identity"]()))
+    assert bool(passed.new_codes.isfinite().all())
+    assert bool(passed.sums.forces.items(0, M).isfinite().all())
+    assert bool(passed.sums.coupling.isfinite().all())
+    whole = ((experts()[3].double() - BY.mean) / BY.scale).square().sum() * BY.scale**2
+    assert float(passed.log.squared_errors[3]) == pytest.approx(float(whole), rel=1e-5)
+    if beta < 1:
+        assert float(passed.new_codes[3].sum()) > 0, "the warm-start target gives it atoms again"
+
+
 @pytest.mark.parametrize("kind", list(GEOMETRIES))
 def test_new_codes_are_nnls_towards_the_targets_in_the_metric(kind):
     tiles, codes = begin()
