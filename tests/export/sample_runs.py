@@ -42,6 +42,33 @@ def tiny_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16, shard: str 
     return folder
 
 
+def tiny_of_type(folder: Path, kind: str) -> Path:
+    """A random model of another type, with the sizes of `tiny_model` where it has them."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 256,
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "intermediate_size": INTERMEDIATE,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_experts_per_tok": 2,
+        "max_position_embeddings": 128,
+        "pad_token_id": 0,
+    }
+    sizes["num_experts" if kind == "olmoe" else "num_local_experts"] = EXPERTS
+    if kind == "gpt_oss":
+        sizes["head_dim"] = 16
+    config = transformers.AutoConfig.for_model(kind, **sizes)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    model.save_pretrained(folder)
+    return folder
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What a made-up run looks like."""
