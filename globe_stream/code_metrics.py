@@ -10,6 +10,8 @@ from torch import Tensor
 
 from globe_stream.kernels.atoms import coherence
 
+PANEL_ROWS = 512
+"""Experts handled together, so that no (N, N) array is made."""
 DEAD_SHARE = 1e-6
 """An atom whose share of every expert's code stays below this counts as dead."""
 
@@ -21,7 +23,7 @@ def code_values(codes: Tensor, gram: Tensor, target: float | None = None) -> dic
     """
     used = codes != 0
     support = used.sum(1).double()
-    shares = codes.abs().double() / codes.abs().sum(1, keepdim=True).clamp_min(1e-300).double()
+    entropy, largest = _share_statistics(codes)
     median = float(support.median())
     popularity = used.sum(0)
     norms = gram.diagonal().clamp_min(0).sqrt()
@@ -31,11 +33,11 @@ def code_values(codes: Tensor, gram: Tensor, target: float | None = None) -> dic
         "alpha/mean_support": float(support.mean()),
         "alpha/p95_support": float(support.quantile(0.95)),
         "alpha/support_error": None if target is None else median - target,
-        "alpha/entropy": float(torch.special.entr(shares).sum(1).mean()),
+        "alpha/entropy": entropy,
         "alpha/pruned_fraction": float(1 - used.double().mean()),
         "alpha/support_overlap": support_overlap(used),
         "alpha/popularity": popularity.tolist(),
-        "alpha/dead_atoms": int((shares.amax(0) < DEAD_SHARE).sum()),
+        "alpha/dead_atoms": int((largest < DEAD_SHARE).sum()),
         "bank/norm_min": float(norms.min()),
         "bank/norm_max": float(norms.max()),
         "bank/coherence": likeness.off_diagonal_norm,
@@ -43,14 +45,28 @@ def code_values(codes: Tensor, gram: Tensor, target: float | None = None) -> dic
     }
 
 
+def _share_statistics(codes: Tensor) -> tuple[float, Tensor]:
+    """Mean entropy of the shares |a_ij| / sum_j |a_ij|, and each atom's largest share (m,)."""
+    entropy, largest = 0.0, torch.zeros(codes.shape[1], dtype=torch.float64)
+    for panel in torch.split(codes, PANEL_ROWS):
+        shares = panel.abs().double()
+        shares /= shares.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        entropy += float(torch.special.entr(shares).sum())
+        largest = torch.maximum(largest, shares.amax(0))
+    return entropy / len(codes), largest
+
+
 def support_overlap(used: Tensor) -> float:
-    """Mean Jaccard similarity of the supports (N, m) of different experts."""
-    members = used.double()
-    count = len(members)
+    """Mean Jaccard similarity of the supports (N, m) of different experts, panel by panel."""
+    members, count = used.float(), len(used)
     if count < 2:
         return 1.0
-    common = members @ members.T
-    sizes = members.sum(1)
-    union = (sizes[:, None] + sizes[None, :] - common).clamp_min(1)
-    similarity = common / union
-    return float((similarity.sum() - similarity.diagonal().sum()) / (count * (count - 1)))
+    sizes, total = members.sum(1).double(), 0.0
+    for panel, own in zip(
+        torch.split(members, PANEL_ROWS), torch.split(sizes, PANEL_ROWS), strict=True
+    ):
+        common = (panel @ members.T).double()
+        union = (own[:, None] + sizes[None, :] - common).clamp_min(1)
+        total += float((common / union).sum())
+    with_itself = int((sizes > 0).sum())
+    return (total - with_itself) / (count * (count - 1))
