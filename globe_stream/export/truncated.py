@@ -24,3 +24,11 @@ def truncate(weights: Tensor, rank: int) -> Tensor:
     leading = vectors[:, max(0, len(vectors) - rank) :]
     cut: Tensor = (leading @ (leading.T @ exact)).float()
     return cut if wide else cut.T.contiguous()
+
+
+def lost_energy(weights: Tensor, rank: int) -> float:
+    """Squared Frobenius error of the best rank-`rank` matrix: the discarded squared spectrum."""
+    wide = weights.shape[0] <= weights.shape[1]
+    exact = (weights if wide else weights.T).double()
+    energies = torch.linalg.eigvalsh(exact @ exact.T).clamp_min(0)
+    return float(energies[: max(0, len(energies) - rank)].sum())

@@ -1,0 +1,199 @@
+"""One table: bits per byte of the original, of runs of several sizes, and of their SVDs."""
+
+import gc
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from globe_stream.errors import InputError
+from globe_stream.evaluation.scoring import Score, score
+from globe_stream.evaluation.text import Windows, read_text
+from globe_stream.evaluation.variants import (
+    Loading,
+    export_variant,
+    load_patched,
+    load_plain,
+    require_variants,
+)
+from globe_stream.export.result import ProgressCall
+from globe_stream.export.source import Source, open_source
+from globe_stream.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the comparison; `run` is empty for the original.
+
+    `parameters_kept` is of the families replaced; errors are relative Frobenius, by family.
+    """
+
+    run: str
+    model: str
+    bases: int | None
+    rank: int | None
+    parameters_kept: float | None
+    relative_errors: dict[str, float]
+    score: Score
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows, the original first."""
+
+    text: str
+    windows: Windows
+    dtype: str
+    rows: tuple[Row, ...]
+
+    def document(self) -> dict[str, Any]:
+        """For `eval --json`."""
+        return {"format": 1, **asdict(self)}
+
+    def markdown(self) -> str:
+        """The table for people."""
+        lines = [
+            "| run | model | m x r | parameters kept | relF | bits per byte | perplexity | "
+            "tokens/s | peak memory |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        return "\n".join([*lines, *(_line(row) for row in self.rows)]) + "\n"
+
+
+def _line(row: Row) -> str:
+    size = f"{row.bases} x {row.rank}" if row.bases else ""
+    kept = f"{row.parameters_kept:.1%}" if row.parameters_kept else ""
+    errors = ", ".join(f"{name} {value:.4f}" for name, value in row.relative_errors.items())
+    one = row.score
+    return (
+        f"| {row.run} | {_NAMES[row.model]} | {size} | {kept} | {errors} | "
+        f"{one.bits_per_byte:.4f} | {one.perplexity:.4f} | {one.tokens_per_second:.0f} | "
+        f"{format_bytes(one.peak_memory_bytes)} |"
+    )
+
+
+_NAMES = {
+    "original": "original",
+    "dense": "bank, dense export",
+    "patched": "bank, patched",
+    "svd": "truncated SVD, equal parameters",
+}
+
+
+def compare(
+    runs: Sequence[Path],
+    text: Path,
+    *,
+    models: tuple[str, ...] = ("original", "dense", "svd"),
+    windows: Windows | None = None,
+    loading: Loading | None = None,
+    work: Path | None = None,
+    memory: int | None = None,
+    progress: ProgressCall | None = None,
+) -> Comparison:
+    """Score the original of `runs` and what every run makes of it on the text file `text`.
+
+    Args:
+        runs: run directories, all of one checkpoint.
+        models: which of original, dense, patched, svd; the runs' exports are made as needed.
+        work: folder for the exports, kept and reused; None makes and deletes one.
+        memory: peak resident bytes of the exports; batches of windows are chosen to fit too.
+
+    Raises InputError when runs are of different checkpoints, or a text or model cannot be used.
+    """
+    require_variants(models)
+    read_text(text)
+    how, chosen = loading or Loading(), windows or Windows()
+    kinds = tuple(model for model in models if model != "original")
+    with _workspace(work) as folder:
+        origin = _common_origin(runs)
+        rows = []
+        if "original" in models:
+            model = load_plain(origin, "original", how)
+            found = score(model, text, origin, chosen, memory=memory, progress=progress)
+            rows.append(Row("", "original", None, None, None, {}, found))
+            del model
+        job = _Job(text, chosen, how, origin, folder, memory)
+        rows += [
+            job.row(number, run, kind, progress)
+            for number, run in enumerate(runs)
+            for kind in kinds
+        ]
+    return Comparison(str(text), chosen, how.dtype, tuple(rows))
+
+
+@dataclass(frozen=True)
+class _Job:
+    text: Path
+    windows: Windows
+    loading: Loading
+    origin: Path
+    folder: Path
+    memory: int | None
+
+    def row(self, number: int, run: Path, kind: str, progress: ProgressCall | None) -> Row:
+        """Export, load and score one model."""
+        name = f"{number}-{run.name}-{kind}"
+        out = self.folder / name
+        result = export_variant(kind, run, out, self.memory, progress)
+        gc.collect()
+        if kind == "patched":
+            model = load_patched(self.origin, out, name, self.loading)
+        else:
+            model = load_plain(out, name, self.loading)
+        found = score(
+            model, self.text, self.origin, self.windows, memory=self.memory, progress=progress
+        )
+        with open_source(run, trained=False) as source:
+            first = source.units[0].unit
+            return Row(
+                run.name,
+                kind,
+                first.bases,
+                first.rank,
+                _kept(source),
+                result.relative_errors,
+                found,
+            )
+
+
+def _kept(source: Source) -> float:
+    """Parameters kept over parameters replaced, all units together."""
+    whole = kept = 0.0
+    for fitted in source.units:
+        sizes = fitted.unit.sizes
+        elements = sizes.experts * sizes.p * sizes.d
+        whole += elements
+        kept += elements * sizes.parameter_ratio(len(fitted.codes.values))
+    return kept / whole
+
+
+def _common_origin(runs: Sequence[Path]) -> Path:
+    """The folder of the checkpoint that all `runs` were made from."""
+    if not runs:
+        raise InputError("eval: give at least one run directory")
+    found = {}
+    for run in runs:
+        with open_source(run, trained=False) as source:
+            found[run] = source.index.root
+            source.index.fetch_files(source.index.files)
+    first = found[runs[0]]
+    for run, root in found.items():
+        if root != first:
+            raise InputError(
+                f"{run}: made from {root}, but {runs[0]} from {first}. "
+                "Compare runs of one checkpoint"
+            )
+    return first
+
+
+@contextmanager
+def _workspace(work: Path | None) -> Iterator[Path]:
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+        return
+    with tempfile.TemporaryDirectory(prefix="globe-eval-") as folder:
+        yield Path(folder)

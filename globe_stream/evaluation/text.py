@@ -1,0 +1,114 @@
+"""Windows of a text file as tokens, for models over bytes and models with a tokenizer."""
+
+import importlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from globe_stream.errors import InputError
+
+BYTE_VOCABULARY = 256
+_BYTES_PER_TOKEN = 16  # more than any tokenizer's average, so that a window is always filled
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which parts of a text are scored: `count` windows of `length` tokens, `stride` bytes apart.
+
+    The defaults are the protocol of the tiny checkpoint's data sheet. Of a window, every token but
+    the first is predicted from those before it.
+    """
+
+    count: int = 64
+    length: int = 256
+    stride: int = 9_000
+
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("length", 2), ("stride", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"--window-{name} {getattr(self, name)}: at least {least} needed")
+
+
+@dataclass(frozen=True)
+class TokenWindow:
+    """Tokens (n,) int64 of one window, and the bytes of text that the predicted ones stand for."""
+
+    tokens: Tensor
+    predicted_bytes: int
+
+
+def read_windows(
+    path: Path, windows: Windows, vocabulary: int, model_folder: Path
+) -> list[TokenWindow]:
+    """The windows of the text at `path` for a model in `model_folder` with `vocabulary` tokens.
+
+    A model over 256 tokens without a tokenizer is one over bytes. Windows that would start
+    beyond the end of the text are left out. Raises InputError when the text is too short for one
+    window, or the model needs a tokenizer and has none.
+    """
+    data = read_text(path)
+    starts = [k * windows.stride for k in range(windows.count)]
+    if vocabulary == BYTE_VOCABULARY and not has_tokenizer(model_folder):
+        cut = [data[start : start + windows.length] for start in starts]
+        found = [
+            TokenWindow(torch.tensor(list(part)), len(part) - 1)
+            for part in cut
+            if len(part) == windows.length
+        ]
+    else:
+        tokenizer = _tokenizer(model_folder)
+        span = windows.length * _BYTES_PER_TOKEN
+        found = [
+            window
+            for start in starts
+            if start < len(data)
+            for window in _tokenized(tokenizer, data[start : start + span], windows.length)
+        ]
+    if not found:
+        raise InputError(
+            f"{path}: {len(data)} bytes are too few for one window of "
+            f"{windows.length} tokens. Use a longer text or a shorter window"
+        )
+    return found
+
+
+def read_text(path: Path) -> bytes:
+    """The bytes of the text file; InputError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: the text cannot be read: {error.strerror}") from error
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model folder holds a tokenizer."""
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+    return any((folder / name).exists() for name in names)
+
+
+def _tokenizer(folder: Path) -> Any:
+    if not has_tokenizer(folder):
+        raise InputError(
+            f"{folder}: has no tokenizer, and its vocabulary is not that of bytes. "
+            "Put the model's tokenizer files beside its weights"
+        )
+    transformers = importlib.import_module("transformers")
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def _tokenized(tokenizer: Any, data: bytes, length: int) -> list[TokenWindow]:
+    """At most one window: the first `length` tokens of `data`, if there are as many."""
+    tokens = tokenizer(data.decode("utf-8", errors="ignore"))["input_ids"][:length]
+    if len(tokens) < length:
+        return []
+    predicted = tokenizer.decode(tokens[1:], skip_special_tokens=True)
+    return [TokenWindow(torch.tensor(tokens), len(predicted.encode()))]
+
+
+def bits_per_byte(nats: float, count: int) -> float:
+    """Negative log-likelihood `nats` of `count` bytes of text, in bits for each."""
+    return nats / math.log(2) / count

@@ -1,0 +1,80 @@
+"""Errors by family, layer and expert against the definition."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from sample_runs import Recipe, make_run, run_oracle
+
+from globe_stream.checkpoint.index import open_index
+from globe_stream.checkpoint.reader import read_expert
+from globe_stream.evaluation.errors import (
+    errors_document,
+    measured_errors,
+    recorded_errors,
+    svd_errors,
+)
+from globe_stream.export.truncated import lost_energy, truncate
+
+
+def test_measured_errors_equal_the_definition(run: Path, model: Path) -> None:
+    told: list[tuple[int, int]] = []
+    found = measured_errors(run, progress=lambda done, total, _: told.append((done, total)))
+    index = open_index(str(model))
+    for unit in found:
+        for position, expert in enumerate(index.experts[unit.family]):
+            weights = read_expert(expert).double()
+            expected = run_oracle(run, unit.key, position, weights) - weights
+            assert float(unit.squared_errors[position]) == pytest.approx(
+                float(expected.square().sum()), rel=1e-4
+            )
+            assert float(unit.squared_norms[position]) == pytest.approx(
+                float(weights.square().sum()), rel=1e-9
+            )
+    assert told[-1] == (24, 24)
+
+
+def test_recorded_errors_are_those_measured(run: Path) -> None:
+    for old, new in zip(recorded_errors(run), measured_errors(run), strict=True):
+        torch.testing.assert_close(old.squared_errors, new.squared_errors, rtol=1e-4, atol=0)
+        assert torch.equal(old.members, new.members)
+
+
+def test_document_by_family_layer_and_expert(tmp_path: Path, model: Path) -> None:
+    run = make_run(tmp_path / "run", model, Recipe(per_layer=True))
+    units = recorded_errors(run)
+    document = errors_document(units)
+    both = [unit for unit in units if unit.family == "up"]
+    whole = sum(float(unit.squared_errors.sum()) for unit in both)
+    norms = sum(float(unit.squared_norms.sum()) for unit in both)
+    up = document["up"]
+    assert up["relative_frobenius_error"] == pytest.approx((whole / norms) ** 0.5)
+    assert set(up["by_layer"]) == {"0", "1"}
+    assert up["by_layer"]["1"] == pytest.approx(both[1].relative_error)
+    third = next(e for e in up["by_expert"] if (e["layer"], e["expert"]) == (1, 3))
+    expected = float((both[1].squared_errors[3] / both[1].squared_norms[3]).sqrt())
+    assert third["relative_error"] == pytest.approx(expected)
+
+
+def test_svd_errors_are_the_discarded_spectra(run: Path, model: Path) -> None:
+    rank = round((24 * 18 + 5 * 18 * 32 / 12) / (24 + 32))
+    index = open_index(str(model))
+    for unit in svd_errors(run):
+        spectra = torch.stack(
+            [torch.linalg.svdvals(read_expert(e).double()) for e in index.experts[unit.family]]
+        ).square()
+        torch.testing.assert_close(
+            unit.squared_errors, spectra[:, rank:].sum(1), rtol=1e-6, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (30, 20)])
+@pytest.mark.parametrize("rank", [0, 7, 20, 25])
+def test_truncation_against_torch(shape: tuple[int, int], rank: int) -> None:
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    left, values, right = torch.linalg.svd(weights.double(), full_matrices=False)
+    expected = left[:, :rank] @ torch.diag(values[:rank]) @ right[:rank]
+    torch.testing.assert_close(truncate(weights, rank).double(), expected, rtol=0, atol=1e-5)
+    lost = float((weights - expected).square().sum())
+    assert lost_energy(weights, rank) == pytest.approx(lost, rel=1e-5, abs=1e-9)
+    assert torch.equal(truncate(weights, rank), truncate(weights, rank))
