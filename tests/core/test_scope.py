@@ -1,0 +1,59 @@
+"""Units: which experts share a bank, and how large it is."""
+
+import pytest
+import support
+
+from globe_stream.checkpoint.index import open_index
+from globe_stream.config import SeedConfig
+from globe_stream.errors import InputError
+from globe_stream.scope import make_units
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """Five layers of four experts of 8 x 10."""
+    folder = tmp_path_factory.mktemp("scope") / "model"
+    return open_index(str(support.write_checkpoint(folder, layers=5, experts=4, p=8, d=10)))
+
+
+def layers_of(units):
+    return [sorted({expert.layer for expert in unit.experts}) for unit in units]
+
+
+@pytest.mark.parametrize(("scope", "keys", "layers"), [
+    ("global", ["up"], [[0, 1, 2, 3, 4]]),
+    ("layer", [f"up/layers-00{k}-00{k}" for k in range(5)], [[0], [1], [2], [3], [4]]),
+    ("layers:2", ["up/layers-000-001", "up/layers-002-003", "up/layers-004-004"],
+     [[0, 1], [2, 3], [4]]),
+    ("layers:9", ["up/layers-000-004"], [[0, 1, 2, 3, 4]]),
+])  # fmt: skip
+def test_scopes_cut_the_layers_into_runs(index, scope, keys, layers):
+    units = make_units(index, ("up",), SeedConfig(bank_scope=scope, bases=3))
+    assert [unit.key for unit in units] == keys
+    assert layers_of(units) == layers
+    assert sum(len(unit.experts) for unit in units) == 20
+
+
+def test_both_families_in_order(index):
+    units = make_units(index, ("up", "gate"), SeedConfig())
+    assert [unit.key for unit in units] == ["up", "gate"]
+    assert units[0].sizes.experts == 20
+
+
+@pytest.mark.parametrize(("options", "rank", "bases"), [
+    ({}, 6, 5), ({"rank_ratio": 1.0, "basis_ratio": 0.5}, 8, 10), ({"rank": 3, "bases": 7}, 3, 7),
+    ({"rank_ratio": 0.01, "basis_ratio": 0.01}, 1, 1), ({"rank": 2, "rank_ratio": 1.0}, 2, 5),
+])  # fmt: skip
+def test_sizes_from_ratios_or_numbers(index, options, rank, bases):
+    (unit,) = make_units(index, ("up",), SeedConfig(**options))
+    assert (unit.rank, unit.bases) == (rank, bases)
+    assert (unit.sizes.p, unit.sizes.d, unit.sizes.itemsize) == (8, 10, 2)
+    assert unit.sizes.stored_bytes == 20 * 8 * 10 * 2
+    assert unit.sizes.bank_bytes == 4 * rank * bases * 10
+
+
+def test_limits(index):
+    with pytest.raises(InputError, match="--rank 9: larger than the experts' 8 rows"):
+        make_units(index, ("up",), SeedConfig(rank=9))
+    with pytest.raises(InputError, match=r"--bases 5: .* 4 experts that share .*layers-000-000"):
+        make_units(index, ("up",), SeedConfig(bases=5, bank_scope="layer"))
