@@ -1,0 +1,120 @@
+"""What a report shows, gathered from a run directory; nothing is computed from weights.
+
+Memory: codes as supports, errors and spectra; no bank and no shard is read.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from globe_stream.status import status_document
+from globe_stream.store import arrays
+from globe_stream.store.run import Run
+from globe_stream.telemetry.metrics import Row, read_metrics
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class UnitData:
+    """One unit. `errors` (N,) are relF by expert; `members` (N, 3) layer, expert, shared.
+
+    `curve` is (epoch, relF), seeding being epoch 0; `popularity` (m,) how many experts use an atom;
+    `eigenvalues` (N,) those of the proxies' Gram matrix, largest first, if they were kept.
+    """
+
+    key: str
+    family: str
+    state: dict[str, Any]
+    curve: tuple[tuple[int, float], ...]
+    errors: Array
+    members: Array
+    supports: Array
+    popularity: Array
+    eigenvalues: Array | None
+    svd_error: float | None
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Price and measured peak of one stage, in bytes."""
+
+    stage: str
+    price: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the report needs."""
+
+    status: dict[str, Any]
+    units: tuple[UnitData, ...]
+    memory: tuple[StageMemory, ...] = field(default=())
+
+    def document(self) -> dict[str, Any]:
+        """The status document with curves and stages beside it, as plain values."""
+        return {
+            **self.status,
+            "curves": {unit.key: [list(point) for point in unit.curve] for unit in self.units},
+            "memory": [
+                {"stage": one.stage, "price_bytes": one.price, "peak_bytes": one.peak}
+                for one in self.memory
+            ],
+        }
+
+
+def gather(path: Path) -> ReportData:
+    """Read the run at `path`. Raises InputError when it is no run, GlobeError when damaged."""
+    run = Run(path, writable=False)
+    rows = read_metrics(path / "metrics.jsonl")
+    units = tuple(
+        _unit(run, record, rows)
+        for record in run.header["units"]
+        if run.state(record["key"]) is not None
+    )
+    return ReportData(status_document(run), units, _memory(rows))
+
+
+def _unit(run: Run, record: dict[str, Any], rows: list[Row]) -> UnitData:
+    key = record["key"]
+    state = run.state(key) or {}
+    counts = arrays.read(run.array(f"{key}/codes/count"))
+    indices = arrays.read(run.array(f"{key}/codes/indices"))
+    squared = arrays.read(run.array(f"{key}/errors")) / arrays.read(run.array(f"{key}/norms"))
+    spectrum = f"{key}/eigenvalues"
+    return UnitData(
+        key,
+        record["family"],
+        state,
+        _curve(rows, key),
+        np.sqrt(squared),
+        arrays.read(run.array(f"{key}/experts")),
+        counts,
+        np.bincount(indices, minlength=record["bases"]),
+        arrays.read(run.array(spectrum)) if run.has(spectrum) else None,
+        state.get("svd_relative_error"),
+    )
+
+
+def _curve(rows: list[Row], key: str) -> tuple[tuple[int, float], ...]:
+    """relF by epoch; an epoch that was logged twice, by a resumed run, counts once."""
+    found: dict[int, float] = {}
+    for row in rows:
+        error = row.get("recon/relative_frobenius_error")
+        if row["family"] == key and error is not None:
+            found[int(row["epoch"] or 0)] = error
+    return tuple(sorted(found.items()))
+
+
+def _memory(rows: list[Row]) -> tuple[StageMemory, ...]:
+    found: dict[str, StageMemory] = {}
+    for row in rows:
+        price, peak = row.get("memory/price_bytes"), row.get("memory/peak_bytes")
+        if price and peak:
+            name = f"{row['family']} {row['stage'].removesuffix('/memory')}"
+            before = found.get(name, StageMemory(name, 0, 0))
+            found[name] = StageMemory(name, max(price, before.price), max(peak, before.peak))
+    return tuple(found.values())

@@ -1,0 +1,208 @@
+"""`report`: one HTML file with everything in it, pictures included."""
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from globe_stream import __version__
+from globe_stream.report import pictures
+from globe_stream.report.data import ReportData, UnitData, gather
+from globe_stream.store import files
+from globe_stream.units import format_bytes, format_seconds
+
+NAME = "report.html"
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1d2430; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #d8dee6; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; height: auto; display: block; }
+.good { color: #1c6b32; } .bad { color: #a3260f; font-weight: 600; }
+"""
+
+
+def write_report(run: Path, out: Path | None = None) -> Path:
+    """Write the report of the run directory `run` to `out` (default RUN/report.html).
+
+    The file is complete in itself: nothing is loaded from elsewhere. Returns its path. Raises
+    InputError when `run` is no run directory or the disk is full.
+    """
+    target = out or run / NAME
+    page = render(gather(run))
+    with files.disk_full_is_input_error(target.parent, "the report"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.replace_text(target, page)
+    return target
+
+
+def render(data: ReportData) -> str:
+    """The page as text."""
+    status = data.status
+    parts = [
+        f"<h1>{_text(status['config']['model'])}</h1>",
+        f"<p>Run {_text(status['run'])}: {_text(status['state'])}. globe-stream {__version__}.</p>",
+        "<h2>Result</h2>",
+        _families(status),
+        *(_verdicts(status)),
+    ]
+    if data.units:
+        parts += _pictures(data)
+    parts += [
+        "<h2>Memory and time</h2>",
+        _costs(data),
+        "<h2>Settings</h2>",
+        _table(("setting", "value"), _flat(status["config"])),
+    ]
+    body = "\n".join(parts)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>globe-stream: {_text(status['run'])}</title><style>{_STYLE}</style></head>"
+        f"<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _families(status: dict[str, Any]) -> str:
+    head = (
+        "family",
+        "experts",
+        "p x d",
+        "atoms m x r",
+        "parameters kept",
+        "seeding",
+        "explained variance",
+        "passes",
+        "relF",
+        "SVD of equal size",
+        "median support",
+    )
+    rows = []
+    for name, one in status["families"].items():
+        rows.append(
+            (
+                name,
+                one["experts"],
+                f"{one['p']} x {one['d']}",
+                f"{one['bases']} x {one['rank']}",
+                _number(one.get("parameter_ratio"), "{:.1%}"),
+                one["seeding_method"],
+                _number(one.get("explained_variance"), "{:.3f}"),
+                one.get("passes", ""),
+                _number(one.get("relative_frobenius_error"), "{:.4f}"),
+                _number(one.get("svd_equal_parameters_relative_error"), "{:.4f}"),
+                _number(one.get("median_support"), "{:.0f}"),
+            )
+        )
+    return _table(head, rows)
+
+
+def _verdicts(status: dict[str, Any]) -> list[str]:
+    """Whether each family's bank is worth having. Source: method.md section 1."""
+    lines = []
+    for name, one in status["families"].items():
+        found = one.get("relative_frobenius_error")
+        svd = one.get("svd_equal_parameters_relative_error")
+        if found is None or svd is None:
+            continue
+        if found < svd:
+            lines.append(
+                f'<p class="good">{_text(name)}: the bank\'s error is '
+                f"{1 - found / svd:.0%} below that of the SVD of equal size.</p>"
+            )
+        else:
+            lines.append(
+                f'<p class="bad">{_text(name)}: the truncated SVD of equal size is '
+                f"better ({svd:.4f} against {found:.4f}): this bank is not worth "
+                "having. Train longer, or change its size.</p>"
+            )
+    return lines
+
+
+def _pictures(data: ReportData) -> list[str]:
+    units = data.units
+    families = dict.fromkeys(unit.family for unit in units)
+    maps = [
+        _image(pictures.error_map(family, _of(units, family)), f"error of every expert, {family}")
+        for family in families
+    ]
+    parts = [
+        "<h2>Error by epoch</h2>",
+        _image(pictures.error_curve(units), "error by epoch"),
+        "<h2>Error by layer and expert</h2>",
+        *maps,
+        "<h2>Supports</h2>",
+        _image(pictures.supports(units), "histogram of supports"),
+        "<h2>Popularity of atoms</h2>",
+        _image(pictures.popularity(units), "popularity"),
+    ]
+    if any(unit.eigenvalues is not None for unit in units):
+        parts += [
+            "<h2>Spectrum of the proxies</h2>",
+            _image(pictures.spectrum(units), "eigenvalues of the Gram matrix"),
+        ]
+    return parts
+
+
+def _of(units: Sequence[UnitData], family: str) -> list[UnitData]:
+    return [unit for unit in units if unit.family == family]
+
+
+def _costs(data: ReportData) -> str:
+    status = data.status
+    table = _table(
+        ("", ""),
+        [
+            ("peak memory", format_bytes(status["peak_memory_bytes"])),
+            ("memory budget", format_bytes(status["memory_budget_bytes"])),
+            ("read from the checkpoint", format_bytes(status["bytes_read"])),
+            ("time", format_seconds(status["seconds"])),
+        ],
+    )
+    if not data.memory:
+        return table
+    rows = [
+        (one.stage, format_bytes(one.price), format_bytes(one.peak), f"{one.peak / one.price:.1%}")
+        for one in data.memory
+    ]
+    return "\n".join(
+        (
+            table,
+            _image(pictures.memory(data.memory), "price and peak by stage"),
+            _table(("stage", "price", "peak", "peak / price"), rows),
+        )
+    )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            rows.append((prefix + name, str(value)))
+    return rows
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    top = "".join(f"<th>{_text(cell)}</th>" for cell in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _image(png: bytes, title: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{_text(title)}" src="data:image/png;base64,{data}">'
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
