@@ -13,13 +13,16 @@ Record = TypeVar("Record", bound=Checked)
 
 
 def options_of(*records: type[Checked], skip: tuple[str, ...] = ()) -> Callable[[Command], Command]:
-    """A decorator that adds an option for every field of `records`."""
+    """A decorator that adds an option for every field of `records`, shared names once."""
 
     def decorate(command: Command) -> Command:
-        for record in reversed(records):
-            for item in reversed(dataclasses.fields(record)):  # type: ignore[arg-type]
+        chosen = {}
+        for record in records:
+            for item in dataclasses.fields(record):  # type: ignore[arg-type]
                 if item.name not in skip:
-                    command = _option(item)(command)
+                    chosen.setdefault(item.name, item)
+        for item in reversed(chosen.values()):
+            command = _option(item)(command)
         return command
 
     return decorate

@@ -12,6 +12,7 @@ from globe_stream.memory import budget
 from globe_stream.memory.budget import Knobs, StagePlan
 from globe_stream.scope import Unit
 
+_MANY = 1024
 _FEWER = "a smaller --rank or --bases, or --bank-scope layer"
 
 
@@ -60,7 +61,8 @@ def train_plan(unit: Unit, config: TrainConfig, limit: int, base: int) -> StageP
 
 
 def _candidates(unit: Unit, price: Callable[[Knobs], int], *, spill: bool) -> list[Knobs]:
-    each = price(Knobs(2)) - price(Knobs(1))
+    # The slope where the batch dominates: small ones may hide below a fixed part of the stage.
+    each = (price(Knobs(2 * _MANY)) - price(Knobs(_MANY))) // _MANY
     sizes = budget.batches(unit.sizes, each)
     return [Knobs(batch, spilled) for spilled, batch in product((False, True)[: 1 + spill], sizes)]
 
