@@ -55,6 +55,14 @@ class Seeding:
         state = self.context.run.state(self.unit.key)
         if state is not None:
             return
+        for stage in STAGES:
+            if self.done(stage) is None:
+                if stage == "baseline":
+                    self.context.run.clear_spill()
+                self.carry_out(stage)
+
+    def carry_out(self, stage: str) -> None:
+        """Carry out one of STAGES; those before it must be done. Spill files stay."""
         steps: dict[str, Callable[[], None]] = {
             "statistics": self._statistics,
             "proxies": self._proxies,
@@ -63,12 +71,21 @@ class Seeding:
             "measure": self._measure,
             "baseline": self._baseline,
         }
-        for stage in STAGES:
-            if self._done(stage) is None:
-                plan = self.plans[stage]
-                with self.context.stage(f"{self.unit.key}/seed/{stage}", plan.price):
-                    steps[stage]()
-                self._log(stage)
+        with self.context.stage(self.stage_name(stage), self.plans[stage].price):
+            steps[stage]()
+        self._log(stage)
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        """What `stage` recorded when it was carried out, or None."""
+        return self.context.run.state(self.state_key(stage))
+
+    def state_key(self, stage: str) -> str:
+        """The key of the run's state under which `stage` records what it did."""
+        return f"{self.unit.key}:{stage}"
+
+    def stage_name(self, stage: str) -> str:
+        """What the memory meter and the metrics call `stage`."""
+        return f"{self.unit.key}/seed/{stage}"
 
     # -- stages ----------------------------------------------------------------------------
 
@@ -143,7 +160,9 @@ class Seeding:
             f"{self.unit.key}/bank": bank,
             **codes.named(self.unit.key, dense.float()),
         }
-        self.context.run.commit({self._key("atoms"): {**facts, **_cost_since(start).values()}}, put)
+        self.context.run.commit(
+            {self.state_key("atoms"): {**facts, **_cost_since(start).values()}}, put
+        )
         bank.close()
         tiles.close()
 
@@ -161,7 +180,6 @@ class Seeding:
         )
         cost = stream(self.context, task, accumulator)
         bank.close()
-        self.context.run.clear_spill()
         self._commit(
             "measure",
             accumulator.metrics(self.unit.experts),
@@ -186,9 +204,9 @@ class Seeding:
         states, drop = finished(task)
         self.context.run.commit(
             {
-                self._key("baseline"): facts,
+                self.state_key("baseline"): facts,
                 self.unit.key: state,
-                self._key("seeded"): state,
+                self.state_key("seeded"): state,
                 **states,
             },
             drop=drop,
@@ -237,11 +255,11 @@ class Seeding:
         return bank
 
     def _normalisation(self) -> Normalisation:
-        state = self._done("statistics") or {}
+        state = self.done("statistics") or {}
         return Normalisation(state["mean"], state["scale"])
 
     def _seeded_state(self, baseline: dict[str, Any]) -> dict[str, Any]:
-        done = {stage: self._done(stage) or {} for stage in STAGES[:-1]} | {"baseline": baseline}
+        done = {stage: self.done(stage) or {} for stage in STAGES[:-1]} | {"baseline": baseline}
         by = self._normalisation()
         norms = torch.from_numpy(self._read("norms"))
         return {
@@ -279,24 +297,18 @@ class Seeding:
     ) -> None:
         states, drop = finished(task) if task else ({}, [])
         self.context.run.commit(
-            {self._key(stage): {**facts, **cost.values()}, **states},
+            {self.state_key(stage): {**facts, **cost.values()}, **states},
             {f"{self.unit.key}/{name}": source for name, source in put.items()},
             drop=drop,
         )
 
     def _log(self, stage: str) -> None:
         values = {
-            **(self._done(stage) or {}),
-            **self.context.memory_values(f"{self.unit.key}/seed/{stage}"),
+            **(self.done(stage) or {}),
+            **self.context.memory_values(self.stage_name(stage)),
         }
         values.pop("rows", None)
         self.context.metrics.log(f"seed/{stage}", self.unit.key, values)
-
-    def _key(self, stage: str) -> str:
-        return f"{self.unit.key}:{stage}"
-
-    def _done(self, stage: str) -> dict[str, Any] | None:
-        return self.context.run.state(self._key(stage))
 
     def _read(self, name: str) -> Any:
         return arrays.read(self.context.run.array(f"{self.unit.key}/{name}"))
