@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import huggingface_hub
+
 from globe_stream.checkpoint.index import INDEX_NAME, ExpertIndex
 from globe_stream.export.work import ExportWork
 
@@ -26,6 +28,16 @@ _LARGEST = 256 << 20
 def companions(index: ExpertIndex) -> list[Path]:
     """Files of the source folder to copy as they are: no weights, nothing hidden, no folders."""
     return sorted(path for path in index.root.iterdir() if _is_companion(path))
+
+
+def fetch_companions(index: ExpertIndex) -> None:
+    """Make sure that those of a hub model are on this machine, at the model's revision."""
+    if index.revision is not None:
+        huggingface_hub.snapshot_download(
+            index.model,
+            revision=index.revision,
+            ignore_patterns=[*(f"*{suffix}" for suffix in sorted(_WEIGHTS)), "*/*"],
+        )
 
 
 def total_bytes(index: ExpertIndex) -> int:

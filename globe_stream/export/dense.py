@@ -154,6 +154,7 @@ def _carry_out(
         experts = [expert for fitted in source.units for expert in fitted.unit.experts]
         rewrite = plan_rewrite(source.index, experts, order.stored, out, order.dtype is not None)
         sizes = {shard.planned.path.name: shard.planned.size for shard in rewrite.shards}
+        companions.fetch_companions(source.index)
         needed = work.remaining(sizes) + companions.total_bytes(source.index)
         files.require_free(out, needed, "the export")
         tally = Tally(sum(len(shard.places) for shard in rewrite.shards), progress)

@@ -1,26 +1,29 @@
-"""Uploading a finished export to the hub, through huggingface_hub."""
+"""`--push-to-hub`: a finished export to a model repository."""
 
+import importlib
 from pathlib import Path
+from typing import Any
 
-from globe_stream.errors import InputError
+from globe_stream.errors import GlobeError, InputError
+from globe_stream.export.work import MANIFEST, WORK
 
 
-def push_to_hub(folder: Path, name: str) -> str:
-    """Upload everything in `folder` to the model repository `name`; returns its address.
+def push_to_hub(folder: Path, repository: str, *, private: bool = True, api: Any = None) -> str:
+    """Upload the finished export in `folder` to the hub repository `repository`; returns its URL.
 
-    The repository is made, private, if it is not there. Uploading again sends only what changed.
-    Raises InputError when the hub refuses or cannot be reached.
+    The repository is made if need be, private unless told otherwise; the credentials are those
+    that huggingface_hub finds. Raises InputError when the export is unfinished, GlobeError when
+    the hub refuses; the same call again uploads only what is missing.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    hub = HfApi()
+    if not (folder / MANIFEST).exists() or (folder / WORK).exists():
+        raise InputError(f"{folder}: holds no finished export. Give the export command again first")
+    hub = api or importlib.import_module("huggingface_hub").HfApi()
     try:
-        address = hub.create_repo(name, private=True, exist_ok=True)
-        hub.upload_folder(repo_id=name, folder_path=folder)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(
-            f"{name}: the hub did not take {folder}: {str(error).splitlines()[0]}. "
-            "Check the name and `hf auth login`, then give the command again"
+        url = hub.create_repo(repository, private=private, exist_ok=True, repo_type="model")
+        hub.upload_folder(repo_id=repository, folder_path=str(folder), repo_type="model")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise GlobeError(
+            f"--push-to-hub {repository}: the hub refused: {reason}. The export itself is complete"
         ) from error
-    return str(address)
+    return str(url)

@@ -1,0 +1,62 @@
+"""Peak memory of an export in a fresh process, on shards several times larger than its growth."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sample_runs import Recipe, make_run
+
+from globe_stream.checkpoint.synth import write_synthetic
+
+EXPORT = """
+import json, sys
+from pathlib import Path
+import psutil, torch
+from globe_stream.memory.allocator import return_freed_memory
+from globe_stream.export.dense import export_dense
+from globe_stream.export.native import export_factors
+return_freed_memory()
+torch.set_num_threads(1)
+warm = torch.randn(256, 256)
+torch.linalg.cholesky(warm @ warm.T + 256 * torch.eye(256))
+base = psutil.Process().memory_info().rss
+kind, run, out, budget = sys.argv[1:]
+export = {"dense": export_dense, "factors": export_factors}[kind]
+result = export(Path(run), Path(out), memory=base + int(budget))
+print(json.dumps({"base": base, "peak": result.peak_bytes, "price": result.price_bytes}))
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one 12 MiB bank a family, on a checkpoint of 160 MiB."""
+    folder = tmp_path_factory.mktemp("large")
+    write_synthetic(
+        folder / "model", layers=4, experts=20, hidden=1024, intermediate=512, shard_bytes=40 << 20
+    )
+    recipe = Recipe(bases=16, rank=192, support=4, lam=1.0, measured=False)
+    return make_run(folder / "run", folder / "model", recipe)
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget"), [("dense", 60 << 20), ("dense", 100 << 20), ("factors", 60 << 20)]
+)
+def test_peak_stays_within_budget_and_price(
+    tmp_path: Path, large: Path, kind: str, budget: int
+) -> None:
+    command = [sys.executable, "-c", EXPORT, kind, str(large), str(tmp_path / "out"), str(budget)]
+    done = subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    found = json.loads(done.stdout)
+    growth = found["peak"] - found["base"]
+    assert growth <= budget
+    assert growth <= 1.1 * found["price"] + (8 << 20)
+    assert growth >= 0.6 * found["price"]
