@@ -167,7 +167,7 @@ def export(
     allocator.return_freed_memory()
     writer = {"factors": export_factors, "dense": export_dense}[kind]
     limit = memory_limit(how, None)
-    with _step_bar(Progress(silent=silent), f"export {kind}") as progress:
+    with step_bar(f"export {kind}", silent=silent) as progress:
         return writer(
             path, out, dtype=dtype, memory=limit, model=model, command=command, progress=progress
         ).document()
@@ -178,6 +178,28 @@ def status(path: Path) -> Document:
     return status_document(Run(path, writable=False))
 
 
+@contextmanager
+def step_bar(title: str, *, silent: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar driven by calls of (done, total, note), total known from the first call on."""
+    progress, meter = Progress(silent=silent), Meter()
+    bars: list[Bar] = []
+    finished = 0
+
+    def step(done: int, total: int, note: str) -> None:
+        nonlocal finished
+        if done < finished or not bars:
+            bars.append(progress.bar(title, total))
+            finished = 0
+        bars[-1].advance(done - finished, note, meter.now())
+        finished = done
+
+    try:
+        yield step
+    finally:
+        for bar in bars:
+            bar.close()
+
+
 def memory_limit(how: RuntimeConfig, run: Run | None) -> int:
     """The budget in bytes: as given, else the run's own, else a share of what is free."""
     if how.memory is not None:
@@ -186,27 +208,6 @@ def memory_limit(how: RuntimeConfig, run: Run | None) -> int:
     if recorded is not None:
         return int(recorded["bytes"])
     return int(FREE_SHARE * psutil.virtual_memory().available)
-
-
-@contextmanager
-def _step_bar(progress: Progress, title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar driven by calls of (done, total, note), total known from the first call on."""
-    bars: list[Bar] = []
-    finished = 0
-    meter = Meter()
-
-    def step(done: int, total: int, note: str) -> None:
-        nonlocal finished
-        if not bars:
-            bars.append(progress.bar(title, total))
-        bars[0].advance(done - finished, note, meter.now())
-        finished = done
-
-    try:
-        yield step
-    finally:
-        for bar in bars:
-            bar.close()
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def carry_out(recipe: Recipe, *, command: str, silent: bool = False) -> dict[str
     """Do everything in `recipe` that is not done yet; returns the status and what was written."""
     from globe_stream import api
     from globe_stream.checkpoint.synth import write_synthetic
-    from globe_stream.report.html import write_report
+    from globe_stream.report.page import write_report
     from globe_stream.telemetry.progress import Progress
 
     if recipe.synth is not None and not (Path(recipe.model) / "config.json").exists():

@@ -5,7 +5,7 @@ import sys
 import click
 
 from globe_stream import __version__
-from globe_stream.cli import checkpoint, runs
+from globe_stream.cli import checkpoint, results, runs
 from globe_stream.errors import GlobeError
 
 INTERRUPTED = 130
@@ -21,7 +21,7 @@ def cli() -> None:
     """
 
 
-for command in (*checkpoint.COMMANDS, *runs.COMMANDS):
+for command in (*checkpoint.COMMANDS, *runs.COMMANDS, *results.COMMANDS):
     cli.add_command(command)
 
 

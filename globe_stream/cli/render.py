@@ -125,6 +125,80 @@ def finished(document: Document) -> str:
     return "\n\n".join(parts)
 
 
+def sweep(document: Document) -> str:
+    """`sweep`."""
+    heads = (
+        "method",
+        "bank",
+        "proxies",
+        "relF",
+        "proxy relF",
+        "explained",
+        "support",
+        "method s",
+        "total s",
+        "read",
+        "passes",
+        "peak memory",
+    )
+    rows = [
+        (
+            row["method"],
+            row["unit"],
+            row["proxies"],
+            f"{row['relative_frobenius_error']:.4f}",
+            f"{row['proxy_relative_error']:.4f}",
+            f"{row['explained_variance']:.3f}",
+            f"{row['median_support']:g}",
+            f"{row['method_seconds']:.1f}",
+            f"{row['seconds']:.1f}",
+            format_bytes(row["bytes_read"]),
+            f"{row['passes']:.2f}",
+            format_bytes(row["peak_memory_bytes"]),
+        )
+        for row in document["rows"]
+    ]
+    svd = document["svd_equal_parameters_relative_error"]
+    beside = ", ".join(f"{unit} {error:.4f}" for unit, error in svd.items())
+    return f"{table(heads, rows)}\n\ntruncated SVD of equal size: relF {beside}"
+
+
+def errors(document: Document) -> str:
+    """The errors of `eval`."""
+    heads = ("run", "family", "relF", "measured", "SVD relF", "best layer", "worst layer")
+    rows = []
+    for run, kinds in document["errors"].items():
+        for family, found in kinds["recorded"].items():
+            layers = found["by_layer"].values()
+            rows.append(
+                (
+                    run,
+                    family,
+                    f"{found['relative_frobenius_error']:.4f}",
+                    _family_error(kinds, "measured", family),
+                    _family_error(kinds, "svd_equal_parameters", family),
+                    f"{min(layers):.4f}",
+                    f"{max(layers):.4f}",
+                )
+            )
+    return table(heads, rows)
+
+
+def _family_error(kinds: Document, kind: str, family: str) -> str:
+    return f"{kinds[kind][family]['relative_frobenius_error']:.4f}" if kind in kinds else "-"
+
+
+def verification(document: Document) -> str:
+    """`verify`."""
+    looked = (
+        f"{document['path']}: {document['kind']}, {document['arrays']} arrays and "
+        f"{document['files']} files, {format_bytes(document['bytes'])}"
+    )
+    return "\n".join(
+        (f"{looked}: {'all well' if document['ok'] else 'damaged'}", *document["problems"])
+    )
+
+
 def status(document: Document) -> str:
     """`status`, `seed` and `train`."""
     heads = ("family", "epoch", "relF", "SVD relF", "kept", "m x r", "support", "lambda")

@@ -153,11 +153,12 @@ def train_price(
 ) -> int:
     """An epoch: bank and sum of forces throughout, and the larger of its pass and its step.
 
-    The pass holds the metric's four matrices and two sums, codes twice, the reader, one batch,
-    and one expert's row-space solve (three (d, r)). The step holds atom chunks or a few tiles.
+    The pass holds the metric's four matrices and two sums, the worst expert's pull (r, d), codes
+    twice, the reader, one batch, and one expert's row-space solve (three (d, r)). The step holds
+    atom chunks or a few tiles.
     """
     banks = 2 * (bank_tile_bytes(sizes) if knobs.spill else sizes.bank_bytes)
-    squares = 4 * 3 * (sizes.rank**2 + sizes.d**2)
+    squares = 4 * (3 * (sizes.rank**2 + sizes.d**2) + sizes.rank * sizes.d)
     codes = 2 * 4 * sizes.experts * sizes.bases + 24 * sizes.experts
     solve = 4 * 3 * sizes.rank * sizes.d
     one = max(fit_bytes(sizes, curved), direction_bytes(sizes, warmup, curved))

@@ -26,6 +26,7 @@ class Meter:
         self.device = torch.device(device)
         self.peaks: dict[str, int] = {}
         self._exact = _can_reset()
+        self._watch: _ResettablePeak | _SampledPeak | None = None
         self._process = psutil.Process()
 
     def now(self) -> int:
@@ -37,10 +38,17 @@ class Meter:
         """Record the highest `now` inside the block as the peak of `name`."""
         watch = _ResettablePeak() if self._exact else _SampledPeak(self.now)
         with watch:
+            self._watch = watch
             try:
                 yield
             finally:
+                self._watch = None
                 self.peaks[name] = max(self.peaks.get(name, 0), watch.peak(), self.now())
+
+    @property
+    def stage_peak(self) -> int:
+        """The highest `now` of the stage in progress, or `now` outside of one."""
+        return self.now() if self._watch is None else self._watch.peak()
 
     @property
     def peak(self) -> int:

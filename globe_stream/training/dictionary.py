@@ -38,6 +38,7 @@ class Stepped:
     gram: Tensor  # (m, m) float64 of the new atoms
     condition: float  # of SA + lambda_B I
     largest_norm_change: float  # of an atom, before it was normalised
+    revived: int  # atoms that no code used and that were replaced (0 or 1)
 
 
 def step_bank(
@@ -55,6 +56,9 @@ def step_bank(
     `bank` (m, r, d) and its `gram` (m, m) are the atoms the epoch ran with, `previous` the momentum
     of the last step or None, `codes` (N, m) the new codes. The new bank overwrites `sums.forces`;
     the new momentum is written to a file at `momentum_path`.
+
+    An atom that no code uses is dead: the first of them becomes what the worst-explained expert's
+    mixture should have been, and codes find it in the next epoch.
     """
     raise_forces(sums.forces, geometry)
     system = sums.coupling + how.ridge * sums.coupling.diagonal().mean() * _eye(sums.coupling)
@@ -64,15 +68,20 @@ def step_bank(
     repel = (how.coherence * (gram - _eye(gram))).to(bank.device, torch.float32)
     momentum = Tiles(bank.shape, bank.tile_shape(0)[1], device=bank.device, path=momentum_path)
     squares = torch.zeros(bank.shape[0], dtype=torch.float64)
-    for tile in range(len(bank)):
+    dead = (codes != 0).sum(0).eq(0).nonzero()[:1, 0]
+    mixing = codes[sums.worst_position].to(bank.device)
+    missing = geometry.raise_(sums.worst_pull[None])[0] if dead.numel() else sums.worst_pull
+    for tile, (start, stop) in enumerate(bank.bounds):
         atoms = _flat(bank.load(tile))
         moved = from_force @ _flat(sums.forces.load(tile)) + from_bank @ atoms
         if previous is not None:
             moved.add_(_flat(previous.load(tile)), alpha=how.momentum)
+        moved[dead] = 0
         momentum.store(tile, moved.view(bank.tile_shape(tile)))
         moved += atoms
         if how.coherence:
             moved -= repel @ atoms
+        moved[dead] = mixing @ atoms + missing[start:stop].reshape(-1)
         squares += squared_norms(moved).double().cpu()
         sums.forces.store(tile, moved.view(bank.tile_shape(tile)))
     norms = _usable(squares).sqrt()
@@ -88,6 +97,7 @@ def step_bank(
         new_gram,
         float(torch.linalg.cond(system)),
         float((norms - 1).abs().max()),
+        dead.numel(),
     )
 
 

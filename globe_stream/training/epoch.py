@@ -83,6 +83,7 @@ class EpochAccumulator:
         new = solve_codes(self._gram, self._linear(old, direction), old, self._how.coding)
         self.new_codes[batch.positions] = new.cpu()
         self.sums.add(direction, old, new)
+        self.sums.note_worst(batch.positions, fit.squared_error, direction)
         return f"relF {self.log.relative_error:.4f}"
 
     def arrays(self) -> Mapping[str, arrays.Source]:

@@ -141,6 +141,7 @@ class Trainer:
         stepped.momentum.close()
         told = {
             "bank/norm_deviation_max": stepped.largest_norm_change,
+            "bank/revived_atoms": stepped.revived,
             "health/coupling_condition": stepped.condition,
         }
         return _Standing(stepped.bank, standing.bank, stepped.codes, stepped.gram, after), told
@@ -280,6 +281,7 @@ class Trainer:
             "health/metric_condition": accumulator.geometry.condition,
             "health/polar_fallbacks": accumulator.polar_fallbacks,
             "memory/rss_bytes": self.context.meter.now(),
+            "memory/peak_bytes": self.context.meter.stage_peak,
         }
 
     def _say(self, after: Trajectory, values: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from globe_stream.store.tiles import Tiles
 from globe_stream.streaming import Loader
 from globe_stream.training.directions import Direction
 
-_SMALL = ("coupling", "drift", "metric", "complement")
+_SMALL = ("coupling", "drift", "metric", "complement", "worst_pull")
 
 
 @dataclass
@@ -33,6 +33,9 @@ class EpochSums:
     drift: Tensor  # (m, m) float64: D above
     metric: Tensor  # (r, r) sum_i gamma^2 A_i^T A_i
     complement: Tensor  # (d, d) sum over sampled experts of the row-space projector
+    worst_pull: Tensor  # (r, d) F_i / L_i of the expert with the largest error
+    worst_error: float = -1.0
+    worst_position: int = -1
     sampled: int = 0
 
     @classmethod
@@ -47,6 +50,7 @@ class EpochSums:
             torch.zeros(m, m, dtype=torch.float64),
             torch.zeros(r, r, device=device),
             torch.zeros(d, d, device=device),
+            torch.zeros(r, d, device=device),
         )
 
     def add(self, direction: Direction, old: Tensor, new: Tensor) -> None:
@@ -65,13 +69,25 @@ class EpochSums:
         eye = torch.eye(len(self.complement), device=self.complement.device)
         return eye - self.complement / max(1, self.sampled)
 
+    def note_worst(self, positions: list[int], squared_error: Tensor, direction: Direction) -> None:
+        """Remember the pull of the batch's worst expert if it is the worst so far."""
+        worst = int(squared_error.argmax())
+        if float(squared_error[worst]) > self.worst_error:
+            self.worst_error = float(squared_error[worst])
+            self.worst_position = positions[worst]
+            torch.div(direction.force[worst], direction.weight[worst], out=self.worst_pull)
+
     def arrays(self) -> Mapping[str, arrays.Source]:
         """For a checkpoint inside the pass."""
         return {"forces": self.forces, **{name: getattr(self, name) for name in _SMALL}}
 
     def scalars(self) -> dict[str, Any]:
         """For a checkpoint inside the pass."""
-        return {"sampled": self.sampled}
+        return {
+            "sampled": self.sampled,
+            "worst_error": self.worst_error,
+            "worst_position": self.worst_position,
+        }
 
     def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
         """Return to a checkpoint inside the pass."""
@@ -80,3 +96,5 @@ class EpochSums:
             saved = torch.from_numpy(arrays.read(load(name)))
             getattr(self, name).copy_(saved)
         self.sampled = scalars["sampled"]
+        self.worst_error = scalars["worst_error"]
+        self.worst_position = scalars["worst_position"]

@@ -172,10 +172,11 @@ def test_without_forces_and_changes_of_code_nothing_moves(tmp_path):
     torch.testing.assert_close(content(stepped.bank), case.bank, atol=1e-6, rtol=0)
 
 
-def test_an_atom_that_nobody_uses_stays_where_it_is(tmp_path):
+def test_of_several_atoms_that_nobody_uses_all_but_the_first_stay(tmp_path):
     case = Case()
-    case.new[:, 2] = 0
+    case.new[:, 1:3] = 0
     stepped = case.step(tmp_path, DictionaryStep(0.0, 1e-6, 0.0))
+    assert stepped.revived == 1
     torch.testing.assert_close(content(stepped.bank)[2], case.bank[2], atol=1e-5, rtol=0)
     assert bool(content(stepped.bank).isfinite().all())
 

@@ -1,0 +1,182 @@
+"""Commands about results: sweep, eval, report, verify."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from globe_stream.cli import render
+from globe_stream.cli.checkpoint import as_json
+from globe_stream.cli.options import options_of, record_from
+from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig
+from globe_stream.errors import GlobeError
+
+memory_only = options_of(RuntimeConfig, skip=("device", "checkpoint_every", "wandb_project"))
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--methods",
+    default=",".join(METHODS),
+    show_default=True,
+    metavar="A,B,...",
+    help="Seeding methods to compare.",
+)
+@click.option(
+    "--run",
+    "path",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Empty folder for what is written meanwhile (default: a temporary one).",
+)
+@options_of(
+    SelectionConfig, SeedConfig, RuntimeConfig, skip=("method", "checkpoint_every", "wandb_project")
+)
+@as_json
+def sweep(model: str, methods: str, path: Path | None, as_json: bool, **values: Any) -> None:
+    """Compare seeding methods on MODEL: same statistics, same proxies, quality and seconds."""
+    from globe_stream.seeding.compare import compare
+
+    result = compare(
+        model,
+        record_from(SelectionConfig, values),
+        record_from(SeedConfig, values),
+        _names(methods),
+        record_from(RuntimeConfig, values),
+        run=path,
+    )
+    click.echo(json.dumps(result.document()) if as_json else render.sweep(result.document()))
+
+
+@click.command("eval")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    help="Text file to score models on; without it only errors are told.",
+)
+@click.option(
+    "--models",
+    default="original,dense,svd",
+    show_default=True,
+    metavar="A,B,...",
+    help="Models to score: original, dense, patched, svd.",
+)
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Measure errors anew from the weights, and those of the truncated SVD.",
+)
+@click.option(
+    "--window-count", type=int, default=64, show_default=True, help="Windows of text at most."
+)
+@click.option(
+    "--window-length", type=int, default=256, show_default=True, help="Tokens in a window."
+)
+@click.option(
+    "--window-stride",
+    type=int,
+    default=9_000,
+    show_default=True,
+    help="Bytes from one window's start to the next.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(("bf16", "fp16", "fp32")),
+    default="fp32",
+    show_default=True,
+    help="Type the models compute in.",
+)
+@click.option(
+    "--offload",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder for weights that do not fit in memory (accelerate's disk offload).",
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep the exports made for scoring here (default: delete them).",
+)
+@memory_only
+@as_json
+def evaluate(
+    runs: tuple[Path, ...],
+    text: Path | None,
+    models: str,
+    measure: bool,
+    window_count: int,
+    window_length: int,
+    window_stride: int,
+    dtype: str,
+    offload: Path | None,
+    work: Path | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Errors of RUNS by family, layer and expert; with --text, bits per byte of the models."""
+    from globe_stream import api
+    from globe_stream.evaluation.evaluate import evaluate_errors, evaluate_text
+    from globe_stream.evaluation.text import Windows
+
+    memory = api.memory_limit(record_from(RuntimeConfig, values), None)
+    with api.step_bar("eval") as progress:
+        document: dict[str, Any] = {
+            "format": 1,
+            "errors": evaluate_errors(runs, measure=measure, memory=memory, progress=progress),
+        }
+    shown = render.errors(document)
+    if text is not None:
+        windows = Windows(window_count, window_length, window_stride)
+        with api.step_bar("scoring") as progress:
+            table = evaluate_text(
+                runs,
+                text,
+                _names(models),
+                windows,
+                dtype=dtype,
+                offload=offload,
+                work=work,
+                memory=memory,
+                progress=progress,
+            )
+        document["comparison"] = table.document()
+        shown += "\n\n" + table.markdown()
+    click.echo(json.dumps(document) if as_json else shown)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="HTML file to write (default: report.html in the run).",
+)
+def report(run: Path, out: Path | None) -> None:
+    """Write an HTML report with pictures of the run at RUN."""
+    from globe_stream.report.page import write_report
+
+    click.echo(str(write_report(run, out)))
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@as_json
+def verify(path: Path, as_json: bool) -> None:
+    """Read the run or export at PATH in full; every checksum, size and missing part."""
+    from globe_stream.report.verify import verify as check
+
+    found = check(path)
+    click.echo(json.dumps(found.document()) if as_json else render.verification(found.document()))
+    if found.problems:
+        raise GlobeError(f"{path}: {len(found.problems)} problems found")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+COMMANDS = (sweep, evaluate, report, verify)

@@ -1,0 +1,63 @@
+"""`globe-stream eval`: errors of runs, and what their models are worth on a text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from globe_stream.evaluation.compare import Comparison, compare
+from globe_stream.evaluation.errors import (
+    errors_document,
+    measured_errors,
+    recorded_errors,
+    svd_errors,
+)
+from globe_stream.evaluation.text import Windows
+from globe_stream.evaluation.variants import Loading
+from globe_stream.export.result import ProgressCall
+
+
+def evaluate_errors(
+    runs: Sequence[Path], *, measure: bool, memory: int | None, progress: ProgressCall | None = None
+) -> dict[str, Any]:
+    """relF of every run by family, layer and expert.
+
+    As recorded with the saved state; with `measure` also measured anew from the weights, and that
+    of the equal-parameter truncated SVD beside it (two streamed passes a run).
+    """
+    found: dict[str, Any] = {}
+    for run in runs:
+        found[str(run)] = {"recorded": errors_document(recorded_errors(run))}
+        if measure:
+            again = measured_errors(run, memory=memory, progress=progress)
+            truncated = svd_errors(run, memory=memory, progress=progress)
+            found[str(run)] |= {
+                "measured": errors_document(again),
+                "svd_equal_parameters": errors_document(truncated),
+            }
+    return found
+
+
+def evaluate_text(
+    runs: Sequence[Path],
+    text: Path,
+    models: Sequence[str],
+    windows: Windows,
+    *,
+    dtype: str,
+    offload: Path | None,
+    work: Path | None,
+    memory: int | None,
+    progress: ProgressCall | None = None,
+) -> Comparison:
+    """Score the original and what every run makes of it on `text`; see `compare`."""
+    loading = Loading(dtype=dtype, offload=offload, held=memory if offload else None)
+    return compare(
+        runs,
+        text,
+        models=tuple(models),
+        windows=windows,
+        loading=loading,
+        work=work,
+        memory=memory,
+        progress=progress,
+    )
