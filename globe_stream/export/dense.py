@@ -18,6 +18,7 @@ from globe_stream.export.card import model_card
 from globe_stream.export.fill import fill_tensor
 from globe_stream.export.outfile import OutFile
 from globe_stream.export.plan import ExportPlan, plan_export, plan_svd
+from globe_stream.export.precision import arithmetic_of
 from globe_stream.export.refit import Approximation, BankApproximation
 from globe_stream.export.result import (
     ExportResult,
@@ -149,7 +150,8 @@ def _carry_out(
     if work is None:
         return finished_result(out, source, order.plan.price)
     meter = Meter()
-    with work, meter.stage("export"), provider as provide:
+    arithmetic = arithmetic_of(source.run)
+    with work, arithmetic, meter.stage("export"), provider as provide:
         resumed = len(work.records())
         experts = [expert for fitted in source.units for expert in fitted.unit.experts]
         rewrite = plan_rewrite(source.index, experts, order.stored, out, order.dtype is not None)

@@ -19,6 +19,7 @@ from globe_stream.export.bank import StoredBank
 from globe_stream.export.card import model_card
 from globe_stream.export.outfile import OutFile, PlannedFile, plan_file
 from globe_stream.export.plan import ExportPlan, plan_export
+from globe_stream.export.precision import arithmetic_of
 from globe_stream.export.refit import BankApproximation
 from globe_stream.export.result import (
     ExportResult,
@@ -71,7 +72,7 @@ def export_factors(
         if work is None:
             return finished_result(out, source, plan.price)
         meter = Meter()
-        with work, meter.stage("export"):
+        with work, arithmetic_of(source.run), meter.stage("export"):
             resumed = len(work.records())
             adapters = layout.plan_adapters(source, out, stored, shard_bytes)
             small = [_plan_bank(source, out, stored), _plan_codes(source, out)]

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
+import torch
 
 from globe_stream.checkpoint.experts import Expert
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.errors import InputError
 from globe_stream.export.outfile import PIECE_BYTES
 from globe_stream.memory.budget import fit_bytes
+from globe_stream.runtime import warm_up
 from globe_stream.scope import Sizes, Unit
 from globe_stream.units import format_bytes
 
@@ -18,7 +20,10 @@ _BATCHES = (8, 4, 2, 1)
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """How many banks stay in memory (none: atoms are read as needed), and the reader's batch."""
+    """How many banks stay in memory (none: atoms are read as needed), and the reader's batch.
+
+    `price` is the peak expected, in bytes, the program itself included.
+    """
 
     resident: int
     batch: int
@@ -50,7 +55,7 @@ def plan_export(units: Sequence[Unit], memory: int | None) -> ExportPlan:
 
     Raises InputError when even one expert at a time does not fit.
     """
-    base = psutil.Process().memory_info().rss
+    base = _measured_base()
     largest = max(units, key=lambda unit: unit.sizes.bank_bytes).sizes.bank_bytes
     total = sum(unit.sizes.bank_bytes for unit in units)
     choices = [(len(units), total), (1, largest), (0, 0)]
@@ -58,7 +63,7 @@ def plan_export(units: Sequence[Unit], memory: int | None) -> ExportPlan:
         for batch in _BATCHES:
             price = max(_price(unit, batch, banks) for unit in units)
             if memory is None or base + price <= memory:
-                return ExportPlan(resident, batch, price)
+                return ExportPlan(resident, batch, base + price)
     raise InputError(
         f"--memory {format_bytes(memory or 0)}: export needs at least {format_bytes(base + price)} "
         f"({format_bytes(base)} of it for the program itself). Raise --memory"
@@ -67,17 +72,23 @@ def plan_export(units: Sequence[Unit], memory: int | None) -> ExportPlan:
 
 def plan_svd(experts: Sequence[Expert], memory: int | None) -> ExportPlan:
     """As `plan_export`, for the truncated SVD of `experts`."""
-    base = psutil.Process().memory_info().rss
+    base = _measured_base()
     p, d = experts[0].shape
     for batch in _BATCHES:
         price = price_svd(p, d, _reader_bytes(experts, batch))
         if memory is None or base + price <= memory:
-            return ExportPlan(0, batch, price)
+            return ExportPlan(0, batch, base + price)
     raise InputError(
         f"--memory {format_bytes(memory or 0)}: the truncated SVD needs at least "
         f"{format_bytes(base + price)} ({format_bytes(base)} of it for the program itself). "
         "Raise --memory"
     )
+
+
+def _measured_base() -> int:
+    """Resident bytes of the program once every library it needs has been used."""
+    warm_up(torch.device("cpu"))
+    return int(psutil.Process().memory_info().rss)
 
 
 def _price(unit: Unit, batch: int, banks: int) -> int:
