@@ -16,7 +16,7 @@ def options_of(*records: type[Checked], skip: tuple[str, ...] = ()) -> Callable[
     """A decorator that adds an option for every field of `records`, shared names once."""
 
     def decorate(command: Command) -> Command:
-        chosen = {}
+        chosen: dict[str, dataclasses.Field[Any]] = {}
         for record in records:
             for item in dataclasses.fields(record):  # type: ignore[arg-type]
                 if item.name not in skip:
