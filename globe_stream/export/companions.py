@@ -22,7 +22,6 @@ _WEIGHTS = frozenset(
     )
 )
 _OURS = frozenset(("config.json", "README.md", "globe_export.json", INDEX_NAME))
-_LARGEST = 256 << 20
 
 
 def companions(index: ExpertIndex) -> list[Path]:
@@ -48,11 +47,10 @@ def total_bytes(index: ExpertIndex) -> int:
 def copy_companions(work: ExportWork, index: ExpertIndex) -> None:
     """Copy all of them into the export."""
     for path in companions(index):
-        work.add(path.name, path.read_bytes())
+        work.copy(path)
 
 
 def _is_companion(path: Path) -> bool:
     if path.name.startswith(".") or path.name in _OURS or path.suffix in _WEIGHTS:
         return False
-    other_index = path.name.endswith(".index.json")
-    return path.is_file() and not other_index and path.stat().st_size <= _LARGEST
+    return path.is_file() and not path.name.endswith(".index.json")

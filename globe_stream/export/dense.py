@@ -237,7 +237,7 @@ def _publish(work: ExportWork, order: _Order, rewrite: Rewrite, size: int) -> No
     )
     companions.copy_companions(work, index)
     if rewrite.config == index.config:
-        work.add("config.json", (index.root / "config.json").read_bytes())
+        work.copy(index.root / "config.json")
     else:
         work.add("config.json", (json.dumps(rewrite.config, indent=2) + "\n").encode())
     work.add("README.md", card.encode())

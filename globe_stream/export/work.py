@@ -7,6 +7,7 @@ model. A finished file is recorded with its size and sha256, and not written aga
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,6 +85,14 @@ class ExportWork:
             partial.write_bytes(content)
             files.sync_tree(partial)
         self._accept(partial, name, len(content), sha256_of(partial), {})
+
+    def copy(self, source: Path) -> None:
+        """Finish a copy of the file `source` under its own name, in place of an earlier one."""
+        partial = self._folder / f"{source.name}.partial"
+        with files.disk_full_is_input_error(self.out, source.name):
+            shutil.copyfile(source, partial)
+            files.sync_tree(partial)
+        self._accept(partial, source.name, partial.stat().st_size, sha256_of(partial), {})
 
     def records(self) -> dict[str, FileRecord]:
         """Every finished file by name."""
