@@ -1,0 +1,123 @@
+"""Memory and time at the size of a released model: does the peak stay below the budget?
+
+    python benchmarks/real_size.py --folder /disk/real
+
+The defaults are the sizes of Qwen1.5-MoE-A2.7B (24 layers x 60 experts of 1408 x 2048, 17 GB of up
+and gate), r = 0.75 p, m = 128, 8 GiB. The checkpoint is written unless it is there; then `seed` and
+`train` run as commands of their own, on all layers and on the first few, so that the peak can be
+seen not to grow with the number of layers. Runs are continued if they are there. `--families` and
+smaller sizes make it shorter. Figures come from `metrics.jsonl`.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from runs import machine_line, markdown
+
+from globe_stream.telemetry.metrics import Row, read_metrics
+from globe_stream.units import format_bytes
+
+PEAK, PRICE = "memory/peak_bytes", "memory/price_bytes"
+
+
+@click.command(help=__doc__.split("\n", 1)[0] if __doc__ else None)
+@click.option("--folder", required=True, type=click.Path(path_type=Path))
+@click.option("--layers", default=24, show_default=True)
+@click.option("--experts", default=60, show_default=True)
+@click.option("--hidden", default=2048, show_default=True)
+@click.option("--intermediate", default=1408, show_default=True)
+@click.option("--few", default=6, show_default=True, help="Layers of the smaller run.")
+@click.option("--bases", default=128, show_default=True)
+@click.option("--rank-ratio", default=0.75, show_default=True)
+@click.option("--families", default="both", type=click.Choice(("up", "gate", "both")))
+@click.option("--memory", default="8GiB", show_default=True)
+@click.option("--epochs", default=2, show_default=True)
+@click.option("--warmup-epochs", default=0, show_default=True)
+@click.option("--method", default=None, help="Seeding method (default: the tool's own).")
+@click.option("--device", default="cpu", show_default=True)
+def main(**given: Any) -> None:
+    folder: Path = given["folder"]
+    model = folder / "model"
+    _write_model(model, given)
+    runs = {}
+    for layers in (given["layers"], given["few"]):
+        path = folder / f"run-{layers}"
+        _seed_and_train(model, path, layers, given)
+        runs[layers] = read_metrics(path / "metrics.jsonl")
+    click.echo(_report(runs, given))
+
+
+def _write_model(model: Path, given: dict[str, Any]) -> None:
+    if (model / "model.safetensors.index.json").exists():
+        return
+    sizes = ("layers", "experts", "hidden", "intermediate")
+    _tool("synth", "--out", model, *(part for n in sizes for part in (f"--{n}", given[n])))
+
+
+def _seed_and_train(model: Path, run: Path, layers: int, given: dict[str, Any]) -> None:
+    shared = ("--memory", given["memory"], "--device", given["device"])
+    method = () if given["method"] is None else ("--method", given["method"])
+    _tool(
+        *("seed", model, "--run", run, "--layers", f"0:{layers}", *method, *shared),
+        *("--families", given["families"], "--bases", given["bases"]),
+        *("--rank-ratio", given["rank_ratio"]),
+    )
+    warmup = ("--warmup-epochs", given["warmup_epochs"])
+    _tool("train", run, "--epochs", given["epochs"], *warmup, *shared)
+
+
+def _tool(*arguments: Any) -> None:
+    """One command of the tool in a process of its own; its progress goes to standard error."""
+    line = [sys.executable, "-m", "globe_stream", *map(str, arguments)]
+    click.echo(" ".join(["globe-stream", *line[3:]]), err=True)
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+
+
+def _report(runs: dict[int, list[Row]], given: dict[str, Any]) -> str:
+    many, few = (_stages(rows) for rows in runs.values())
+    counts = list(runs)
+    heads = ["stage", "seconds", "read", "peak", "price", "peak / price"]
+    heads += [f"peak at {counts[1]} layers", f"{counts[0]} / {counts[1]} layers"]
+    lines = [
+        [
+            stage,
+            f"{row['time/seconds']:.0f}",
+            format_bytes(row["io/bytes_read"]),
+            format_bytes(row[PEAK]),
+            format_bytes(row[PRICE]),
+            f"{row[PEAK] / row[PRICE]:.3f}",
+            format_bytes(few[stage][PEAK]) if stage in few else "",
+            f"{row[PEAK] / few[stage][PEAK]:.3f}" if stage in few else "",
+        ]
+        for stage, row in many.items()
+    ]
+    highest = [max(row[PEAK] for row in found.values()) for found in (many, few)]
+    return (
+        f"{counts[0]} x {given['experts']} experts of {given['intermediate']} x {given['hidden']}, "
+        f"m = {given['bases']}, --memory {given['memory']}\n\n{markdown(heads, lines)}\n\n"
+        f"Highest peak: {format_bytes(highest[0])} at {counts[0]} layers, "
+        f"{format_bytes(highest[1])} at {counts[1]}: ratio {highest[0] / highest[1]:.3f}\n\n"
+        f"{machine_line()}"
+    )
+
+
+def _stages(rows: list[Row]) -> dict[str, dict[str, Any]]:
+    """Peak, price, seconds and bytes by unit and stage, epochs added up."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        stage = "train" if row["stage"].startswith("train") else row["stage"]
+        entry = found.setdefault(
+            f"{row['family']} {stage}", {"time/seconds": 0.0, "io/bytes_read": 0, PEAK: 0, PRICE: 0}
+        )
+        for name in ("time/seconds", "io/bytes_read"):
+            entry[name] += row.get(name) or 0
+        for name in (PEAK, PRICE):
+            entry[name] = max(entry[name], row.get(name) or 0)
+    return {name: entry for name, entry in found.items() if entry[PRICE]}
+
+
+if __name__ == "__main__":
+    main()

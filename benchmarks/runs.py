@@ -1,0 +1,109 @@
+"""What the benchmarks share: running the tool through its library and reading its record back."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from globe_stream import api
+from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
+from globe_stream.telemetry.metrics import Row, read_metrics
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which experts, and how many parameters."""
+
+    model: str
+    selection: SelectionConfig
+    seeding: SeedConfig
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A training run: per pass, the error that it measured and the seconds since training began."""
+
+    errors: list[float]
+    seconds: list[float]
+    rejected: int
+    seed_error: float
+    seed_seconds: float
+    svd_error: float
+    parameter_ratio: float
+    median_support: float
+
+    def at(self, passes: int) -> tuple[float, float]:
+        """(relF, seconds) of the `passes`-th pass, or of the last one after an early stop."""
+        k = min(passes, len(self.errors)) - 1
+        return self.errors[k], self.seconds[k]
+
+    @property
+    def worst_rise(self) -> float:
+        """The largest ratio of the errors of two consecutive passes."""
+        pairs = zip(self.errors, self.errors[1:], strict=False)
+        return max((after / before for before, after in pairs), default=1.0)
+
+
+@contextmanager
+def scratch_folder(parent: Path | None) -> Iterator[Path]:
+    """A folder that is deleted afterwards, in `parent` or the system's place for temporary ones."""
+    folder = Path(tempfile.mkdtemp(prefix="globe-bench-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def train_curve(task: Task, training: TrainConfig, how: RuntimeConfig, scratch: Path) -> Curve:
+    """Seed and train in a folder below `scratch` that is deleted, and what `metrics.jsonl` says."""
+    with scratch_folder(scratch) as run:
+        seeded = api.seed(task.model, run / "run", task.selection, task.seeding, how, silent=True)
+        family = task.selection.family_names[0]
+        start = seeded["families"][family]
+        api.train(run / "run", training, how, silent=True)
+        rows = [r for r in read_metrics(run / "run" / "metrics.jsonl") if r["stage"] == "train"]
+        return _curve(rows, start, seeded["seconds"])
+
+
+def _curve(rows: list[Row], start: dict[str, Any], seed_seconds: float) -> Curve:
+    if len({row["family"] for row in rows}) > 1:
+        raise ValueError("a curve is of one bank: use --bank-scope global")
+    seconds, total = [], 0.0
+    for row in rows:
+        total += row["time/step_seconds"]
+        seconds.append(total)
+    return Curve(
+        [row["recon/relative_frobenius_error"] for row in rows],
+        seconds,
+        sum(row["schedule/rejected"] for row in rows),
+        start["relative_frobenius_error"],
+        seed_seconds,
+        start["svd_equal_parameters_relative_error"],
+        start["parameter_ratio"],
+        rows[-1]["alpha/median_support"],
+    )
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown, columns padded so that it also reads well as text."""
+    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def machine_line() -> str:
+    """The machine and what PyTorch was told about it."""
+    return (
+        f"{os.uname().machine}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used, "
+        f"torch {torch.__version__}, float32 GEMM precision "
+        f"{torch.get_float32_matmul_precision()}"
+    )
