@@ -70,10 +70,17 @@ class EpochSums:
         return eye - self.complement / max(1, self.sampled)
 
     def note_worst(self, positions: list[int], squared_error: Tensor, direction: Direction) -> None:
-        """Remember the pull of the batch's worst expert if it is the worst so far."""
-        worst = int(squared_error.argmax())
-        if float(squared_error[worst]) > self.worst_error:
-            self.worst_error = float(squared_error[worst])
+        """Remember the pull of the batch's worst expert if it is the worst so far.
+
+        An expert without atoms has no pull and is passed over.
+        """
+        pulled = (direction.weight > torch.finfo(direction.weight.dtype).tiny).to(
+            squared_error.device
+        )
+        errors = torch.where(pulled, squared_error, -1.0)
+        worst = int(errors.argmax())
+        if float(errors[worst]) > self.worst_error:
+            self.worst_error = float(errors[worst])
             self.worst_position = positions[worst]
             torch.div(direction.force[worst], direction.weight[worst], out=self.worst_pull)
 

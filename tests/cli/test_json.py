@@ -28,7 +28,7 @@ TRAIN_METRICS = {
     "recon/by_layer", "alpha/mean_support", "alpha/p95_support", "alpha/entropy",
     "alpha/pruned_fraction", "alpha/popularity", "alpha/support_overlap", "bank/norm_min",
     "bank/norm_max", "health/nonfinite", "health/condition_max", "schedule/lambda",
-    "schedule/beta", "io/bytes_per_second",
+    "schedule/beta", "io/bytes_per_second", "memory/peak_bytes",
 }  # fmt: skip
 
 
@@ -138,9 +138,9 @@ def test_metrics_have_the_published_names(trained):
         assert row["io/bytes_read"] == 24 * 12 * 20 * 2
         assert len(row["alpha/popularity"]) == 6
         assert set(row["recon/by_layer"]) == {"0", "1"}
-    peaks = [row for row in rows if "memory/peak_bytes" in row]
+    peaks = [row for row in rows if "memory/price_bytes" in row]
     assert {row["stage"] for row in peaks} >= {"seed/statistics", "seed/measure", "train/memory"}
-    assert all(row["memory/price_bytes"] > 0 for row in peaks)
+    assert all(row["memory/price_bytes"] > 0 < row["memory/peak_bytes"] for row in peaks)
 
 
 def test_the_run_directory_has_the_published_files(trained):

@@ -181,6 +181,44 @@ def test_of_several_atoms_that_nobody_uses_all_but_the_first_stay(tmp_path):
     assert bool(content(stepped.bank).isfinite().all())
 
 
+def worst_noted(case, errors, batch=16):
+    """Sums of `case` that have seen the squared errors of all experts."""
+    sums = case.sums()
+    for first in range(0, N, batch):
+        part = slice(first, first + batch)
+        direction = Direction(case.forces[part].float(), case.weights[part].float())
+        sums.note_worst(list(range(N))[part], errors[part], direction)
+    return sums
+
+
+def test_a_dead_atom_becomes_what_the_worst_experts_mixture_should_be(tmp_path):
+    case = Case()
+    case.new[:, 2] = 0
+    errors = normal(N, seed=9).abs()
+    sums, worst = worst_noted(case, errors), int(errors.argmax())
+    assert (sums.worst_position, sums.worst_error) == (worst, pytest.approx(float(errors.max())))
+    tiles = Tiles((M, R, D), ROWS)
+    tiles.put_items(0, case.bank.float())
+    how = DictionaryStep(0.0, 1e-6, 0.0)
+    stepped = step_bank(tiles, None, sums, case.new.float(), plain_gram(tiles), case.geometry, how,
+                        tmp_path / "momentum")  # fmt: skip
+    left, right = case.geometry.left_inverse.double(), case.geometry.right_inverse.double()
+    target = mix(case.new, case.bank)[worst]
+    target = target + left @ case.forces[worst] @ right / case.weights[worst]
+    torch.testing.assert_close(content(stepped.bank)[2], target / target.norm(), atol=1e-4, rtol=0)
+    assert not bool(stepped.momentum.items(2, 3).any())
+    assert stepped.revived == 1
+
+
+def test_the_worst_expert_is_one_that_is_pulled_somewhere():
+    case = Case()
+    errors = torch.ones(N, dtype=torch.float64)
+    errors[5], errors[7] = 3.0, 2.0
+    case.weights[5] = 0
+    case.forces[5] = 0
+    assert worst_noted(case, errors).worst_position == 7
+
+
 def test_spilled_and_resident_steps_are_the_same_to_the_bit(tmp_path):
     how = DictionaryStep(0.0, 1e-6, 0.01)
     one = Case().step(tmp_path, how, name="one")

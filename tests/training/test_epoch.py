@@ -131,6 +131,7 @@ def test_an_expert_without_atoms_does_no_harm(beta, targets):
     assert bool(passed.new_codes.isfinite().all())
     assert bool(passed.sums.forces.items(0, M).isfinite().all())
     assert bool(passed.sums.coupling.isfinite().all())
+    assert float(passed.sums.worst_pull.norm()) > 0
     whole = ((experts()[3].double() - BY.mean) / BY.scale).square().sum() * BY.scale**2
     assert float(passed.log.squared_errors[3]) == pytest.approx(float(whole), rel=1e-5)
     if beta < 1:

@@ -1,0 +1,91 @@
+"""Plans for real units: larger budgets never choose worse, what fits is within the limit."""
+
+import re
+
+import pytest
+import support
+
+from globe_stream.checkpoint.index import open_index
+from globe_stream.checkpoint.reader import ExpertReader
+from globe_stream.config import SeedConfig, TrainConfig
+from globe_stream.errors import InputError
+from globe_stream.memory import budget, planner
+from globe_stream.scope import make_units
+
+MIB = 1 << 20
+BASE = 200 * MIB
+STAGES = {"statistics", "proxies", "gram", "atoms", "measure", "baseline"}
+
+
+@pytest.fixture(scope="module")
+def unit(tmp_path_factory):
+    """64 experts of 256 x 512; only headers are ever read."""
+    folder = tmp_path_factory.mktemp("plan") / "model"
+    support.write_checkpoint(folder, layers=2, experts=32, p=256, d=512)
+    (found,) = make_units(open_index(str(folder)), ("up",), SeedConfig(rank=200, bases=60))
+    return found
+
+
+def least(plan):
+    """The smallest limit that `plan` accepts, from its own refusal."""
+    with pytest.raises(InputError) as refusal:
+        plan(BASE)
+    said = re.search(r"needs at least ([\d.]+) MiB", str(refusal.value))
+    return int(float(said[1]) * MIB)
+
+
+@pytest.mark.parametrize("proxies", ["rows", "left_gram", "svd"])
+def test_seed_plans_fit_and_improve_with_the_limit(unit, proxies):
+    before = None
+    for extra in (300, 500, 1000, 4000):
+        limit = BASE + extra * MIB
+        plans = planner.seed_plans(unit, proxies, limit, BASE)
+        assert set(plans) == STAGES
+        for name, plan in plans.items():
+            assert BASE + plan.price + budget.SLACK_BYTES <= limit
+            if before is not None:
+                assert plan.knobs.batch >= before[name].knobs.batch
+                assert plan.knobs.spill <= before[name].knobs.spill
+        before = plans
+
+
+def test_training_spills_its_bank_when_it_must_and_keeps_it_when_it_can(unit, monkeypatch):
+    monkeypatch.setattr(budget, "TILE_BYTES", MIB)
+    monkeypatch.setattr(budget, "ATOM_CHUNK_BYTES", MIB)
+
+    def plan(limit):
+        return planner.train_plan(unit, TrainConfig(), limit, BASE)
+
+    small, large = plan(least(plan) + MIB), plan(BASE + 4000 * MIB)
+    assert small.knobs.spill
+    assert small.knobs.batch <= 2
+    assert not large.knobs.spill
+    assert large.knobs.batch > 1
+
+
+def test_what_is_refused_by_a_hair_is_accepted_with_it(unit):
+    def plan(limit):
+        return planner.seed_plans(unit, "left_gram", limit, BASE)
+
+    needed = BASE
+    for _ in range(len(STAGES)):  # each refusal names the first stage that does not fit
+        try:
+            plan(needed)
+        except InputError as refusal:
+            said = str(refusal)
+            assert "of up needs at least" in said
+            assert "--bank-scope layer" in said
+            needed = int(float(re.search(r"at least ([\d.]+) MiB", said)[1]) * MIB) + MIB // 50
+    plan(needed)
+    with pytest.raises(InputError):
+        plan(needed - MIB)
+
+
+def test_the_readers_share_is_what_the_reader_says(unit):
+    """One more expert in a batch of the first pass costs one more in the reader, nothing else."""
+    first = unit.experts[0]
+    prices = [budget.statistics_price(
+        unit.sizes, budget.Knobs(batch), planner._reader_bytes(unit), False)
+        for batch in (3, 4)]  # fmt: skip
+    sizes = [ExpertReader.buffer_bytes(first, batch) for batch in (3, 4)]
+    assert prices[1] - prices[0] == sizes[1] - sizes[0] == 256 * 512 * (2 + 4)
