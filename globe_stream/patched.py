@@ -85,7 +85,7 @@ def adopt(
     """Make `model` one of the patched classes."""
     base, config = type(model), type(model.config)
     described["base"] = [f"{kind.__module__}.{kind.__qualname__}" for kind in (base, config)]
-    model.__class__ = patched_class(base, config)
+    model.__class__ = patched_class(base, config)  # type: ignore[arg-type]
     model.config.__class__ = model.__class__.config_class
     setattr(model.config, FIELD, described)
     model.config.architectures = [type(model).__name__]
