@@ -19,8 +19,9 @@ from globe_stream.config import (
 )
 from globe_stream.errors import InputError
 
-_TABLES = ("synth", "selection", "seed", "train", "runtime", "export")
-_KEYS = ("model", "run", "report")
+_TABLES = ("synth", "selection", "seed", "train", "runtime")
+_KEYS = ("model", "run", "report", "export")
+_DTYPES = ("bf16", "fp16", "fp32")
 _EXPORT_KEYS = ("format", "out", "dtype")
 _SYNTH_KEYS = {
     "layers": int,
@@ -65,6 +66,8 @@ def load_recipe(path: Path) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}. Give a recipe file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: it is no UTF-8 text") from error
     return parse_recipe(load_toml(text, str(path)), str(path))
 
 
@@ -74,7 +77,12 @@ def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     for key in ("model", "run"):
         if not isinstance(values.get(key), str):
             raise InputError(f"{where}: {key} is missing: give a path as text")
-    table = {name: values.get(name, {}) for name in _TABLES}
+    table = {name: _table(values, name, where) for name in _TABLES}
+    exports, report = values.get("export", []), values.get("report")
+    if not isinstance(exports, list):
+        raise InputError(f"{where}: export: write each export as a table headed [[export]]")
+    if not isinstance(report, str | None):
+        raise InputError(f"{where}: report = {report!r}: give a path as text")
     train = TrainConfig.from_mapping(table["train"], f"{where} [train]")
     return Recipe(
         model=values["model"],
@@ -84,8 +92,8 @@ def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
         train=train if "train" in values else None,
         runtime=RuntimeConfig.from_mapping(table["runtime"], f"{where} [runtime]"),
         synth=_synth(table["synth"], f"{where} [synth]") if "synth" in values else None,
-        exports=tuple(_export(item, f"{where} [[export]]") for item in values.get("export", [])),
-        report=Path(values["report"]) if "report" in values else None,
+        exports=tuple(_export(item, f"{where} [[export]]") for item in exports),
+        report=None if report is None else Path(report),
     )
 
 
@@ -99,12 +107,14 @@ def packaged_recipe(name: str) -> Recipe:
 def carry_out(recipe: Recipe, *, command: str, silent: bool = False) -> dict[str, Any]:
     """Do everything in `recipe` that is not done yet; returns the status and what was written."""
     from globe_stream import api
-    from globe_stream.checkpoint.synth import write_synthetic
+    from globe_stream.checkpoint.synth import is_unfinished, write_synthetic
     from globe_stream.report.page import write_report
     from globe_stream.telemetry.progress import Progress
 
-    if recipe.synth is not None and not (Path(recipe.model) / "config.json").exists():
-        write_synthetic(Path(recipe.model), **recipe.synth, progress=Progress(silent=silent))
+    folder = Path(recipe.model)
+    missing = is_unfinished(folder) or not (folder / "config.json").exists()
+    if recipe.synth is not None and missing:
+        write_synthetic(folder, **recipe.synth, progress=Progress(silent=silent))
     status = api.seed(
         recipe.model, recipe.run, recipe.selection, recipe.seed, recipe.runtime, silent=silent
     )
@@ -137,7 +147,18 @@ def _export(values: Any, where: str) -> Export:
     _refuse_unknown(values, _EXPORT_KEYS, where)
     if values.get("format") not in ("factors", "dense") or not isinstance(values.get("out"), str):
         raise InputError(f"{where}: give format (factors or dense) and out (a folder)")
+    if values.get("dtype") not in (None, *_DTYPES):
+        raise InputError(
+            f"{where}: dtype {values['dtype']!r} is not known: use one of {', '.join(_DTYPES)}"
+        )
     return Export(values["format"], Path(values["out"]), values.get("dtype"))
+
+
+def _table(values: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    table = values.get(name, {})
+    if not isinstance(table, Mapping):
+        raise InputError(f"{where}: {name} is no table: head it [{name}]")
+    return table
 
 
 def _synth(values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def _count_events(event: int | None, number: int) -> list[int]:
         if count[0] == event:
             os.kill(os.getpid(), number)
 
-    batches, append, rename = ExpertReader.batches, Ledger.append, os.rename
+    batches, append = ExpertReader.batches, Ledger.append
 
     def counted_batches(self: Any, skip: int = 0) -> Iterator[Any]:
         for batch in batches(self, skip):
@@ -204,13 +204,16 @@ def _count_events(event: int | None, number: int) -> list[int]:
         happen()
         append(self, row)
 
-    def counted_rename(*arguments: Any, **named: Any) -> None:
-        happen()
-        rename(*arguments, **named)
+    def counted(change: Callable[..., None]) -> Callable[..., None]:
+        def counting(*arguments: Any, **named: Any) -> None:
+            happen()
+            change(*arguments, **named)
+
+        return counting
 
     ExpertReader.batches = counted_batches  # type: ignore[method-assign]
     Ledger.append = counted_append  # type: ignore[method-assign]
-    os.rename = counted_rename  # type: ignore[assignment]
+    os.rename, os.replace = counted(os.rename), counted(os.replace)
     return count
 
 

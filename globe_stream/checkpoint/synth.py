@@ -39,6 +39,8 @@ FAMILIES = ("gate", "up")
 PLANTED_RANK_RATIO = 0.75
 PLANTED_SUPPORT = 4  # atoms in one expert's code
 _METADATA = {"format": "pt"}
+MARKER = "unfinished.partial"
+"""Lies in the folder while it is being written."""
 _VOCABULARY = 64
 _KEPT_BYTES = 512 * 2**20
 _STREAMS = {"expert": 0, "atom": 1, "code": 2, "adapter": 3, "other": 4}
@@ -117,6 +119,7 @@ def write_synthetic(
     shards = _plan_shards(model, shard_bytes)
     size = sum(file_bytes(shard, _METADATA) for shard in shards)
     require_space(out, size)
+    (out / MARKER).touch()
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     bar = (progress or Progress(silent=True)).bar("synth", model.layers * model.experts)
     _write_shards(out, dict(zip(names, shards, strict=True)), _Contents(model), bar)
@@ -125,6 +128,7 @@ def write_synthetic(
     total = sum(tensor.nbytes for shard in shards for tensor in shard)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_text(out / INDEX_NAME, json.dumps(index, indent=1) + "\n")
+    (out / MARKER).unlink()
     seconds = time.perf_counter() - begin
     return {"format": 1, "out": str(out), "shards": len(shards), "bytes": size, "seconds": seconds}
 
@@ -147,8 +151,17 @@ def _prepare(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(out, error) from error
-    if any(out.iterdir()):
+    present = list(out.iterdir())
+    if present and not is_unfinished(out):
         raise InputError(f"{out}: is not empty. Choose a new folder.")
+    for child in present:
+        if child.is_file() and child.name != MARKER:
+            child.unlink()
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether `folder` holds what a killed `write_synthetic` left; calling that again clears it."""
+    return (folder / MARKER).exists()
 
 
 def _plan_shards(model: SyntheticModel, shard_bytes: int) -> list[list[PlannedTensor]]:

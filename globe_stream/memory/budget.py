@@ -21,6 +21,9 @@ WORKSPACE_BYTES = 512 << 20
 """Batches stop growing when their arrays take this much: larger ones are not faster."""
 ATOM_CHUNK_BYTES = 32 << 20
 """Whole atoms handled together take about this much, or one atom where that is more."""
+HUGE_PAGE_BYTES = 2 << 20
+LIVE_ARRAYS = 16
+"""Arrays of a batch that are alive at once, each in huge pages of its own."""
 MAX_BATCH = 128
 SLACK_BYTES = 32 << 20
 """Left free of the budget: stacks, code pages and small arrays that no formula names."""
@@ -137,6 +140,11 @@ def resident_bank(sizes: Sizes, spill: bool) -> int:
     return held + CHUNK_READ_COPIES * bank_tile_bytes(sizes)
 
 
+def page_rounding(sizes: Sizes, batch: int) -> int:
+    """What huge pages add: each of a batch's arrays is rounded up, by a page at the most."""
+    return LIVE_ARRAYS * min(HUGE_PAGE_BYTES, 4 * batch * sizes.rank * sizes.d)
+
+
 def measure_price(sizes: Sizes, knobs: Knobs, reader: ReaderBytes) -> int:
     """A pass that refits adapters and measures the error: bank, codes, reader, one batch."""
     codes = 4 * sizes.experts * sizes.bases
@@ -163,7 +171,8 @@ def train_price(
     solve = 4 * 3 * sizes.rank * sizes.d
     one = max(fit_bytes(sizes, curved), direction_bytes(sizes, warmup, curved))
     each = reader(knobs.batch, None) + knobs.batch * one + solve
-    chunk = max(ATOM_CHUNK_BYTES, 4 * sizes.rank * sizes.d)
+    each += page_rounding(sizes, knobs.batch)
+    chunk = min(sizes.bank_bytes, max(ATOM_CHUNK_BYTES, 4 * sizes.rank * sizes.d))
     inverses = 8 * 3 * max(sizes.rank, sizes.d) ** 2
     step = max(3 * chunk + inverses, (5 + CHUNK_READ_COPIES) * bank_tile_bytes(sizes))
     return banks + squares + codes + max(each, step)

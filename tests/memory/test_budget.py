@@ -77,6 +77,7 @@ def test_baseline():
 def test_training_grows_with_each_of_its_parts(monkeypatch):
     """A resident bank counts twice, a batch by its experts, a larger model by N codes."""
     monkeypatch.setattr(budget, "ATOM_CHUNK_BYTES", 1)
+    monkeypatch.setattr(budget, "LIVE_ARRAYS", 0, raising=False)
 
     def price(sizes=SMALL, batch=40, *, spill=False, warmup=True, curved=False):
         return budget.train_price(sizes, Knobs(batch, spill), reader, warmup=warmup, curved=curved)
@@ -97,7 +98,8 @@ def test_the_step_holds_no_more_than_whole_banks():
     assert step < 100_000
 
 
-def test_a_step_counts_when_it_needs_more_than_the_pass():
+def test_a_step_counts_when_it_needs_more_than_the_pass(monkeypatch):
+    monkeypatch.setattr(budget, "LIVE_ARRAYS", 0)
     pass_only = budget.train_price(SMALL, Knobs(1), nothing, warmup=False, curved=False)
     larger = budget.train_price(SMALL, Knobs(2), nothing, warmup=False, curved=False)
     assert larger == pass_only, "tiny batches hide below the step"

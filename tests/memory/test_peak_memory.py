@@ -1,0 +1,155 @@
+"""The budget holds for whole processes, on shards several times larger than it.
+
+Each command runs in a process of its own, whose high-water mark is read from outside.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import support
+import torch
+
+from globe_stream.checkpoint.writer import PlannedTensor, ShardWriter
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+
+MIB = 1 << 20
+LAYERS, EXPERTS, HEIGHT, WIDTH = 6, 50, 256, 1024
+SIZES = ("--families", "up", "--rank", "32", "--bases", "24")
+ROOM = 130 * MIB
+"""Above what the program itself takes; each family's experts are 300 MiB."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended, and its highest resident memory in bytes."""
+
+    document: dict
+    peak: int
+
+
+def high_water(process):
+    text = Path(f"/proc/{process.pid}/status").read_text()
+    line = next((line for line in text.splitlines() if line.startswith("VmHWM:")), "VmHWM: 0")
+    return 1024 * int(line.split()[1])
+
+
+def carry_out(*arguments):
+    """Run a command in a fresh process; its meter may reset the mark, so it is read often."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "globe_stream", *map(str, arguments), "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    peaks = [0]
+
+    def watch():
+        while process.poll() is None:
+            try:
+                peaks[0] = max(peaks[0], high_water(process))
+            except OSError:
+                return
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    out, err = process.communicate()
+    watcher.join()
+    assert process.returncode == 0, err[-2000:]
+    return Ended(json.loads(out), peaks[0])
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """600 MiB of float32 experts, written a matrix at a time."""
+    folder = tmp_path_factory.mktemp("large")
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(HEIGHT, WIDTH, generator=generator) for _ in range(16)]
+    names = [
+        support.NAME.format(layer=layer, expert=expert, family=family)
+        for layer in range(LAYERS)
+        for family in ("gate", "up")
+        for expert in range(EXPERTS)
+    ]
+    planned = [PlannedTensor(name, "F32", (HEIGHT, WIDTH)) for name in names]
+    with pytest.MonkeyPatch.context() as patch:
+        support.make_quick(patch.setattr)
+        with ShardWriter(folder / "model.safetensors", planned) as writer:
+            for number in range(len(names)):
+                one, other = parts[number % 16], parts[(5 * number + number // 16) % 16]
+                writer.append(0.02 * (one + 0.7 * other.roll(number, 0)))
+    support.write_config(folder, dict.fromkeys(names, parts[0]))
+    return folder
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Both commands within one budget, and what the run says about its stages."""
+
+    limit: int
+    seed: Ended
+    train: Ended
+    stages: dict  # name: (peak, price) in bytes
+
+
+def measure(model, run, layers):
+    base = carry_out("plan", model, *SIZES).document["base_bytes"]
+    limit = base + ROOM
+    common = ("--memory", limit)
+    seed = carry_out("seed", model, "--run", run, *SIZES, "--layers", layers, *common)
+    train = carry_out("train", run, "--epochs", 3, "--warmup-epochs", 1, *common)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    stages = {row["stage"]: (row["memory/peak_bytes"], row["memory/price_bytes"])
+              for row in rows if "memory/price_bytes" in row}  # fmt: skip
+    return Measured(limit, seed, train, stages)
+
+
+@pytest.fixture(scope="module")
+def whole(large, tmp_path_factory):
+    return measure(large, tmp_path_factory.mktemp("whole") / "run", f"0:{LAYERS}")
+
+
+@pytest.fixture(scope="module")
+def half(large, tmp_path_factory):
+    return measure(large, tmp_path_factory.mktemp("half") / "run", f"0:{LAYERS // 2}")
+
+
+def test_the_peak_stays_within_the_budget(whole):
+    assert whole.seed.peak <= whole.limit
+    assert whole.train.peak <= whole.limit
+
+
+def test_the_meter_misses_nothing(whole):
+    seen = max(whole.seed.peak, whole.train.peak)
+    told = whole.train.document["peak_memory_bytes"]
+    assert abs(told - seen) <= 0.03 * seen
+    assert whole.train.document["memory_budget_bytes"] == whole.limit
+
+
+def test_prices_match_the_peaks(whole):
+    """Within 15 % for the stages that decide; no stage takes a tenth more than its price."""
+    assert set(whole.stages) >= {"seed/statistics", "seed/measure", "train/memory"}
+    highest = max(peak for peak, _ in whole.stages.values())
+    deciding = [name for name, (peak, _) in whole.stages.items() if peak > 0.9 * highest]
+    assert deciding
+    for name, (peak, price) in whole.stages.items():
+        assert peak <= 1.1 * price, f"{name}: {peak / MIB:.0f} MiB, priced {price / MIB:.0f} MiB"
+        if name in deciding:
+            assert price == pytest.approx(peak, rel=0.15), name
+
+
+def test_the_budget_is_used(whole):
+    """A bounded run is not one that takes nothing: batches grow into the room there is."""
+    assert whole.train.peak > whole.limit - 0.6 * ROOM
+
+
+def test_twice_the_layers_need_the_same_memory(whole, half):
+    assert whole.seed.peak <= 1.05 * half.seed.peak
+    assert whole.train.peak <= 1.05 * half.train.peak
