@@ -84,11 +84,11 @@ def export_svd(
 ) -> ExportResult:
     """As `export_dense`, but with every expert's truncated SVD of as many parameters.
 
-    The rank of a unit's experts is `(p r + m r d / N) / (p + d)`, rounded. The run need not be
+    The rank of a unit's experts is `scope.Sizes.svd_rank`, `(p r + m r d / N) / (p + d)` as a whole number. The run need not be
     trained: only its sizes are used. Source: method.md section 1.
     """
     with open_source(run, model=model, trained=False) as source:
-        ranks = [round(fitted.unit.sizes.svd_rank) for fitted in source.units]
+        ranks = [fitted.unit.sizes.svd_rank for fitted in source.units]
         plans = [plan_svd(fitted.unit.experts, memory) for fitted in source.units]
         plan = max(plans, key=lambda one: one.price)
 
