@@ -96,7 +96,7 @@ def svd_errors(
 ) -> list[UnitErrors]:
     """Errors of every expert's truncated SVD with the unit's parameters, in one streamed pass.
 
-    The rank is `scope.Sizes.svd_rank`, `(p r + m r d / N) / (p + d)` as a whole number. Source: method.md section 1.
+    The rank is `scope.Sizes.svd_rank`. Source: method.md section 1.
     """
     with open_source(run, trained=False) as source:
         tally = Tally(sum(len(fitted.unit.experts) for fitted in source.units), progress)

@@ -84,8 +84,8 @@ def export_svd(
 ) -> ExportResult:
     """As `export_dense`, but with every expert's truncated SVD of as many parameters.
 
-    The rank of a unit's experts is `scope.Sizes.svd_rank`, `(p r + m r d / N) / (p + d)` as a whole number. The run need not be
-    trained: only its sizes are used. Source: method.md section 1.
+    The rank of a unit's experts is `scope.Sizes.svd_rank`. The run need not be trained: only its
+    sizes are used. Source: method.md section 1.
     """
     with open_source(run, model=model, trained=False) as source:
         ranks = [fitted.unit.sizes.svd_rank for fitted in source.units]
