@@ -61,7 +61,7 @@ def same(run, other):
     assert not list(run.glob("*.partial")), "leftovers are swept"
 
 
-@pytest.mark.parametrize("every", [19, 47])
+@pytest.mark.parametrize("every", [31, 83])
 def test_kill_while_seeding(tmp_path, checkpoint, undisturbed, every):
     kills = killed_and_continued(
         seed_command(checkpoint, tmp_path / "run"), tmp_path / "log", every
@@ -70,7 +70,7 @@ def test_kill_while_seeding(tmp_path, checkpoint, undisturbed, every):
     same(tmp_path / "run", undisturbed[0])
 
 
-@pytest.mark.parametrize("every", [43, 97])
+@pytest.mark.parametrize("every", [97, 211])
 def test_kill_while_training(tmp_path, undisturbed, every):
     run = shutil.copytree(undisturbed[0], tmp_path / "run")
     kills = killed_and_continued(train_command(run), tmp_path / "log", every)
@@ -82,8 +82,8 @@ def test_kill_without_checkpoints_inside_passes(tmp_path, checkpoint, undisturbe
     """Then a pass starts again; the number of commits differs, the results do not."""
     run, log = tmp_path / "run", tmp_path / "log"
     rare = ("--checkpoint-every", "1000")
-    assert killed_and_continued(seed_command(checkpoint, run, *rare), log, 31) >= 2
-    assert killed_and_continued(train_command(run, *rare), log, 43) >= 2
+    assert killed_and_continued(seed_command(checkpoint, run, *rare), log, 61) >= 2
+    assert killed_and_continued(train_command(run, *rare), log, 89) >= 2
     same(run, undisturbed[1])
 
 
@@ -109,7 +109,7 @@ def test_interrupts_checkpoint_and_end_with_130(tmp_path, checkpoint, undisturbe
     assert outcome(command, arguments, log, 8, number) == 130
     told = log.read_text()
     assert f"{number.name}: saving the state of this pass" in told
-    stopped = re.search(r"stopped after (10|15|20) of 24 experts; the same command continues", told)
+    stopped = re.search(r"stopped after (\d+) of 24 experts; the same command continues", told)
     assert stopped, told
     assert "Traceback" not in told
     assert outcome(command, arguments, log) == 0
