@@ -119,8 +119,9 @@ class SeedConfig(Checked):
     )
     proxies: str | None = option(
         None,
-        "Proxy right factors (default: the method's own).",
-        choices=("rows", "left_gram", "svd"),
+        "Proxy right factors (default: the method's own): selected rows, the common left basis, "
+        "each expert's own, or rotated to a consensus of all.",
+        choices=("rows", "left_gram", "svd", "procrustes"),
     )
     row_selection: str = option(
         "energy", "How `rows` proxies choose rows.", choices=("energy", "uniform", "random")
@@ -160,7 +161,9 @@ class SeedConfig(Checked):
     hybrid_variant: str = option(
         "kmeans", "What completes hybrid's PCA atoms.", choices=("kmeans", "greedy")
     )
-    dictionary_rounds: int = option(30, "MOD + NNLS rounds of nn_dictionary.", low=0)
+    dictionary_rounds: int = option(
+        300, "MOD + NNLS rounds of nn_dictionary at most; they need no data.", low=0
+    )
     dictionary_support: int | None = option(
         None, "Atoms a code may use while nn_dictionary learns (default: all).", low=1
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from globe_stream.interrupts import Interrupt
+from globe_stream.memory import allocator
 from globe_stream.memory.meter import Meter
 from globe_stream.store.run import Run
 from globe_stream.telemetry.metrics import Metrics
@@ -34,6 +35,7 @@ class Context:
     def stage(self, name: str, price: int) -> Iterator[None]:
         """Measure the peak memory of a stage beside its price in bytes."""
         self.prices[name] = max(self.prices.get(name, 0), price)
+        allocator.trim()
         with self.meter.stage(name):
             yield
 

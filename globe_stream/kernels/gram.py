@@ -41,15 +41,6 @@ def _accumulate_tile(total: Tensor, tile: Tensor) -> None:
         total[:top, top:bottom] += panel[:, :top].T
 
 
-def accumulate_left_gram(total: Tensor, weights: Tensor) -> None:
-    """Add ``sum_i W_i W_i^T`` to ``total`` (p, p) in place; ``weights`` (b, p, d).
-
-    Source: warm-start guidelines, section B.1.
-    """
-    for matrix in weights:
-        accumulate_gram(total, matrix)
-
-
 def leading_eigenvectors(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Orthonormal eigenvectors (n, count) and eigenvalues (count,), largest first, float64.
 

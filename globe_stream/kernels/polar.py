@@ -12,7 +12,6 @@ from globe_stream.errors import GlobeError
 
 SMALLEST = 1e-3
 MAX_SCHEDULES = 3
-SPECTRAL_LIMIT = 1e-3
 TAYLOR = (1.875, -1.25, 0.375)  # (15 - 10 x^2 + 3 x^4) / 8: cubic convergence near one
 
 Quintic = tuple[float, float, float]
@@ -28,9 +27,7 @@ class PolarResult:
     fallbacks: int  # matrices that needed the exact (SVD) solution
 
 
-def polar_rows(
-    matrices: Tensor, *, tolerance: float = 1e-5, spectral_start: bool = False
-) -> PolarResult:
+def polar_rows(matrices: Tensor, *, tolerance: float = 1e-5) -> PolarResult:
     """Return the row-orthonormal Q nearest to each Y, the polar factor ``(Y Y^T)^-1/2 Y``.
 
     Newton-Schulz iteration with the quintics that are minimax-optimal for singular values in
@@ -40,8 +37,6 @@ def polar_rows(
     Args:
         matrices: Y (b, r, k) with r <= k, float32 or float64.
         tolerance: on ``||Q Q^T - I||_F / sqrt(r)``.
-        spectral_start: begin with the eigenvectors of Y Y^T and one step, and iterate only
-            where that is not accurate enough. Three times faster on CPUs, slow on GPUs.
 
     Memory: three more (b, r, k) arrays and two (b, r, r).
 
@@ -56,8 +51,6 @@ def polar_rows(
         raise GlobeError("polar: the matrices hold NaN or Inf")
     rows = matrices / _spectral_bound(matrices)
     residual = torch.full(rows.shape[:1], torch.inf, dtype=rows.dtype, device=rows.device)
-    if spectral_start:
-        _start_from_eigenvectors(rows, residual)
     still, steps = _open(residual, tolerance), 0
     for _ in range(MAX_SCHEDULES):
         if not still.numel():
@@ -76,17 +69,6 @@ def polar_rows(
 
 def _open(residual: Tensor, tolerance: float) -> Tensor:
     return (~(residual <= tolerance)).nonzero()[:, 0]
-
-
-def _start_from_eigenvectors(rows: Tensor, residual: Tensor) -> None:
-    """Replace the rows for which (Y Y^T)^-1/2 Y is accurate, and set their residual."""
-    values, vectors = torch.linalg.eigh(torch.bmm(rows, rows.transpose(1, 2)))
-    floor = values[:, -1:] * torch.finfo(rows.dtype).eps
-    roots = vectors * values.clamp_min(floor).rsqrt()[:, None, :]
-    found = torch.bmm(torch.bmm(roots, vectors.transpose(1, 2)), rows)
-    good = _residual(found) <= SPECTRAL_LIMIT
-    rows[good] = _quintic_step(found[good], TAYLOR)
-    residual[good] = _residual(rows[good])
 
 
 def _spectral_bound(matrices: Tensor) -> Tensor:

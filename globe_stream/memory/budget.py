@@ -5,7 +5,7 @@ interpreter, libraries, thread pools). Every term stands beside the array it pay
 Source: architecture.md, "Memory"; method.md section 2.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from globe_stream.errors import InputError
@@ -25,10 +25,16 @@ HUGE_PAGE_BYTES = 2 << 20
 LIVE_ARRAYS = 16
 """Arrays of a batch that are alive at once, each in huge pages of its own."""
 MAX_BATCH = 128
+COMPILED_BYTES = 16 << 20
+"""Kernels that oneDNN compiles for the shapes of a stage and keeps (allocator.py)."""
 SLACK_BYTES = 32 << 20
 """Left free of the budget: stacks, code pages and small arrays that no formula names."""
 CHUNK_READ_COPIES = 2
 """A checksummed chunk is held this many times while Zarr reads it (measured)."""
+
+
+_EIGEN_BYTES = 8 * 5
+"""An eigendecomposition in float64, per element: matrix, vectors and 2 p^2 of LAPACK's."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,25 @@ def bank_tile_bytes(sizes: Sizes) -> int:
     return 4 * sizes.bases * tile_rows(sizes) * sizes.d
 
 
-def statistics_price(sizes: Sizes, knobs: Knobs, reader: ReaderBytes, left_gram: bool) -> int:
-    """First pass: the reader, per-row sums, and the left Gram with one product panel."""
+def statistics_price(
+    sizes: Sizes, knobs: Knobs, reader: ReaderBytes, kinds: Collection[str]
+) -> int:
+    """First pass: the reader, per-row sums, and what the kinds of proxies need.
+
+    The left Gram comes with one product panel; the consensus (r, d) with the rotation of one
+    expert or, at first, its eigenvectors.
+    """
     square = sizes.p * sizes.p
-    return reader(knobs.batch, None) + (square * (8 + 4) if left_gram else 0) + 48 * sizes.experts
+    gram = square * (8 + 4) if "left_gram" in kinds else 0
+    one = max(rotation_bytes(sizes) + 4 * 2 * sizes.rank * sizes.d, _EIGEN_BYTES * square)
+    consensus = 4 * sizes.rank * sizes.d + one if "procrustes" in kinds else 0
+    return reader(knobs.batch, None) + gram + consensus + 48 * sizes.experts
+
+
+def rotation_bytes(sizes: Sizes) -> int:
+    """Finding one polar factor: the matrix (r, p), three like it and two (r, r)."""
+    _, rr, pr = _areas(sizes)
+    return 4 * (4 * pr + 2 * rr)
 
 
 def proxies_price(
@@ -76,14 +97,18 @@ def proxies_price(
     """Second pass: the reader and the proxies of a batch in float32 and as stored.
 
     left_gram holds A0 (p, r) too, after an eigendecomposition of the (p, p) left Gram in
-    float64 (matrix, vectors and 2 p^2 of LAPACK workspace); svd does the same per expert.
+    float64; svd does the same per expert.
+    procrustes holds the consensus and the rotations of a batch.
     """
     rows = sizes.rank if kind == "rows" else None
     batch = knobs.batch * sizes.rank * sizes.d * (4 + proxy_itemsize)
-    eigen = 8 * 5 * sizes.p * sizes.p if kind != "rows" else 0
-    basis = 4 * 2 * sizes.p * sizes.rank if kind == "left_gram" else 0
     working = reader(knobs.batch, rows) + batch
-    return basis + (max(eigen, working) if kind == "left_gram" else eigen + working)
+    eigen = _EIGEN_BYTES * sizes.p * sizes.p
+    if kind == "left_gram":
+        return 4 * 2 * sizes.p * sizes.rank + max(eigen, working)
+    if kind == "procrustes":
+        return 4 * sizes.rank * sizes.d + working + knobs.batch * rotation_bytes(sizes)
+    return working + (eigen if kind == "svd" else 0)
 
 
 def gram_price(sizes: Sizes, proxy_itemsize: int) -> int:
@@ -125,8 +150,8 @@ def direction_bytes(sizes: Sizes, warmup: bool, curved: bool) -> int:
     """
     rd, rr, pr = _areas(sizes)
     surrogate = rr + rd + max(rr, 4 * rd if curved else 0)
-    polar = 4 * pr + 2 * rr
-    return 4 * (2 * rd + rr + pr + max(surrogate, polar if warmup else 0))
+    polar = rotation_bytes(sizes) if warmup else 0
+    return 4 * (2 * rd + rr + pr) + max(4 * surrogate, polar)
 
 
 def _areas(sizes: Sizes) -> tuple[int, int, int]:
@@ -203,11 +228,12 @@ def choose(
 ) -> StagePlan:
     """The first of `candidates` (best first) whose price and `base` stay within `limit`.
 
+    To `price` comes what compiled kernels take, once for every stage.
     Raises InputError naming the stage, the least it needs, the limit and what to change.
     """
     least = None
     for knobs in candidates:
-        cost = price(knobs)
+        cost = price(knobs) + COMPILED_BYTES
         if base + cost + SLACK_BYTES <= limit:
             return StagePlan(stage, knobs, cost)
         least = cost if least is None else min(least, cost)

@@ -3,7 +3,7 @@
 Resident banks are tried before spilled ones, and large batches before small ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import product
 
 from globe_stream.checkpoint.reader import ExpertReader
@@ -16,12 +16,17 @@ _MANY = 1024
 _FEWER = "a smaller --rank or --bases, or --bank-scope layer"
 
 
-def seed_plans(unit: Unit, proxies: str, limit: int, base: int) -> dict[str, StagePlan]:
-    """A plan for every seeding stage of `unit`; InputError when one cannot fit `limit`."""
+def seed_plans(
+    unit: Unit, proxies: str, limit: int, base: int, kinds: Collection[str] = ()
+) -> dict[str, StagePlan]:
+    """A plan for every seeding stage of `unit`; InputError when one cannot fit `limit`.
+
+    `kinds` are those that the statistics serve, when more than `proxies`.
+    """
     sizes, reader = unit.sizes, _reader_bytes(unit)
     itemsize = unit.proxy_dtype.itemsize
     prices: dict[str, Callable[[Knobs], int]] = {
-        "statistics": lambda k: budget.statistics_price(sizes, k, reader, proxies == "left_gram"),
+        "statistics": lambda k: budget.statistics_price(sizes, k, reader, kinds or {proxies}),
         "proxies": lambda k: budget.proxies_price(sizes, k, reader, proxies, itemsize),
         "gram": lambda _: budget.gram_price(sizes, itemsize),
         "atoms": lambda _: budget.atoms_price(sizes, itemsize),

@@ -99,10 +99,11 @@ def compare(
     runtime.prepare(device, reason, None)
     runtime.warm_up(device)
     limit, base = api.memory_limit(how, None), Meter(device).now()
+    kinds = frozenset(_kind(config) for config in configs)
     plans = {
-        (unit.key, kind): planner.seed_plans(unit, kind, limit, base)
+        (unit.key, kind): planner.seed_plans(unit, kind, limit, base, kinds)
         for unit in source.units
-        for kind in {_kind(config) for config in configs}
+        for kind in kinds
     }
     source.index.fetch([expert for unit in source.units for expert in unit.experts])
     with _context(run, device, limit, base, silent) as context:
@@ -125,11 +126,12 @@ def _compare_unit(
 ) -> list[Compared]:
     """A row for every one of `configs`, in their order; `plans` by kind of proxies."""
     found = {}
-    for kind in sorted(plans, key=lambda name: name != "left_gram"):  # its sums serve all kinds
+    kinds = frozenset(plans)
+    for kind in sorted(kinds):
         members = [config for config in configs if _kind(config) == kind]
         dense = [c for c in members if uses_dense_gram(c.method, unit.sizes.experts)]
         first = (dense or members)[0]
-        _share(Seeding(context, unit, first, plans[kind]))
+        _share(Seeding(context, unit, first, plans[kind], kinds))
         for config in members:
             found[config.method] = _measure(Seeding(context, unit, config, plans[kind]))
     context.run.clear_spill()

@@ -33,7 +33,7 @@ from globe_stream.seeding.methods import (
     run_method,
     uses_dense_gram,
 )
-from globe_stream.seeding.statistics import Normalisation, StatisticsAccumulator
+from globe_stream.seeding.statistics import Normalisation, StatisticsAccumulator, evenly
 from globe_stream.store import arrays, codes
 from globe_stream.store.tiles import Tiles
 from globe_stream.streaming import Pass, PassCost, finished, stream
@@ -49,6 +49,8 @@ class Seeding:
     unit: Unit
     config: SeedConfig
     plans: dict[str, StagePlan]
+    kinds: frozenset[str] = frozenset()
+    """Kinds of proxies that the statistics are to serve; empty: the method's own."""
 
     def run(self) -> None:
         """Carry out every stage that is not done yet."""
@@ -91,12 +93,9 @@ class Seeding:
 
     def _statistics(self) -> None:
         experts = list(self.unit.experts)
-        subset = frozenset(_evenly(len(experts), self.config.row_subset or len(experts)))
+        subset = frozenset(evenly(len(experts), self.config.row_subset or len(experts)))
         accumulator = StatisticsAccumulator(
-            experts,
-            subset,
-            left_gram=proxies_for(self.config.method, self.config.proxies) == "left_gram",
-            device=self.context.device,
+            experts, subset, self.kinds or {self._kind}, self.unit.rank, self.context.device
         )
         task = self._pass("statistics")
         cost = stream(self.context, task, accumulator)
@@ -112,6 +111,8 @@ class Seeding:
         }
         if found.left_gram is not None:
             put["seed/left_gram"] = found.normalised_left_gram(by)
+        if found.consensus is not None:
+            put["seed/consensus"] = found.consensus
         self._commit("statistics", {"mean": by.mean, "scale": by.scale}, cost, put, task)
 
     def _proxies(self) -> None:
@@ -214,8 +215,12 @@ class Seeding:
 
     # -- pieces ----------------------------------------------------------------------------
 
+    @property
+    def _kind(self) -> str:
+        return proxies_for(self.config.method, self.config.proxies)
+
     def _projector(self) -> tuple[proxy.Projector, list[int] | None, dict[str, Any]]:
-        kind, rank = proxies_for(self.config.method, self.config.proxies), self.unit.rank
+        kind, rank = self._kind, self.unit.rank
         if kind == "rows":
             energy = torch.from_numpy(self._read("seed/row_energy"))
             rows = proxy.select_rows(self.config.row_selection, energy, rank, self.config.seed)
@@ -225,6 +230,10 @@ class Seeding:
             basis, share = proxy.left_basis(torch.from_numpy(self._read("seed/left_gram")), rank)
             projector = proxy.left_gram_projector(basis.to(self.context.device))
             return projector, None, {"energy_captured": share}
+        if kind == "procrustes":
+            consensus = torch.from_numpy(self._read("seed/consensus")).to(self.context.device)
+            agreement = float(consensus.double().norm())
+            return proxy.procrustes_projector(consensus), None, {"agreement": agreement}
         return proxy.svd_projector(rank), None, {}
 
     def _view(self, tiles: Tiles) -> GramView:
@@ -312,12 +321,6 @@ class Seeding:
 
     def _read(self, name: str) -> Any:
         return arrays.read(self.context.run.array(f"{self.unit.key}/{name}"))
-
-
-def _evenly(total: int, count: int) -> list[int]:
-    """`count` of `total` positions, evenly spaced."""
-    kept = min(count, total)
-    return [k * total // kept for k in range(kept)]
 
 
 def _cost_since(start: float) -> PassCost:

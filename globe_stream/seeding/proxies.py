@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch
+from globe_stream.seeding.consensus import rotated, top_left
 from globe_stream.seeding.statistics import Normalisation
 from globe_stream.store import arrays
 from globe_stream.store.tiles import Tiles
@@ -60,16 +61,15 @@ def svd_projector(rank: int) -> Projector:
     """
 
     def project(weights: Tensor) -> Tensor:
-        rows = [_top_left(matrix, rank).T @ matrix for matrix in weights]
+        rows = [top_left(matrix, rank).T @ matrix for matrix in weights]
         return torch.stack(rows)
 
     return project
 
 
-def _top_left(matrix: Tensor, rank: int) -> Tensor:
-    double = matrix.cpu().double()
-    vectors: Tensor = torch.linalg.eigh(double @ double.T).eigenvectors
-    return vectors[:, -rank:].flip(1).to(matrix)
+def procrustes_projector(consensus: Tensor) -> Projector:
+    """W (b, p, d) -> Q W (b, r, d), rotated to lie nearest to the consensus (r, d)."""
+    return lambda weights: rotated(weights, consensus)
 
 
 class ProxyAccumulator:

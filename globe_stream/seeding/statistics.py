@@ -1,11 +1,12 @@
-"""First pass: what normalisation, row selection and the left Gram need, all at once.
+"""First pass: what normalisation and every kind of proxies need, all at once.
 
 Sums are kept for the raw weights; the normalised quantities follow exactly from them, since
 normalisation is affine: sum (W - mu)(W - mu)^T = G - mu (s 1^T + 1 s^T) + N d mu^2 1 1^T with
-s the row sums. Source: bank workflow, step 2; warm-start guidelines, sections A and B.
+s the row sums. The consensus is of the raw weights: the mean is a rank-one trifle in it.
+Source: bank workflow, step 2; warm-start guidelines, sections A and B.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from globe_stream.checkpoint.experts import Expert
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.errors import InputError
+from globe_stream.seeding.consensus import SAMPLE, Consensus
 from globe_stream.store import arrays
 from globe_stream.streaming import Loader
 
@@ -40,6 +42,7 @@ class Statistics:
     subset_energy: Tensor  # (p,) squared sum over the row-selection subset
     subset_sum: Tensor  # (p,) sum over the row-selection subset
     left_gram: Tensor | None  # (p, p) sum of W W^T
+    consensus: Tensor | None  # (r, d), generalised Procrustes
     count: int  # experts
     subset: int  # experts in the row-selection subset
     width: int  # d
@@ -75,17 +78,18 @@ class Statistics:
 
 
 class StatisticsAccumulator:
-    """Gathers `Statistics`."""
+    """Gathers `Statistics`, with what the `kinds` of proxies of rank r = `rank` need."""
 
     def __init__(
         self,
         experts: list[Expert],
         subset: frozenset[int],
-        *,
-        left_gram: bool,
+        kinds: Collection[str],
+        rank: int,
         device: torch.device,
     ) -> None:
         p, self._width = experts[0].shape
+        left_gram = "left_gram" in kinds
         self._count = len(experts)
         self._subset = subset
         # Devices without float64 accumulate there in float32 and add up here, batch by batch.
@@ -99,6 +103,8 @@ class StatisticsAccumulator:
         self._product = torch.empty(p, p, device=device) if left_gram else None
         if left_gram:
             self._sums["left_gram"] = torch.zeros(p, p, dtype=torch.float64)
+        self._consensus = Consensus(rank, self._width, device) if "procrustes" in kinds else None
+        self._asked = frozenset(evenly(len(experts), SAMPLE))
 
     @property
     def expert_sums(self) -> Tensor:
@@ -119,26 +125,41 @@ class StatisticsAccumulator:
             for matrix in weights:
                 torch.mm(matrix, matrix.T, out=self._product)
                 self._sums["left_gram"] += self._product.cpu()
+        if self._consensus is not None:
+            for matrix, position in zip(weights, batch.positions, strict=True):
+                if position in self._asked:
+                    self._consensus.add(matrix)
         return ""
 
     def arrays(self) -> Mapping[str, arrays.Source]:
-        return dict(self._sums)
+        if self._consensus is None:
+            return dict(self._sums)
+        return {**self._sums, "consensus": self._consensus.mean}
 
     def scalars(self) -> dict[str, Any]:
-        return {}
+        return {} if self._consensus is None else {"consensus_count": self._consensus.count}
 
     def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
-        del scalars
         for name in self._sums:
             self._sums[name] = torch.from_numpy(arrays.read(load(name)))
+        if self._consensus is not None:
+            self._consensus.mean.copy_(torch.from_numpy(arrays.read(load("consensus"))))
+            self._consensus.count = scalars["consensus_count"]
 
     def result(self) -> Statistics:
         """The statistics of all experts seen."""
         kept = {name: values for name, values in self._sums.items() if name != "sums"}
         return Statistics(
             left_gram=kept.pop("left_gram", None),
+            consensus=None if self._consensus is None else self._consensus.mean,
             count=self._count,
             subset=len(self._subset),
             width=self._width,
             **kept,
         )
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """`count` of `total` positions, evenly spaced; all of them when there are fewer."""
+    kept = min(count, total)
+    return [k * total // kept for k in range(kept)]

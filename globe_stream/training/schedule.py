@@ -118,7 +118,7 @@ class Schedule:
         """The numbers of the step that ends the epoch to come."""
         config = self.config
         momentum = config.warmup_momentum if self.in_warmup(now) else config.momentum
-        fresh = now.restart or now.epoch == config.warmup_epochs
+        fresh = now.restart
         return DictionaryStep(0.0 if fresh else momentum, config.lambda_b, config.coherence)
 
     def is_worse(self, now: Trajectory, error: float) -> bool:

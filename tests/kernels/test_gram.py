@@ -7,7 +7,6 @@ import torch
 from globe_stream.errors import InputError
 from globe_stream.kernels.gram import (
     accumulate_gram,
-    accumulate_left_gram,
     leading_eigenvectors,
     normalised,
 )
@@ -42,16 +41,6 @@ def test_long_reductions_keep_their_accuracy_in_float32():
         accumulate_gram(total, part)
     expected = (whole.double() @ whole.double().T).numpy()
     assert np.abs(total.numpy() / expected - 1).max() < 3e-6
-
-
-def test_left_gram_matches_numpy():
-    generator = torch.Generator().manual_seed(2)
-    weights = torch.randn(7, 9, 20, generator=generator)
-    total = torch.zeros(9, 9, dtype=torch.float64)
-    accumulate_left_gram(total, weights[:3])
-    accumulate_left_gram(total, weights[3:])
-    exact = weights.double().numpy()
-    np.testing.assert_allclose(total.numpy(), np.einsum("ipd,iqd->pq", exact, exact), rtol=1e-5)
 
 
 def test_leading_eigenvectors_match_numpy():

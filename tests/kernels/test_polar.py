@@ -16,31 +16,28 @@ def with_condition(condition, b=3, r=20, k=33, dtype=torch.float64):
     return (5.0 * left * values @ right).to(dtype), left @ right
 
 
-@pytest.mark.parametrize("spectral_start", [False, True])
 @pytest.mark.parametrize("condition", [1.0, 30.0, 1e3, 1e5])
-def test_matches_svd(condition, spectral_start):
+def test_matches_svd(condition):
     matrices, expected = with_condition(condition)
-    result = polar_rows(matrices, spectral_start=spectral_start)
+    result = polar_rows(matrices)
     assert result.fallbacks == 0
     torch.testing.assert_close(result.rows, expected, atol=1e-5, rtol=0)
     assert float(result.residual.max()) <= 1e-5
 
 
-@pytest.mark.parametrize("spectral_start", [False, True])
-def test_float32(spectral_start):
+def test_float32():
     matrices, expected = with_condition(100.0, r=96, k=128, dtype=torch.float32)
-    result = polar_rows(matrices, spectral_start=spectral_start)
+    result = polar_rows(matrices)
     assert result.rows.dtype == torch.float32
     assert result.fallbacks == 0
     # Rounding of the input (1e-7) is magnified by the condition number.
     torch.testing.assert_close(result.rows.double(), expected, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("spectral_start", [False, True])
-def test_rank_deficient_matrices_are_solved_exactly_and_counted(spectral_start):
+def test_rank_deficient_matrices_are_solved_exactly_and_counted():
     matrices, expected = with_condition(10.0)
     matrices[1] = matrices[1, :1]
-    result = polar_rows(matrices, spectral_start=spectral_start)
+    result = polar_rows(matrices)
     assert result.fallbacks == 1
     torch.testing.assert_close(result.rows[[0, 2]], expected[[0, 2]], atol=1e-5, rtol=0)
     gram = result.rows @ result.rows.transpose(1, 2)

@@ -34,7 +34,7 @@ def least(plan):
     return int(float(said[1]) * MIB)
 
 
-@pytest.mark.parametrize("proxies", ["rows", "left_gram", "svd"])
+@pytest.mark.parametrize("proxies", ["rows", "left_gram", "svd", "procrustes"])
 def test_seed_plans_fit_and_improve_with_the_limit(unit, proxies):
     before = None
     for extra in (300, 500, 1000, 4000):
@@ -85,7 +85,7 @@ def test_the_readers_share_is_what_the_reader_says(unit):
     """One more expert in a batch of the first pass costs one more in the reader, nothing else."""
     first = unit.experts[0]
     prices = [budget.statistics_price(
-        unit.sizes, budget.Knobs(batch), planner._reader_bytes(unit), False)
+        unit.sizes, budget.Knobs(batch), planner._reader_bytes(unit), ())
         for batch in (3, 4)]  # fmt: skip
     sizes = [ExpertReader.buffer_bytes(first, batch) for batch in (3, 4)]
     assert prices[1] - prices[0] == sizes[1] - sizes[0] == 256 * 512 * (2 + 4)

@@ -136,7 +136,7 @@ def test_unknown_names_are_refused(proxies):
 def test_default_and_allowed_proxies():
     assert proxies_for("ts_pca") == "rows"
     assert proxies_for("svd") == "svd"
-    assert proxies_for("nn_dictionary") == "left_gram"
+    assert proxies_for("nn_dictionary") == "procrustes"
     assert proxies_for("nn_dictionary", "rows") == "rows"
     with pytest.raises(InputError, match="--proxies svd does not go with --method ts_pca"):
         proxies_for("ts_pca", "svd")

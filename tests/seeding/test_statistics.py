@@ -9,8 +9,9 @@ from globe_stream.errors import InputError
 from globe_stream.seeding.statistics import Normalisation, StatisticsAccumulator
 from globe_stream.store import arrays
 
-N, P, D = 11, 6, 9
+N, P, D, R = 11, 6, 9, 4
 SUBSET = frozenset({0, 3, 4, 10})
+KINDS = {"left_gram", "procrustes"}
 CPU = torch.device("cpu")
 
 
@@ -20,8 +21,12 @@ def experts(offset=0.3):
     return spread * torch.randn(N, P, D, generator=generator) + offset
 
 
-def gathered(weights, *, left_gram=True, batch=4, subset=SUBSET):
-    passing = StatisticsAccumulator([Shape] * N, subset, left_gram=left_gram, device=CPU)
+def empty(kinds=KINDS, subset=SUBSET):
+    return StatisticsAccumulator([Shape] * N, subset, kinds, R, CPU)
+
+
+def gathered(weights, *, kinds=KINDS, batch=4, subset=SUBSET):
+    passing = empty(kinds, subset)
     for first in range(0, N, batch):
         positions = list(range(first, min(first + batch, N)))
         passing.update(Batch(positions, weights[positions].clone()))
@@ -77,7 +82,7 @@ def test_applying_it_and_folding_it_back_gives_the_weights():
 @pytest.mark.parametrize("batch", [1, 3, 11])
 def test_the_batch_does_not_matter_beyond_rounding(batch):
     one, other = gathered(experts()).result(), gathered(experts(), batch=batch).result()
-    for name in ("norms", "row_sum", "subset_energy", "subset_sum", "left_gram"):
+    for name in ("norms", "row_sum", "subset_energy", "subset_sum", "left_gram", "consensus"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-5)
 
 
@@ -86,18 +91,21 @@ def test_equal_weights_are_refused():
         gathered(torch.full((N, P, D), 0.5)).result().normalisation("zscore")
 
 
-def test_the_left_gram_is_only_gathered_when_asked_for():
-    assert gathered(experts(), left_gram=False).result().left_gram is None
+def test_only_what_the_kinds_need_is_gathered():
+    neither, one = gathered(experts(), kinds={"rows"}), gathered(experts(), kinds={"procrustes"})
+    assert neither.result().left_gram is neither.result().consensus is None
+    assert one.result().left_gram is None
+    assert one.result().consensus.shape == (R, D)
 
 
 def test_a_restored_pass_continues_to_the_same_bits(tmp_path):
     weights = experts()
     whole = gathered(weights, batch=5)
-    first = StatisticsAccumulator([Shape] * N, SUBSET, left_gram=True, device=CPU)
+    first = empty()
     first.update(Batch(list(range(5)), weights[:5].clone()))
     for name, source in first.arrays().items():
         arrays.write(tmp_path / name, source)
-    second = StatisticsAccumulator([Shape] * N, SUBSET, left_gram=True, device=CPU)
+    second = empty()
     second.restore(lambda name: tmp_path / name, first.scalars())
     for start in (5, 10):
         positions = list(range(start, min(start + 5, N)))

@@ -69,9 +69,9 @@ def test_proxies_and_gram_are_made_once_a_kind(checkpoint, monkeypatch):
 
     monkeypatch.setattr(ExpertReader, "batches", counted)
     rows_of(checkpoint, ["ts_pca", "left_gram_pca", "spherical_kmeans", "nn_dictionary"])
-    assert len(formed) == 2
-    # statistics, two kinds of proxies, four measurements, the baseline
-    assert len(passes) == 1 + 2 + 4 + 1
+    assert len(formed) == 3
+    # statistics, three kinds of proxies, four measurements, the baseline
+    assert len(passes) == 1 + 3 + 4 + 1
 
 
 def test_asked_proxies_are_used_by_the_methods_that_work_on_them(checkpoint):

@@ -47,12 +47,12 @@ class Method:
 METHODS: dict[str, Method] = {
     "ts_pca": Method(gram_pca, ("rows",)),
     "left_gram_pca": Method(gram_pca, ("left_gram",)),
-    "rpca": Method(randomized_pca, ("left_gram", "rows", "svd"), streams=True),
-    "spherical_kmeans": Method(spherical_kmeans, ("left_gram", "rows", "svd")),
-    "residual_greedy": Method(residual_greedy, ("left_gram", "rows", "svd")),
-    "hybrid": Method(hybrid, ("left_gram", "rows", "svd")),
+    "rpca": Method(randomized_pca, ("left_gram", "rows", "svd", "procrustes"), streams=True),
+    "spherical_kmeans": Method(spherical_kmeans, ("left_gram", "rows", "svd", "procrustes")),
+    "residual_greedy": Method(residual_greedy, ("left_gram", "rows", "svd", "procrustes")),
+    "hybrid": Method(hybrid, ("left_gram", "rows", "svd", "procrustes")),
     "svd": Method(spherical_kmeans, ("svd",)),
-    "nn_dictionary": Method(nn_dictionary, ("left_gram", "rows", "svd")),
+    "nn_dictionary": Method(nn_dictionary, ("procrustes", "left_gram", "rows", "svd")),
 }
 
 
