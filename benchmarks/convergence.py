@@ -3,10 +3,12 @@
     python benchmarks/convergence.py --dataset minilm --passes 40,60,120,450
     python benchmarks/convergence.py MODEL --bases 60 --rank 99 --passes 40,80,150
     python benchmarks/convergence.py MODEL --bases 60 --rank 99 --target-support 12 --entries ours
+    python benchmarks/convergence.py MODEL --bases 60 --rank 99 --entries ours --methods all
 
 Every line has the same experts and the same number of parameters. Entries:
 
-    ours   `seed` and `train` through the library, with any of their options given
+    ours   `seed` and `train` through the library, with any of their options given; a line for
+           each of `--methods`, the seeding methods
     adam   Adam on adapters, bank and code logits together, full batch in memory; one global bank,
            and one bank a layer; `--adam-activations`, `--adam-codes`, `--adam-rate`
     mod    the seeds' alternating minimisation: pseudo-inverse targets, no warm-up, no momentum
@@ -18,6 +20,7 @@ Times are those of one run on the machine named at the end.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ from globe_stream import api
 from globe_stream.checkpoint.experts import Expert
 from globe_stream.checkpoint.reader import read_expert
 from globe_stream.cli.options import options_of, record_from
-from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
+from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.errors import GlobeError
 
 ENTRIES = ("ours", "adam", "mod", "svd")
@@ -50,6 +53,7 @@ Line = list[str]
 @click.argument("model", required=False)
 @click.option("--dataset", type=click.Choice(("minilm",)), help="Instead of MODEL.")
 @click.option("--passes", default="40,80,150", show_default=True, metavar="K,K,...")
+@click.option("--methods", metavar="A,B,...|all", help="Instead of one --method; for `ours`.")
 @click.option("--adam-passes", metavar="K,K,...", help="Other passes for Adam; slow.")
 @click.option("--entries", default=",".join(ENTRIES), show_default=True)
 @click.option("--adam-activations", default="silu,tanh,identity", show_default=True)
@@ -105,10 +109,13 @@ def _print(task: Task, passes: list[int], lines: list[Line]) -> None:
 
 def _ours(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -> Iterator[Line]:
     training = record_from(TrainConfig, {**given, "epochs": max(passes)})
-    curve = train_curve(task, training, record_from(RuntimeConfig, given), scratch)
     support = training.support_target()
     named = training.activation if support is None else f"{training.activation}, support {support}"
-    yield _curve_line(f"globe-stream, {named}", curve, passes)
+    methods = given["methods"] or task.seeding.method
+    for method in METHODS if methods == "all" else methods.split(","):
+        seeded = replace(task, seeding=replace(task.seeding, method=method))
+        curve = train_curve(seeded, training, record_from(RuntimeConfig, given), scratch)
+        yield _curve_line(f"globe-stream, {method}, {named}", curve, passes)
 
 
 def _mod(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -> Iterator[Line]:

@@ -24,7 +24,7 @@ def code_values(codes: Tensor, gram: Tensor, target: float | None = None) -> dic
     used = codes != 0
     support = used.sum(1).double()
     entropy, largest = _share_statistics(codes)
-    median = float(support.median())
+    median = median_support(codes)
     popularity = used.sum(0)
     norms = gram.diagonal().clamp_min(0).sqrt()
     likeness = coherence(gram)
@@ -43,6 +43,11 @@ def code_values(codes: Tensor, gram: Tensor, target: float | None = None) -> dic
         "bank/coherence": likeness.off_diagonal_norm,
         "bank/coherence_offdiag_max": likeness.off_diagonal_max,
     }
+
+
+def median_support(codes: Tensor) -> float:
+    """Median number of non-zero codes (N, m) of an expert; midway between two middle ones."""
+    return float((codes != 0).sum(1).double().quantile(0.5))
 
 
 def _share_statistics(codes: Tensor) -> tuple[float, Tensor]:

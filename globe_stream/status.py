@@ -90,7 +90,7 @@ def _family(run: Run, family: str, states: dict[str, State | None]) -> dict[str,
         "epoch": min(state["epoch"] for _, state in found),
         "passes": min(state["passes"] for _, state in found),
         "relative_frobenius_error": _pooled(found, "relative_frobenius_error"),
-        "median_support": float(counts.median()),
+        "median_support": float(counts.quantile(0.5)),
         "temperature": found[0][1]["temperature"],
         "activation_lambda": min(state["activation_lambda"] for _, state in found),
     }

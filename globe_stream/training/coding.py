@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from globe_stream.code_metrics import median_support
 from globe_stream.kernels.entmax import entmax
 from globe_stream.kernels.nnls import nnls
 
@@ -69,10 +70,10 @@ def first_temperature(codes: Tensor, target: float, how: Coding, low: float, hig
     Where they have less to begin with, the least that prunes nothing from the median expert. The
     control law starts from here, so that the first epochs do not prune far too much.
     """
-    wanted = min(target, float((codes != 0).sum(1).double().median()))
+    wanted = min(target, median_support(codes))
 
     def kept(temperature: float) -> float:
-        return float(support(codes, replace(how, temperature=temperature)).sum(1).double().median())
+        return median_support(support(codes, replace(how, temperature=temperature)))
 
     for _ in range(_BISECTIONS):
         middle = (low * high) ** 0.5

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globe_stream.code_metrics import code_values
+from globe_stream.code_metrics import code_values, median_support
 from globe_stream.config import TrainConfig
 from globe_stream.context import Context
 from globe_stream.measure import ErrorLog
@@ -115,7 +115,7 @@ class Trainer:
     ) -> tuple[_Standing, dict[str, Any]]:
         """Save the measured state, take the dictionary step, save what comes next."""
         before = standing.trajectory
-        median = float(_support(accumulator.new_codes).median())
+        median = median_support(accumulator.new_codes)
         after = self.schedule.accept(before, accumulator.log.relative_error, median)
         stepped = self._step(standing, accumulator)
         sums = accumulator.sums
@@ -252,7 +252,7 @@ class Trainer:
             "activation_lambda": activation.lam,
             "gamma": activation.gamma,
             "temperature": standing.trajectory.temperature,
-            "median_support": float(_support(standing.codes).median()),
+            "median_support": median_support(standing.codes),
         }
 
     def _progress(self, after: Trajectory, cost: PassCost) -> dict[str, Any]:
@@ -317,8 +317,3 @@ class Trainer:
 
     def _read(self, name: str) -> Any:
         return arrays.read(self.context.run.array(self._name(name)))
-
-
-def _support(values: Tensor) -> Tensor:
-    """(N,) number of non-zero codes of each expert, as floats."""
-    return (values != 0).sum(1).float()

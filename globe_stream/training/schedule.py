@@ -2,9 +2,10 @@
 
 A trajectory goes through warm-up (orthonormal targets, linear), then weight-aware targets, with the
 activation and the wanted support brought in from there. A state that measures worse than the saved
-one is rejected: training goes back to it with a shorter step and without momentum, so the error
-of the saved state hardly ever rises.
-Source: method.md section 4.3; am-loop notes, sections 1 and 2.
+one is rejected: training goes back to it without momentum, so the error of the saved state hardly
+ever rises. Steps become much shorter only when one is rejected that had gathered no momentum.
+Source: method.md section 4.3; am-loop notes, sections 1 and 2; O'Donoghue and Candes, "Adaptive
+restart for accelerated gradient schemes" (2015).
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -20,8 +21,14 @@ from globe_stream.training.dictionary import DictionaryStep
 from globe_stream.training.epoch import EpochSettings
 
 GUARD = 1.003
-"""A state whose relF is more than this many times the saved one's is rejected."""
+"""A state whose relF is more than this many times the least so far is rejected."""
 MAX_DAMPING = 4.0
+LONE_STEPS = 2
+"""So few steps after a restart it is their length that is to blame, not their momentum."""
+LONE_SHORTER, SHORTER = 2.0, 1.25
+"""Damping grows by this factor when a lone step is rejected, and when momentum had gathered."""
+RISEN = 1.1
+"""Damping grows by this factor when the error rose, though not enough to be rejected."""
 RECOVERY = 0.97
 """Damping raised by a rejection returns to the configured one by this factor an epoch."""
 CAP_OVER_TARGET = 1.5
@@ -36,8 +43,9 @@ class Trajectory:
 
     epoch: int = 0  # epochs done
     error: float | None = None  # relF of the saved state
+    best: float | None = None  # the least relF of any state so far
     damping: float = 0.25
-    restart: bool = False  # the state to come was put back: it has no momentum
+    steps: int = 0  # bank steps since momentum was last dropped
     rejected: int = 0  # states that were not kept, in all
     lam: float = 0.0  # of the state to come
     saved_lam: float = 0.0  # of the saved state
@@ -118,29 +126,32 @@ class Schedule:
         """The numbers of the step that ends the epoch to come."""
         config = self.config
         momentum = config.warmup_momentum if self.in_warmup(now) else config.momentum
-        fresh = now.restart
-        return DictionaryStep(0.0 if fresh else momentum, config.lambda_b, config.coherence)
+        return DictionaryStep(momentum if now.steps else 0.0, config.lambda_b, config.coherence)
 
     def is_worse(self, now: Trajectory, error: float) -> bool:
         """Whether the state that measured `error` is to be rejected for the saved one."""
-        return now.error is not None and error > GUARD * now.error
+        return now.best is not None and error > GUARD * now.best
+
+    def _damping(self, now: Trajectory, error: float) -> float:
+        """Longer steps again while the error falls, shorter ones when it has risen a little."""
+        risen = now.error is not None and error > now.error and now.lam == now.saved_lam
+        if risen and not self.in_warmup(now):
+            return min(MAX_DAMPING, RISEN * now.damping)
+        return max(self.config.damping, RECOVERY * now.damping)
 
     def reject(self, now: Trajectory) -> Trajectory:
-        """Back to the saved state: shorter step, no momentum, lambda as it was."""
-        back = replace(
-            self._counted(now, now.error),
-            damping=min(MAX_DAMPING, 2 * now.damping),
-            restart=True,
-            rejected=now.rejected + 1,
-        )
+        """Back to the saved state: no momentum, lambda as it was, a lone step shorter."""
+        back = replace(self._counted(now, now.error), steps=0, rejected=now.rejected + 1)
         if now.lam == now.saved_lam:
-            return back
+            if self.in_warmup(now):
+                return back
+            more = LONE_SHORTER if now.steps <= LONE_STEPS else SHORTER
+            return replace(back, damping=min(MAX_DAMPING, more * now.damping))
         return replace(
             back,
             lam=now.saved_lam,
             lam_step=now.lam_step / 2,
             lam_rest=LAMBDA_REST,
-            damping=now.damping,
         )
 
     def accept(self, now: Trajectory, error: float, median_support: float) -> Trajectory:
@@ -148,9 +159,10 @@ class Schedule:
         config = self.config
         ahead = replace(
             self._counted(now, error),
-            restart=False,
+            steps=now.steps + 1,
+            best=min(error, error if now.best is None else now.best),
             saved_lam=now.lam,
-            damping=max(config.damping, RECOVERY * now.damping),
+            damping=self._damping(now, error),
             lam_rest=max(0, now.lam_rest - 1),
         )
         ahead = replace(ahead, lam=self._next_lambda(ahead))
@@ -199,9 +211,9 @@ class Schedule:
         )
 
     def _counted(self, now: Trajectory, error: float | None) -> Trajectory:
-        """One more epoch, which left a saved state of relF `error`."""
+        """One more epoch, which left a saved state of relF `error`; the warm-up may stand still."""
         bar = None if now.error is None else now.error * (1 - self.config.tolerance)
-        improved = bar is None or error is None or error < bar
+        improved = bar is None or error is None or error < bar or self.in_warmup(now)
         return replace(
             now, epoch=now.epoch + 1, error=error, still=0 if improved else now.still + 1
         )
