@@ -7,6 +7,7 @@ from globe_stream.checkpoint.synth import write_synthetic
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 
 BASES, RANK = 16, 24
+pytestmark = pytest.mark.usefixtures("quick")
 HOW = RuntimeConfig(device="cpu")
 UP = SelectionConfig(families="up")
 
@@ -25,7 +26,7 @@ def seeded(model, run, **options):
     return api.seed(model, run, UP, seeding, HOW, silent=True)["families"]["up"]
 
 
-def test_seeding_and_training_recover_it(planted, quick, tmp_path):
+def test_seeding_and_training_recover_it(planted, tmp_path):
     seeded(planted, tmp_path / "run")
     training = TrainConfig(epochs=80, activation="none", target_support="none")
     found = api.train(tmp_path / "run", training, HOW, silent=True)["families"]["up"]
@@ -33,7 +34,7 @@ def test_seeding_and_training_recover_it(planted, quick, tmp_path):
     assert found["svd_equal_parameters_relative_error"] > 0.4
 
 
-def test_only_a_consensus_sees_through_the_gauges(planted, quick, tmp_path):
+def test_only_a_consensus_sees_through_the_gauges(planted, tmp_path):
     """Independent adapters leave nothing for a left basis that all experts share."""
     aligned = seeded(planted, tmp_path / "aligned")["relative_frobenius_error"]
     shared = seeded(planted, tmp_path / "shared", proxies="left_gram")["relative_frobenius_error"]
