@@ -13,6 +13,7 @@ Every line has the same experts and the same number of parameters. Entries:
            and one bank a layer; `--adam-activations`, `--adam-codes`, `--adam-rate`
     mod    the seeds' alternating minimisation: pseudo-inverse targets, no warm-up, no momentum
     svd    truncated SVD of each expert
+    parts  our step after every U-th of a pass, `--updates`; see updates.py
 
 A pass reads every expert once; the error printed for k passes is the one measured by the k-th. Adam
 takes one step a pass, and each of its figures is a run of its own whose rate falls to zero.
@@ -28,7 +29,8 @@ import click
 import torch
 from adam import ACTIVATIONS, AdamSettings, train_adam
 from minilm import write_minilm
-from runs import Curve, Task, machine_line, markdown, scratch_folder, train_curve
+from runs import Curve, Task, machine_line, markdown, scratch_folder, train_curve, worst_rise
+from updates import updates_curve
 
 from globe_stream import api
 from globe_stream.checkpoint.experts import Expert
@@ -55,7 +57,10 @@ Line = list[str]
 @click.option("--passes", default="40,80,150", show_default=True, metavar="K,K,...")
 @click.option("--methods", metavar="A,B,...|all", help="Instead of one --method; for `ours`.")
 @click.option("--adam-passes", metavar="K,K,...", help="Other passes for Adam; slow.")
-@click.option("--entries", default=",".join(ENTRIES), show_default=True)
+@click.option("--entries", default=",".join(ENTRIES), show_default=True, help="Also: parts.")
+@click.option(
+    "--updates", default="1,2,3,4", show_default=True, help="Bank steps a pass; for parts."
+)
 @click.option("--adam-activations", default="silu,tanh,identity", show_default=True)
 @click.option("--adam-scopes", default="global,layer", show_default=True)
 @click.option("--adam-codes", default="softmax", type=click.Choice(("softmax", "exp")))
@@ -79,10 +84,10 @@ def _run(given: dict[str, Any], scratch: Path) -> None:
     task = _task(given, scratch)
     passes = _numbers(given["passes"])
     wanted = given["entries"].split(",")
-    makers = {"ours": _ours, "adam": _adam, "mod": _mod, "svd": _svd}
+    makers = {"ours": _ours, "adam": _adam, "mod": _mod, "svd": _svd, "parts": _parts}
     unknown = sorted(set(wanted) - set(makers))
     if unknown:
-        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(ENTRIES)}", param=None)
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(makers)}", param=None)
     lines: list[Line] = []
     for entry in wanted:
         for line in makers[entry](task, given, passes, scratch):
@@ -166,6 +171,22 @@ def _svd(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) ->
         whole += float(energy.sum())
     error = f"{(lost / whole) ** 0.5:.4f}"
     yield ["truncated SVD", *[error] * len(passes), "", "", f"rank {unit.sizes.svd_rank}"]
+
+
+def _parts(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -> Iterator[Line]:
+    chosen = {**given, "warmup_epochs": 0, "epochs": max(passes)}
+    training, how = record_from(TrainConfig, chosen), record_from(RuntimeConfig, given)
+    for updates in (int(part) for part in given["updates"].split(",")):
+        errors, seconds = updates_curve(task, training, how, updates, scratch)
+        shown = [f"{errors[k - 1]:.4f}" for k in passes]
+        rate = f"{seconds / len(errors):.2f}"
+        yield [
+            f"{updates} bank steps a pass",
+            *shown,
+            rate,
+            f"{worst_rise(errors):.4f}",
+            "no warm-up",
+        ]
 
 
 # -- pieces --------------------------------------------------------------------------------------

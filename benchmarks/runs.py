@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,12 @@ class Curve:
     @property
     def worst_rise(self) -> float:
         """The largest ratio of the errors of two consecutive passes."""
-        pairs = zip(self.errors, self.errors[1:], strict=False)
-        return max((after / before for before, after in pairs), default=1.0)
+        return worst_rise(self.errors)
+
+
+def worst_rise(errors: list[float]) -> float:
+    """The largest ratio of two consecutive errors."""
+    return max((after / before for before, after in pairwise(errors)), default=1.0)
 
 
 @contextmanager

@@ -1,0 +1,130 @@
+"""Several bank updates a pass: the trainer's own step, taken after every U-th of the experts.
+
+Experts are dealt out over the U parts of a pass in turn. Each part steps from its own experts'
+forces, in the coupling of all of them (that of the other parts from when they were last seen) and
+with the momentum of the last step. In memory, without warm-up, and no step is ever taken back.
+The error is that of the state at the beginning of a pass, measured by itself: with U > 1 no pass of
+the training measures any one state, which is what speaks against it.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from runs import Task
+from torch import Tensor
+
+from globe_stream import api
+from globe_stream.checkpoint.reader import Batch, read_expert
+from globe_stream.config import RuntimeConfig, TrainConfig
+from globe_stream.fitting import compose, fit_adapters
+from globe_stream.memory.workspace import Workspace
+from globe_stream.scope import Unit
+from globe_stream.seeding.statistics import Normalisation
+from globe_stream.store import arrays, codes
+from globe_stream.store.run import Run
+from globe_stream.store.tiles import Tiles
+from globe_stream.training.dictionary import step_bank
+from globe_stream.training.epoch import EpochAccumulator
+from globe_stream.training.geometry import Geometry, metric_gram, plain_gram
+from globe_stream.training.schedule import Schedule, Trajectory
+from globe_stream.training.sums import EpochSums
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class _State:
+    """What training carries from one part of a pass to the next."""
+
+    bank: Tiles
+    codes: Tensor  # (N, m)
+    momentum: Tiles | None = None
+    # by part, from when it was last seen
+    coupling: dict[int, Tensor] = field(default_factory=dict)
+    metric: dict[int, Tensor] = field(default_factory=dict)
+    complement: dict[int, Tensor] = field(default_factory=dict)
+
+
+def updates_curve(
+    task: Task, training: TrainConfig, how: RuntimeConfig, updates: int, scratch: Path
+) -> tuple[list[float], float]:
+    """relF at the beginning of each of `training.epochs` passes, and the seconds of all steps."""
+    run_path = scratch / f"updates-{updates}"
+    api.seed(task.model, run_path, task.selection, task.seeding, how, silent=True)
+    unit = api.open_source(task.model, task.selection, task.seeding).units[0]
+    with Run(run_path, writable=False) as run:
+        state = _seeded(run, unit)
+        found = run.state(unit.key) or {}
+        norms = torch.from_numpy(arrays.read(run.array(f"{unit.key}/norms")))
+    by = Normalisation(found["mean"], found["scale"])
+    weights = torch.stack([read_expert(expert) for expert in unit.experts])
+    gamma = training.gain * (unit.rank * unit.sizes.d) ** 0.5
+    schedule = Schedule(training, unit.bases, gamma)
+    now, errors, seconds = schedule.first(state.codes), [], 0.0
+    for _ in range(training.epochs):
+        errors.append(_error(state, weights, by, schedule, now))
+        begin = time.monotonic()
+        for part in range(updates):
+            _part(state, weights, by, norms, schedule, now, part, updates, scratch)
+        seconds += time.monotonic() - begin
+        now = schedule.accept(now, errors[-1], float(unit.bases))
+    return errors, seconds
+
+
+def _seeded(run: Run, unit: Unit) -> _State:
+    sizes = unit.sizes
+    bank = Tiles((sizes.bases, sizes.rank, sizes.d), sizes.rank)
+    arrays.read_into(run.array(f"{unit.key}/bank"), bank)
+    return _State(bank, codes.load(run, unit.key, unit.bases))
+
+
+def _error(
+    state: _State, weights: Tensor, by: Normalisation, schedule: Schedule, now: Trajectory
+) -> float:
+    mixtures = compose(state.codes, state.bank, Workspace(CPU))
+    how = schedule.activation(now.lam)
+    fit = fit_adapters(by.apply_(weights.clone()), mixtures, how, schedule.config.lambda_a)
+    lost = float(fit.squared_error.double().sum()) * by.scale**2
+    return (lost / float(weights.double().square().sum())) ** 0.5
+
+
+def _part(
+    state: _State,
+    weights: Tensor,
+    by: Normalisation,
+    norms: Tensor,
+    schedule: Schedule,
+    now: Trajectory,
+    part: int,
+    updates: int,
+    scratch: Path,
+) -> None:
+    """Take one part of a pass and its bank step."""
+    bank, positions = state.bank, list(range(part, len(weights), updates))
+    geometry = Geometry.identity(bank.shape[1], CPU)
+    if state.metric:
+        geometry = Geometry.from_sums(_mean(state.metric), _mean(state.complement), CPU)
+    gram = plain_gram(bank) if geometry.right is None else metric_gram(bank, geometry)
+    sums = EpochSums.empty(Tiles(bank.shape, bank.shape[1]))
+    settings = schedule.epoch_settings(now)
+    epoch = EpochAccumulator(bank, state.codes, gram, geometry, sums, settings, by, norms)
+    epoch.update(Batch(positions, weights[positions].clone()))
+    state.coupling[part] = sums.coupling.clone()
+    state.metric[part] = sums.metric / len(positions)
+    state.complement[part] = sums.mean_complement()
+    sums.coupling = _mean(state.coupling) * updates
+    how = schedule.dictionary_step(now)
+    path = scratch / f"momentum-{part % 2}"
+    stepped = step_bank(
+        bank, state.momentum, sums, epoch.new_codes, plain_gram(bank), geometry, how, path
+    )
+    if state.momentum is not None:
+        state.momentum.close()
+    state.momentum = stepped.momentum
+    state.bank, state.codes = stepped.bank, stepped.codes
+
+
+def _mean(parts: dict[int, Tensor]) -> Tensor:
+    return torch.stack(list(parts.values())).mean(0)
