@@ -43,6 +43,7 @@ ENTRIES = ("ours", "adam", "mod", "svd")
 MINILM_SIZES = {"bases": 18, "rank": 96}
 MOD = {
     "targets": "pinv",
+    "guard": 1e9,
     "warmup_epochs": 0,
     "momentum": 0.0,
     "activation": "none",
@@ -125,8 +126,10 @@ def _ours(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -
 
 def _mod(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -> Iterator[Line]:
     training = record_from(TrainConfig, {**given, **MOD, "epochs": max(passes)})
-    curve = train_curve(task, training, record_from(RuntimeConfig, given), scratch)
-    yield _curve_line("plain MOD (pinv targets)", curve, passes)
+    for kind in ("left_gram", "procrustes"):
+        seeded = replace(task, seeding=replace(task.seeding, method="nn_dictionary", proxies=kind))
+        curve = train_curve(seeded, training, record_from(RuntimeConfig, given), scratch)
+        yield _curve_line(f"plain MOD (pinv targets), {kind} proxies", curve, passes)
 
 
 def _curve_line(name: str, curve: Curve, passes: list[int]) -> Line:

@@ -164,8 +164,11 @@ class SeedConfig(Checked):
     dictionary_rounds: int = option(
         300, "MOD + NNLS rounds of nn_dictionary at most; they need no data.", low=0
     )
-    dictionary_support: int | None = option(
-        None, "Atoms a code may use while nn_dictionary learns (default: all).", low=1
+    dictionary_support: int = option(
+        24,
+        "Atoms a code may use while nn_dictionary learns: about twice the support wanted in the "
+        "end, or --bases for unconstrained codes.",
+        low=1,
     )
     lambda_a: float = option(
         1e-6, "Ridge of the adapters, relative to the mean diagonal of H H^T.", low=0.0
@@ -221,6 +224,9 @@ class TrainConfig(Checked):
     )
     damping: float = option(
         0.2, "c of the surrogate's weights: larger is slower and safer.", low=0.01, high=16.0
+    )
+    guard: float = option(
+        0.003, "Relative rise of relF over the least so far that takes a step back.", low=0.0
     )
     coding_share: float = option(
         0.5, "Part of the bank's step that the codes aim at.", low=0.0, high=1.0

@@ -70,11 +70,17 @@ def surrogate(
 
 
 def pseudo_inverse(
-    weights: Tensor, mixtures: Tensor, fit: Fit, activation: Activation, ridge: float
+    weights: Tensor,
+    mixtures: Tensor,
+    fit: Fit,
+    activation: Activation,
+    ridge: float,
+    weight: float = 1.0,
 ) -> Direction:
     """Towards S_i = (A_i^T A_i + ridge)^-1 A_i^T W_i / gamma, the seeds' Route-W.
 
-    Metric identity, all weights one. Not monotone: it ignores that errors are seen through A_i.
+    Metric identity; every expert goes 1 / `weight` of the way. Not monotone with weight one: it
+    ignores that errors are seen through A_i.
     Where the activation bends, its slope is divided out of the displacement, bounded below.
     """
     adapters = fit.adapters
@@ -87,7 +93,7 @@ def pseudo_inverse(
     else:
         _, slope = blend_and_slope(mixtures * activation.gamma, activation.name, activation.lam)
         move.div_(slope.clamp_min(0.1).mul_(activation.gamma))
-    return Direction(move, torch.ones(len(move), dtype=move.dtype, device=move.device))
+    return Direction(move, torch.full((len(move),), weight, dtype=move.dtype, device=move.device))
 
 
 def blended(start: Direction, aware: Direction, beta: float) -> Direction:

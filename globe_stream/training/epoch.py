@@ -43,6 +43,7 @@ class EpochSettings:
     coding: Coding
     ridge: float  # of the adapters
     target_ridge: float  # of the pinv targets
+    target_weight: float  # 1 / the part of the way to the pinv targets
 
 
 class EpochAccumulator:
@@ -124,7 +125,7 @@ class EpochAccumulator:
         if how.targets == "pinv":
             self.sums.metric += how.activation.gamma**2 * _adapter_gram(fit)
             return directions.pseudo_inverse(
-                weights, mixtures, fit, how.activation, how.target_ridge
+                weights, mixtures, fit, how.activation, how.target_ridge, how.target_weight
             )
         direction, metric = directions.surrogate(
             weights, mixtures, fit, how.activation, how.damping, self.geometry.left_inverse

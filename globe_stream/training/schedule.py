@@ -20,8 +20,6 @@ from globe_stream.training.coding import Coding, first_temperature, next_tempera
 from globe_stream.training.dictionary import DictionaryStep
 from globe_stream.training.epoch import EpochSettings
 
-GUARD = 1.003
-"""A state whose relF is more than this many times the least so far is rejected."""
 MAX_DAMPING = 4.0
 LONE_STEPS = 2
 """So few steps after a restart it is their length that is to blame, not their momentum."""
@@ -120,6 +118,7 @@ class Schedule:
             coding=self._coding(now),
             ridge=config.lambda_a,
             target_ridge=config.lambda_t,
+            target_weight=now.damping / config.damping,
         )
 
     def dictionary_step(self, now: Trajectory) -> DictionaryStep:
@@ -130,7 +129,7 @@ class Schedule:
 
     def is_worse(self, now: Trajectory, error: float) -> bool:
         """Whether the state that measured `error` is to be rejected for the saved one."""
-        return now.best is not None and error > GUARD * now.best
+        return now.best is not None and error > (1 + self.config.guard) * now.best
 
     def _damping(self, now: Trajectory, error: float) -> float:
         """Longer steps again while the error falls, shorter ones when it has risen a little."""

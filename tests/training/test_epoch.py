@@ -49,7 +49,7 @@ def begin():
 def settings(**changes):
     given = {"targets": "surrogate", "beta": 1.0, "activation": Activation("none", 0.0, 2.0),
              "damping": 0.25, "coding_share": 1.0, "coding": Coding(steps=400), "ridge": RIDGE,
-             "target_ridge": 1e-3}  # fmt: skip
+             "target_ridge": 1e-3, "target_weight": 1.0}  # fmt: skip
     return EpochSettings(**{**given, **changes})
 
 

@@ -90,3 +90,15 @@ def test_lambda_reaches_one_only_after_the_warm_up():
     assert seen[:2] == [0.0, 0.0]
     assert seen[-1] == 1.0
     assert seen == sorted(seen)
+
+
+def test_pinv_targets_are_followed_less_far_after_a_rejection():
+    decisions = of(targets="pinv")
+    now = after(decisions, 0.5, 0.6)
+    assert decisions.epoch_settings(decisions.first(torch.ones(4, 8))).target_weight == 1.0
+    assert decisions.epoch_settings(now).target_weight > 1.0
+
+
+def test_the_guard_may_be_opened():
+    assert after(of(guard=9.0), 0.1, 0.5).rejected == 0
+    assert after(of(guard=0.0), 0.1, 0.1001).rejected == 1
