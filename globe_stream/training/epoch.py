@@ -27,7 +27,7 @@ from globe_stream.training.directions import Direction
 from globe_stream.training.geometry import Geometry
 from globe_stream.training.sums import EpochSums
 
-COMPLEMENT_SAMPLES = 256
+COMPLEMENT_SAMPLES = 64
 """Experts whose row spaces make the right metric C; a mean over this many is accurate enough."""
 
 
