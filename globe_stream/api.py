@@ -1,6 +1,6 @@
 """The library's entry points: what the commands `plan`, `seed`, `train` and `status` call."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from globe_stream import runtime
-from globe_stream.checkpoint.index import ExpertIndex, open_index
+from globe_stream.checkpoint.index import ExpertIndex, open_index, require_revisions
 from globe_stream.checkpoint.selection import Selection, parse_layers
 from globe_stream.config import (
     RuntimeConfig,
@@ -25,9 +25,12 @@ from globe_stream.errors import InputError
 from globe_stream.export.dense import export_dense
 from globe_stream.export.native import export_factors
 from globe_stream.interrupts import graceful_interrupts
+from globe_stream.matching import foreign_options, matching_run, mismatch, source_changes
 from globe_stream.memory import allocator, planner
 from globe_stream.memory.budget import Knobs, StagePlan
 from globe_stream.memory.meter import Meter
+from globe_stream.oddities import oddities
+from globe_stream.outstanding import is_done, why_done
 from globe_stream.scope import Unit, make_units
 from globe_stream.seeding.methods import proxies_for
 from globe_stream.seeding.pipeline import Seeding
@@ -56,7 +59,13 @@ class Source:
 
 def open_source(model: str, selection: SelectionConfig, seeding: SeedConfig) -> Source:
     """Index `model`, select experts and cut them into units; reads headers only."""
+    require_revisions(model, selection.revision)
     index = open_index(model, selection.revision, selection.include_mtp)
+    return select_source(index, selection, seeding)
+
+
+def select_source(index: ExpertIndex, selection: SelectionConfig, seeding: SeedConfig) -> Source:
+    """Select experts of `index` and cut them into units; InputError where sizes do not fit."""
     chosen = index.select(
         Selection(
             families=selection.family_names,
@@ -90,22 +99,18 @@ def seed(
     source = open_source(model, selection, seeding)
     device, reason = runtime.choose_device(how.device)
     header = _header(source, selection, seeding, device)
-    run = _matching_run(path, header, fresh)
+    run = matching_run(path, header, fresh)
     with _closing_on_error(run):
         machine = _prepare(run, device, reason)
         limit, base = memory_limit(how, run), Meter(device).now()
-        plans = {
-            unit.key: planner.seed_plans(
-                unit, proxies_for(seeding.method, seeding.proxies), limit, base
-            )
-            for unit in source.units
-        }
-        if fresh and Run.exists(path):
+        plans = _seed_plans(source.units, seeding, limit, base)
+        if fresh and (path / "ledger.jsonl").exists():
             Run.erase(path)
         run = run or Run.create(path, header)
     with run, _context(run, how, device, limit, base, silent) as context:
         _record_machine(run, machine)
-        _write_config(run, None)
+        if not (run.path / "config.toml").exists():
+            _write_config(run, None)
         source.index.fetch([expert for unit in source.units for expert in unit.experts])
         for unit in source.units:
             chosen = _recorded_plans(run, f"{unit.key}:plans:seed", plans[unit.key], limit)
@@ -134,13 +139,11 @@ def train(
         device, reason = runtime.choose_device(how.device)
         machine = _prepare(run, device, reason)
         limit, base = memory_limit(how, run), Meter(device).now()
-        plans = {
-            unit.key: {"train": planner.train_plan(unit, training, limit, base)}
-            for unit in source.units
-        }
+        plans = _train_plans(source.units, training, limit, base)
         _adopt_config(run, training, fresh)
         _record_machine(run, machine)
         with _context(run, how, device, limit, base, silent) as context:
+            _say_what_to_expect(context, source.units, training)
             source.index.fetch([expert for unit in source.units for expert in unit.experts])
             for unit in source.units:
                 chosen = _recorded_plans(run, f"{unit.key}:plans:train", plans[unit.key], limit)
@@ -241,55 +244,19 @@ def _header(
     }
 
 
-def _matching_run(path: Path, header: Document, fresh: bool) -> Run | None:
-    """The run at `path` to continue, of the same model and configuration; None to begin one."""
-    if not Run.exists(path):
-        if path.is_dir() and any(c.name not in ("lock", "ledger.jsonl") for c in path.iterdir()):
-            raise InputError(f"{path}: not empty and not a run directory. Choose another --run")
-        return None
-    if fresh:
-        return None
-    run = Run(path, writable=True)
-    changed = _changes(run.header, header)
-    if changed:
-        run.close()
-        raise InputError(
-            f"{path}: holds a run of another model or configuration: {'; '.join(changed)}. "
-            "Choose another --run, or start over with --fresh"
-        )
-    return run
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two run headers, spelled out."""
-    phrases = [
-        f"{section} {phrase}"
-        for section in ("selection", "seed")
-        for phrase in differences(old["config"][section], new["config"][section])
-    ]
-    phrases += differences({"device": old["config"]["device"]}, {"device": new["config"]["device"]})
-    return phrases + _source_changes(old["fingerprint"], new["fingerprint"])
-
-
-def _source_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    phrases = differences({"revision": old["revision"]}, {"revision": new["revision"]})
-    before, after = old["files"], new["files"]
-    phrases += [f"{name}: no longer there" for name in sorted(set(before) - set(after))]
-    phrases += [f"{name}: was not there" for name in sorted(set(after) - set(before))]
-    return phrases + [
-        f"{name}: size or header changed"
-        for name in sorted(set(before) & set(after))
-        if before[name] != after[name]
-    ]
-
-
 def _same_source(run: Run) -> Source:
     """The experts that the run was seeded from; InputError when they changed since."""
     config = run.header["config"]
-    selection = SelectionConfig.from_mapping(config["selection"], "ledger")
-    seeding = SeedConfig.from_mapping(config["seed"], "ledger")
+    try:
+        selection = SelectionConfig.from_mapping(config["selection"], "selection")
+        seeding = SeedConfig.from_mapping(config["seed"], "seed")
+    except InputError as error:
+        raise InputError(
+            f"{run.path}: begun by another version of globe-stream ({error}). "
+            "Use that version, or seed again with --fresh or into a new --run"
+        ) from error
     source = open_source(run.header["model"], selection, seeding)
-    changed = _source_changes(run.header["fingerprint"], source.index.fingerprint())
+    changed = source_changes(run.header["fingerprint"], source.index.fingerprint())
     if changed:
         raise InputError(
             f"{run.header['model']}: changed since {run.path} was seeded: {'; '.join(changed)}. "
@@ -318,9 +285,15 @@ def _adopt_config(run: Run, training: TrainConfig, fresh: bool) -> None:
     else:
         changed = differences(recorded, training.identity())
         if changed:
-            raise InputError(
-                f"{run.path}: training began with another configuration: {'; '.join(changed)}. "
-                "Give the same options, or train again from the seeds with --fresh"
+            foreign = foreign_options(recorded, training.identity())
+            advice = "train again from the seeds with --fresh"
+            raise mismatch(
+                f"{run.path}: training began with another configuration",
+                changed,
+                [foreign],
+                f"Seed into a new --run, or {advice}"
+                if foreign
+                else f"Give the same options, or {advice}",
             )
     _write_config(run, training)
 
@@ -366,6 +339,34 @@ def _record_machine(run: Run, machine: runtime.Machine) -> None:
         run.commit({"machine": machine.record()})
 
 
+def _say_what_to_expect(context: Context, units: Sequence[Unit], training: TrainConfig) -> None:
+    """Tell that nothing is left to do, or which settings do not do what they seem to."""
+    if is_done(context.run, training):
+        context.progress.say(why_done(context.run, training))
+        return
+    lines = [line for unit in units for line in oddities(training, unit.bases)]
+    for line in dict.fromkeys(lines):
+        context.progress.say(line)
+
+
+def _seed_plans(
+    units: Sequence[Unit], seeding: SeedConfig, limit: int, base: int
+) -> dict[str, dict[str, StagePlan]]:
+    """The plans of every unit; InputError that names the stage that needs most of all."""
+    kind = proxies_for(seeding.method, seeding.proxies)
+    stages = (s for unit in units for s in planner.seed_stages(unit, kind).values())
+    planner.require(stages, limit, base)
+    return {unit.key: planner.seed_plans(unit, kind, limit, base) for unit in units}
+
+
+def _train_plans(
+    units: Sequence[Unit], training: TrainConfig, limit: int, base: int
+) -> dict[str, dict[str, StagePlan]]:
+    """As `_seed_plans`, of training."""
+    planner.require((planner.train_stage(unit, training) for unit in units), limit, base)
+    return {unit.key: {"train": planner.train_plan(unit, training, limit, base)} for unit in units}
+
+
 def _recorded_plans(
     run: Run, key: str, plans: dict[str, StagePlan], limit: int
 ) -> dict[str, StagePlan]:
@@ -402,7 +403,8 @@ def _context(
     sinks: list[Sink] = [MetricsFile(run.path / "metrics.jsonl")]
     if how.wandb_project is not None:
         sinks.append(WandbSink(run.path, how.wandb_project, run.header["config"]))
-    metrics = Metrics(sinks)
+    metrics, meter = Metrics(sinks), Meter(device)
+    run.beside = lambda: _peak_state(run, meter)
     try:
         with (
             graceful_interrupts() as interrupt,
@@ -412,7 +414,7 @@ def _context(
                 run,
                 metrics,
                 Progress(silent=silent),
-                Meter(device),
+                meter,
                 interrupt,
                 device,
                 60 * how.checkpoint_every,
@@ -423,13 +425,18 @@ def _context(
         metrics.close()
 
 
+def _peak_state(run: Run, meter: Meter) -> dict[str, Document]:
+    """The highest peak of this command and those before it, for every commit to record."""
+    before = (run.state("memory") or {"peak_bytes": 0})["peak_bytes"]
+    return {"memory": {"peak_bytes": max(before, meter.peak)}}
+
+
 def _finish(context: Context) -> Document:
     """Record the peak, say how it compares with the price, sweep, and return the status."""
     run, meter = context.run, context.meter
     run.clear_spill()
     if meter.peaks:
-        before = (run.state("memory") or {"peak_bytes": 0})["peak_bytes"]
-        run.commit({"memory": {"peak_bytes": max(before, meter.peak)}})
+        run.commit({})
         for stage in meter.peaks:
             values = context.memory_values(stage)
             context.progress.say(

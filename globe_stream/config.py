@@ -6,6 +6,7 @@ may differ when a run is continued.
 """
 
 import dataclasses
+import re
 import tomllib
 import types
 import typing
@@ -18,6 +19,9 @@ import tomli_w
 from globe_stream.errors import InputError
 from globe_stream.units import parse_size
 
+_OPTION = re.compile(r"(?<!\S)--([a-z][a-z0-9-]*)")
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -29,6 +33,8 @@ class Limits:
     high: float | None = None
     runtime: bool = False
     metavar: str | None = None
+    number: bool = False
+    """A text that may be written as a whole number in TOML."""
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
@@ -55,7 +61,11 @@ class Checked:
         if unknown:
             raise InputError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
         given = {name: value for name, value in values.items() if value is not None}
-        return cls(**{name: _coerce(value, known[name], where) for name, value in given.items()})
+        plain = {name: _coerce(value, known[name], where) for name, value in given.items()}
+        try:
+            return cls(**plain)
+        except InputError as error:
+            raise InputError(f"{where}: {as_keys(str(error))}") from error
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide what is computed, by name."""
@@ -87,6 +97,10 @@ class SelectionConfig(Checked):
     def family_names(self) -> tuple[str, ...]:
         """The families as a tuple."""
         return ("up", "gate") if self.families == "both" else (self.families,)
+
+    def check(self) -> None:
+        if self.single_layer is not None and self.layers is not None:
+            raise InputError("--single-layer and --layers: both choose layers. Give one of them")
 
 
 METHODS = (
@@ -244,6 +258,7 @@ class TrainConfig(Checked):
         "12",
         "Median number of atoms an expert uses; none leaves the codes unconstrained.",
         metavar="N|none",
+        number=True,
     )
     coding: str = option(
         "entmax",
@@ -320,12 +335,20 @@ class RuntimeConfig(Checked):
 
     def check(self) -> None:
         if self.memory is not None:
-            parse_size(self.memory)
+            try:
+                parse_size(self.memory)
+            except InputError as error:
+                raise InputError(f"--memory: {error}") from error
 
 
 def flag(name: str) -> str:
     """The command-line spelling of a field's name."""
     return "--" + name.replace("_", "-")
+
+
+def as_keys(text: str) -> str:
+    """`text` with options spelled as the keys of a TOML file: rank_ratio for --rank-ratio."""
+    return _OPTION.sub(lambda found: found[1].replace("-", "_"), text)
 
 
 def limits_of(item: "dataclasses.Field[Any]") -> Limits:
@@ -370,13 +393,19 @@ def load_toml(text: str, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: not valid TOML: {error}") from error
 
 
-def _coerce(value: Any, item: "dataclasses.Field[Any]", where: str) -> Any:
-    kind = plain_type(item)
+def plain_value(value: Any, kind: type, where: str) -> Any:
+    """`value` from TOML as a `kind`; InputError that names `where` when it is none."""
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise InputError(f"{where}: {item.name} = {value!r}: a {kind.__name__} is needed")
+        raise InputError(f"{where} = {value!r}: {_WORDS[kind]} is needed")
     return value
+
+
+def _coerce(value: Any, item: "dataclasses.Field[Any]", where: str) -> Any:
+    if limits_of(item).number and type(value) is int:
+        return str(value)
+    return plain_value(value, plain_type(item), f"{where}: {item.name}")
 
 
 def _check(name: str, value: Any, item: "dataclasses.Field[Any]") -> None:

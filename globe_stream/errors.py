@@ -16,6 +16,14 @@ class InputError(GlobeError):
     exit_code = 2
 
 
+class Mismatch(InputError):
+    """A run was begun with other settings than those now given: the `fact`, and what to do."""
+
+    def __init__(self, fact: str, advice: str) -> None:
+        super().__init__(f"{fact}. {advice}")
+        self.fact = fact
+
+
 class Interrupted(GlobeError):
     """A run was stopped by a signal and can be resumed by the same command (exit code 130)."""
 

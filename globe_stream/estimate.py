@@ -11,10 +11,10 @@ from globe_stream import runtime
 from globe_stream.api import memory_limit, open_source
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.memory import allocator, planner
-from globe_stream.memory.budget import StagePlan
+from globe_stream.memory.budget import StagePlan, safe_budget
 from globe_stream.memory.meter import Meter
 from globe_stream.scope import Sizes, Unit
-from globe_stream.seeding.baseline import sampled_experts
+from globe_stream.seeding.baseline import sampled_experts, seed_passes
 from globe_stream.seeding.methods import proxies_for
 
 
@@ -32,9 +32,19 @@ def estimate(
     runtime.prepare(device, reason, None)
     runtime.warm_up(device)
     limit, base = memory_limit(how, None), Meter(device).now()
+    kind = proxies_for(seeding.method, seeding.proxies)
+    needed = [
+        stage
+        for unit in source.units
+        for stage in (
+            *planner.seed_stages(unit, kind).values(),
+            planner.train_stage(unit, training),
+        )
+    ]
+    planner.require(needed, limit, base)
     stages: list[dict[str, Any]] = []
     for unit in source.units:
-        plans = planner.seed_plans(unit, proxies_for(seeding.method, seeding.proxies), limit, base)
+        plans = planner.seed_plans(unit, kind, limit, base)
         stages += [
             _stage(f"{unit.key}/seed/{plan.stage.split()[0].split('/')[-1]}", plan, base)
             for plan in plans.values()
@@ -50,11 +60,12 @@ def estimate(
         "model": model,
         "memory_budget_bytes": limit,
         "base_bytes": base,
+        "least_memory_bytes": safe_budget(max(stage.least(base) for stage in needed)),
         "peak_memory_bytes": max(stage["memory_bytes"] for stage in stages),
         "seed_bytes_read": seed_bytes,
         "epoch_bytes_read": epoch_bytes,
         "bytes_read": seed_bytes + training.epochs * epoch_bytes,
-        "passes": 3 + training.epochs,
+        "passes": min(map(seed_passes, source.units)) + training.epochs,
         "epoch_flops": sum(epoch_operations(unit.sizes) for unit in source.units),
         "disk_bytes": disk_bytes(list(source.units)),
         "disk_free_bytes": shutil.disk_usage(place).free,

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the pass at hand checkpoints itself, then stops."""
+"""Ctrl-C and SIGTERM as a request that the pass at hand meets between two batches."""
 
 import signal
 import sys
@@ -11,8 +11,9 @@ from types import FrameType
 class Interrupt:
     """Whether somebody asked the process to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: str) -> None:
         self.requested = False
+        self._answer = answer
 
     def request(self, number: int, _frame: FrameType | None) -> None:
         """Signal handler: the first signal asks, a second one stops at once."""
@@ -21,15 +22,20 @@ class Interrupt:
         self.requested = True
         name = signal.Signals(number).name
         print(
-            f"\n{name}: saving the state of this pass, then stopping (again to stop at once)",
+            f"\n{name}: {self._answer} (again to stop at once)",
             file=sys.stderr,
         )
 
 
 @contextmanager
-def graceful_interrupts() -> Iterator[Interrupt]:
-    """Handle SIGINT and SIGTERM as requests inside the block (main thread only)."""
-    interrupt = Interrupt()
+def graceful_interrupts(
+    answer: str = "saving the state of this pass, then stopping",
+) -> Iterator[Interrupt]:
+    """Handle SIGINT and SIGTERM as requests inside the block (main thread only).
+
+    `answer` tells whoever asked what happens now.
+    """
+    interrupt = Interrupt(answer)
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return

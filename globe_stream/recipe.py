@@ -1,7 +1,7 @@
 """Recipes: a whole run (synth, seed, train, export, report) as one TOML file.
 
 Every table has the fields of the record it stands for, by the same names as the command line's
-options. Carrying out a recipe again continues where it stopped.
+options. `carry_out` does what a recipe says.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from globe_stream.checkpoint.synth import SyntheticModel
 from globe_stream.config import (
     RuntimeConfig,
     SeedConfig,
     SelectionConfig,
     TrainConfig,
+    as_keys,
     load_toml,
+    plain_value,
 )
 from globe_stream.errors import InputError
 
@@ -55,7 +58,7 @@ class Recipe:
     seed: SeedConfig = field(default_factory=SeedConfig)
     train: TrainConfig | None = None
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    synth: Mapping[str, Any] | None = None
+    synth: SyntheticModel | None = None
     exports: tuple[Export, ...] = ()
     report: Path | None = None
 
@@ -104,43 +107,6 @@ def packaged_recipe(name: str) -> Recipe:
     return load_recipe(installed if installed.exists() else source)
 
 
-def carry_out(recipe: Recipe, *, command: str, silent: bool = False) -> dict[str, Any]:
-    """Do everything in `recipe` that is not done yet; returns the status and what was written."""
-    from globe_stream import api
-    from globe_stream.checkpoint.synth import is_unfinished, write_synthetic
-    from globe_stream.report.page import write_report
-    from globe_stream.telemetry.progress import Progress
-
-    folder = Path(recipe.model)
-    missing = is_unfinished(folder) or not (folder / "config.json").exists()
-    if recipe.synth is not None and missing:
-        write_synthetic(folder, **recipe.synth, progress=Progress(silent=silent))
-    status = api.seed(
-        recipe.model, recipe.run, recipe.selection, recipe.seed, recipe.runtime, silent=silent
-    )
-    if recipe.train is not None:
-        status = api.train(recipe.run, recipe.train, recipe.runtime, silent=silent)
-    exports = [
-        api.export(
-            recipe.run,
-            item.out,
-            item.format,
-            dtype=item.dtype,
-            how=recipe.runtime,
-            command=command,
-            silent=silent,
-        )
-        for item in recipe.exports
-    ]
-    if recipe.report is not None:
-        write_report(recipe.run, recipe.report)
-    return {
-        **status,
-        "exports": exports,
-        "report": None if recipe.report is None else str(recipe.report),
-    }
-
-
 def _export(values: Any, where: str) -> Export:
     if not isinstance(values, Mapping):
         raise InputError(f"{where}: write each export as a table headed [[export]]")
@@ -161,19 +127,21 @@ def _table(values: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any
     return table
 
 
-def _synth(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _synth(values: Mapping[str, Any], where: str) -> SyntheticModel:
     _refuse_unknown(values, tuple(_SYNTH_KEYS), where)
-    for name, value in values.items():
-        if type(value) is not _SYNTH_KEYS[name]:
-            raise InputError(
-                f"{where}: {name} = {value!r}: a {_SYNTH_KEYS[name].__name__} is needed"
-            )
+    given = {
+        name: plain_value(value, _SYNTH_KEYS[name], f"{where}: {name}")
+        for name, value in values.items()
+    }
     missing = [
         name for name in ("layers", "experts", "hidden", "intermediate") if name not in values
     ]
     if missing:
         raise InputError(f"{where}: {missing[0]} is missing")
-    return dict(values)
+    try:
+        return SyntheticModel(**given)
+    except InputError as error:
+        raise InputError(f"{where}: {as_keys(str(error))}") from error
 
 
 def _refuse_unknown(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:

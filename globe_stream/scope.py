@@ -106,6 +106,11 @@ def _family_units(family: str, experts: Sequence[Expert], config: SeedConfig) ->
     if span is None:
         return [_unit(family, family, tuple(experts), config)]
     layers = sorted({expert.layer for expert in experts})
+    if span > len(layers):
+        raise InputError(
+            f"--bank-scope {config.bank_scope}: {len(layers)} layers are chosen. "
+            "Use global for one bank of all of them, or a smaller K"
+        )
     group_of = {layer: number // span for number, layer in enumerate(layers)}
     units = []
     for _, members in groupby(experts, key=lambda expert: group_of[expert.layer]):

@@ -34,6 +34,11 @@ def format_bytes(count: float) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
 
 
+def count_of(count: int, thing: str) -> str:
+    """`count` things in words: "1 shard", "2 shards"."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def format_seconds(seconds: float) -> str:
     """`seconds` as h:mm:ss, or with one decimal below a minute."""
     if seconds < 60:

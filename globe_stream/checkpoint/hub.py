@@ -32,6 +32,7 @@ from globe_stream.errors import GlobeError, InputError
 _FIRST_REQUEST = 100_000  # bytes: most headers fit, so most shards need one request
 _REQUESTS_AT_ONCE = 8
 _TIMEOUT = 30.0  # seconds
+_LOOK = " Check the name and the network, or give a folder."
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def open_hub(model: str, revision: str | None, include_mtp: bool) -> ExpertIndex
 
     Raises InputError when the model, the revision or a shard does not exist or access is refused.
     """
-    with _explained(f"{model}: no such folder, and the hub does not give it", InputError):
+    with _explained(f"{model}: no such folder, and the hub does not give it", InputError, _LOOK):
         repository, root = _resolve(model, revision)
         weight_map, names = _shards(repository)
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
@@ -172,12 +173,12 @@ def _complete(header: Header) -> bool:
 
 
 @contextmanager
-def _explained(what: str, kind: type[GlobeError]) -> Iterator[None]:
-    """Turn whatever the hub's client raises into one line of our own."""
+def _explained(what: str, kind: type[GlobeError], advice: str = "") -> Iterator[None]:
+    """Turn whatever the hub's client raises into one line of our own, ending with `advice`."""
     try:
         yield
     except GlobeError:
         raise
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise kind(f"{what}: {reason.rstrip('.')}.") from error
+        raise kind(f"{what}: {reason.rstrip('.')}.{advice}") from error

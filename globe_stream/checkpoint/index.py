@@ -15,7 +15,15 @@ from globe_stream.checkpoint.layouts import model_type_of
 from globe_stream.checkpoint.selection import Selection
 from globe_stream.errors import InputError
 
-__all__ = ["Expert", "ExpertIndex", "Selection", "build_index", "open_index", "shard_names"]
+__all__ = [
+    "Expert",
+    "ExpertIndex",
+    "Selection",
+    "build_index",
+    "open_index",
+    "require_revisions",
+    "shard_names",
+]
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -115,6 +123,15 @@ def _family_summary(experts: list[Expert]) -> dict[str, Any]:
         "layers": layers,
         "experts_per_layer": most,
     }
+
+
+def require_revisions(model: str, revision: str | None) -> None:
+    """Raise InputError when a `revision` is asked of a local folder, which has none."""
+    if revision is not None and Path(model).expanduser().is_dir():
+        raise InputError(
+            f"--revision {revision}: {model} is a folder, which has no revisions. "
+            "Leave it out, or give a hub id."
+        )
 
 
 def open_index(model: str, revision: str | None = None, include_mtp: bool = False) -> ExpertIndex:

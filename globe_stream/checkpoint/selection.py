@@ -53,6 +53,7 @@ def choose(experts: tuple[Expert, ...], selection: Selection) -> tuple[Expert, .
             f"no experts in the layers asked for: routed experts are in the layers "
             f"{_ranges(present)}. Change --single-layer or --layers."
         )
+    _require_layers(experts, selection)
     wanted = selection.max_experts
     if wanted is None or wanted >= len(chosen):
         return chosen
@@ -61,6 +62,17 @@ def choose(experts: tuple[Expert, ...], selection: Selection) -> tuple[Expert, .
     if selection.sample_method == "first_n":
         return chosen[:wanted]
     return tuple(chosen[i * len(chosen) // wanted] for i in range(wanted))
+
+
+def _require_layers(experts: tuple[Expert, ...], selection: Selection) -> None:
+    """Raise InputError when the layers asked for end beyond those there are."""
+    last = experts[-1].layer
+    if selection.layers is not None and selection.layers[1] > last + 1:
+        first, end = selection.layers
+        raise InputError(
+            f"--layers {first}:{end}: the last layer with experts is {last}. "
+            f"Write {first}:{last + 1}."
+        )
 
 
 def _ranges(numbers: list[int]) -> str:

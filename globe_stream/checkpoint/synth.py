@@ -116,14 +116,14 @@ def write_synthetic(
     )
     begin = time.perf_counter()
     _prepare(out)
-    shards = _plan_shards(model, shard_bytes)
+    shards = plan_shards(model, shard_bytes)
     size = sum(file_bytes(shard, _METADATA) for shard in shards)
     require_space(out, size)
     (out / MARKER).touch()
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     bar = (progress or Progress(silent=True)).bar("synth", model.layers * model.experts)
     _write_shards(out, dict(zip(names, shards, strict=True)), _Contents(model), bar)
-    write_text(out / "config.json", json.dumps(_config(model), indent=2) + "\n")
+    write_text(out / "config.json", json.dumps(config_of(model), indent=2) + "\n")
     weight_map = {t.name: name for name, s in zip(names, shards, strict=True) for t in s}
     total = sum(tensor.nbytes for shard in shards for tensor in shard)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -164,7 +164,8 @@ def is_unfinished(folder: Path) -> bool:
     return (folder / MARKER).exists()
 
 
-def _plan_shards(model: SyntheticModel, shard_bytes: int) -> list[list[PlannedTensor]]:
+def plan_shards(model: SyntheticModel, shard_bytes: int) -> list[list[PlannedTensor]]:
+    """The tensors of `model`, shard by shard."""
     shards: list[list[PlannedTensor]] = [[]]
     size = 0
     for tensor in _tensors(model):
@@ -249,7 +250,7 @@ class _Contents:
         return np.random.Generator(np.random.SFC64([self._model.seed, _STREAMS[what], *key]))
 
 
-def _config(model: SyntheticModel) -> dict[str, Any]:
+def config_of(model: SyntheticModel) -> dict[str, Any]:
     """A qwen2_moe config.json; `synthetic` says how the values were made."""
     heads = next(n for n in (16, 8, 4, 2, 1) if model.hidden % n == 0)
     return {

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from globe_stream.checkpoint.header import ITEM_BYTES, PREFIX_BYTES
 from globe_stream.errors import InputError
+from globe_stream.store.files import FULL
 from globe_stream.units import format_bytes
 
 PARTIAL = ".partial"
 _SPARE_BYTES = 2**20  # file system records
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +148,14 @@ class ShardWriter:
 
 def write_error(path: Path, error: OSError) -> InputError:
     """What to tell the user when writing `path` failed."""
-    if error.errno in _FULL:
+    if error.errno in FULL:
+        limited = error.errno == errno.EFBIG
+        reason = "a limit on file sizes was reached" if limited else "the disk is full"
         return InputError(
-            f"{path}: the disk is full; the unfinished file was removed. "
+            f"{path}: {reason}; the unfinished file was removed. "
             "Free some space or choose another folder."
         )
-    return InputError(f"{path}: cannot be written: {error.strerror}.")
+    return InputError(f"{path}: cannot be written: {error.strerror}. Choose another folder.")
 
 
 def write_text(path: Path, text: str) -> None:

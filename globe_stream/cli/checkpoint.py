@@ -20,8 +20,9 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 @as_json
 def inspect(model: str, revision: str | None, include_mtp: bool, as_json: bool) -> None:
     """Show what MODEL (a folder or a hub id) holds; reads headers only."""
-    from globe_stream.checkpoint.index import open_index
+    from globe_stream.checkpoint.index import open_index, require_revisions
 
+    require_revisions(model, revision)
     document = open_index(model, revision, include_mtp).summary()
     click.echo(json.dumps(document) if as_json else render.inventory(document))
 

@@ -6,7 +6,9 @@ import click
 
 from globe_stream import __version__
 from globe_stream.cli import checkpoint, results, runs
-from globe_stream.errors import GlobeError
+from globe_stream.cli.os_errors import explain
+from globe_stream.cli.resuming import after_interruption
+from globe_stream.errors import GlobeError, InputError
 
 INTERRUPTED = 130
 
@@ -42,7 +44,19 @@ def run(arguments: list[str] | None = None) -> int:
     except GlobeError as error:
         print(f"globe-stream: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        return _refused_by_the_system(error)
     except (KeyboardInterrupt, click.Abort):
-        print("globe-stream: interrupted; the same command continues", file=sys.stderr)
+        said = after_interruption(sys.argv[1:] if arguments is None else arguments)
+        print(f"globe-stream: interrupted; {said}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _refused_by_the_system(error: OSError) -> int:
+    """Tell what the user can mend and return the exit code; re-raise anything else."""
+    told = explain(error)
+    if told is None:
+        raise error
+    print(f"globe-stream: {told}", file=sys.stderr)
+    return InputError.exit_code

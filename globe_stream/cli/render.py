@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from globe_stream.units import format_bytes, format_seconds
+from globe_stream.units import count_of, format_bytes, format_seconds
 
 Document = dict[str, Any]
 
@@ -38,7 +38,7 @@ def inventory(document: Document) -> str:
     ]
     head = (
         f"{document['model']}: {document['model_type']}, layout {document['layout']}, "
-        f"{document['shards']} shards, {format_bytes(document['bytes'])}"
+        f"{count_of(document['shards'], 'shard')}, {format_bytes(document['bytes'])}"
     )
     return f"{head}\n\n{table(heads, rows)}"
 
@@ -75,7 +75,8 @@ def estimate(document: Document) -> str:
             "",
             f"memory: {format_bytes(document['peak_memory_bytes'])} of "
             f"{format_bytes(document['memory_budget_bytes'])}, of which "
-            f"{format_bytes(document['base_bytes'])} for the program itself",
+            f"{format_bytes(document['base_bytes'])} for the program itself; "
+            f"--memory must be {document['least_memory_bytes'] >> 20}MiB at least",
             f"reading: {format_bytes(document['seed_bytes_read'])} to seed, "
             f"{format_bytes(document['epoch_bytes_read'])} an epoch, "
             f"{format_bytes(document['bytes_read'])} in {document['passes']} passes in all",
@@ -89,8 +90,8 @@ def estimate(document: Document) -> str:
 def synthetic(document: Document) -> str:
     """`synth`."""
     return (
-        f"{document['out']}: {document['shards']} shards, {format_bytes(document['bytes'])} "
-        f"in {format_seconds(document['seconds'])}"
+        f"{document['out']}: {count_of(document['shards'], 'shard')}, "
+        f"{format_bytes(document['bytes'])} in {format_seconds(document['seconds'])}"
     )
 
 
@@ -104,7 +105,7 @@ def export(document: Document) -> str:
             None,
             (
                 f"{document['out']}: {document['kind']} in {document['dtype']}, "
-                f"{document['files']} files, "
+                f"{count_of(document['files'], 'file')}, "
                 f"{format_bytes(document['bytes'])} (the source has "
                 f"{format_bytes(document['source_bytes'])})",
                 errors,
@@ -191,8 +192,8 @@ def _family_error(kinds: Document, kind: str, family: str) -> str:
 def verification(document: Document) -> str:
     """`verify`."""
     looked = (
-        f"{document['path']}: {document['kind']}, {document['arrays']} arrays and "
-        f"{document['files']} files, {format_bytes(document['bytes'])}"
+        f"{document['path']}: {document['kind']}, {count_of(document['arrays'], 'array')} and "
+        f"{count_of(document['files'], 'file')}, {format_bytes(document['bytes'])}"
     )
     return "\n".join(
         (f"{looked}: {'all well' if document['ok'] else 'damaged'}", *document["problems"])

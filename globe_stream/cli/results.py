@@ -11,6 +11,7 @@ from globe_stream.cli.checkpoint import as_json
 from globe_stream.cli.options import options_of, record_from
 from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig
 from globe_stream.errors import GlobeError
+from globe_stream.units import count_of
 
 memory_only = options_of(RuntimeConfig, skip=("device", "checkpoint_every", "wandb_project"))
 
@@ -172,7 +173,7 @@ def verify(path: Path, as_json: bool) -> None:
     found = check(path)
     click.echo(json.dumps(found.document()) if as_json else render.verification(found.document()))
     if found.problems:
-        raise GlobeError(f"{path}: {len(found.problems)} problems found")
+        raise GlobeError(f"{path}: {count_of(len(found.problems), 'problem')} found")
 
 
 def _names(text: str) -> list[str]:

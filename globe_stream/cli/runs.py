@@ -110,7 +110,10 @@ def export(
     """Write the trained run at RUN to a folder. The same command continues."""
     from globe_stream import api
     from globe_stream.export.upload import push_to_hub as upload
+    from globe_stream.export.upload import require_repository
 
+    if push_to_hub is not None:
+        require_repository(push_to_hub)
     document = api.export(
         run,
         out,
@@ -130,7 +133,8 @@ def export(
 @as_json
 def run_recipe(recipe: Path, as_json: bool) -> None:
     """Carry out RECIPE (TOML): seed, train, export. Continues where it stopped."""
-    from globe_stream.recipe import carry_out, load_recipe
+    from globe_stream.carry_out import carry_out
+    from globe_stream.recipe import load_recipe
 
     document = carry_out(load_recipe(recipe), command=_command_line())
     click.echo(json.dumps(document) if as_json else render.finished(document))
@@ -140,7 +144,8 @@ def run_recipe(recipe: Path, as_json: bool) -> None:
 @as_json
 def demo(as_json: bool) -> None:
     """The whole job on a small synthetic checkpoint, offline, into cache/demo."""
-    from globe_stream.recipe import carry_out, packaged_recipe
+    from globe_stream.carry_out import carry_out
+    from globe_stream.recipe import packaged_recipe
 
     document = carry_out(packaged_recipe("demo"), command=_command_line())
     click.echo(json.dumps(document) if as_json else render.finished(document))

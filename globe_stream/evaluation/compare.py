@@ -3,14 +3,15 @@
 import gc
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from globe_stream.errors import InputError
+from globe_stream.evaluation.price import price_model, within_memory
 from globe_stream.evaluation.scoring import Score, score
-from globe_stream.evaluation.text import Windows, read_text
+from globe_stream.evaluation.text import Windows, read_text, read_windows
 from globe_stream.evaluation.variants import (
     Loading,
     export_variant,
@@ -20,6 +21,8 @@ from globe_stream.evaluation.variants import (
 )
 from globe_stream.export.result import ProgressCall
 from globe_stream.export.source import Source, open_source
+from globe_stream.export.writable import make_folder
+from globe_stream.memory.allocator import return_freed_memory
 from globe_stream.units import format_bytes
 
 
@@ -59,7 +62,14 @@ class Comparison:
             "tokens/s | peak memory |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
-        return "\n".join([*lines, *(_line(row) for row in self.rows)]) + "\n"
+        return "\n".join([*lines, *map(_line, self.rows), "", self._scored()]) + "\n"
+
+    def _scored(self) -> str:
+        """How much of the text was scored."""
+        found, asked = self.rows[0].score.windows, self.windows.count
+        told = f"Scored on {found} windows of {self.windows.length} tokens."
+        short = f" The text is too short for the {asked} that were asked for."
+        return told + (short if found < asked else "")
 
 
 def _line(row: Row) -> str:
@@ -99,29 +109,49 @@ def compare(
         runs: run directories, all of one checkpoint.
         models: which of original, dense, patched, svd; the runs' exports are made as needed.
         work: folder for the exports, kept and reused; None makes and deletes one.
-        memory: peak resident bytes of the exports; batches of windows are chosen to fit too.
+        memory: peak resident bytes of the process; batches of windows are chosen to fit too.
 
-    Raises InputError when runs are of different checkpoints, or a text or model cannot be used.
+    Raises InputError when runs are of different checkpoints, when a text or model cannot be used,
+    or when a model does not fit in `memory`; all of that before any model is loaded.
     """
     require_variants(models)
     read_text(text)
+    return_freed_memory()
     how, chosen = loading or Loading(), windows or Windows()
-    kinds = tuple(model for model in models if model != "original")
+    origin = _common_origin(runs)
+    how = _checked(runs, models, text, chosen, how, memory)
     with _workspace(work) as folder:
-        origin = _common_origin(runs)
-        rows = []
-        if "original" in models:
-            model = load_plain(origin, "original", how)
-            found = score(model, text, origin, chosen, memory=memory, progress=progress)
-            rows.append(Row("", "original", None, None, None, {}, found))
-            del model
         job = _Job(text, chosen, how, origin, folder, memory)
-        rows += [
-            job.row(number, run, kind, progress)
+        made = [
+            job.export(number, run, kind, progress)
             for number, run in enumerate(runs)
-            for kind in kinds
+            for kind in models
+            if kind != "original"
         ]
+        rows = [job.original(progress)] if "original" in models else []
+        rows += [job.row(one, progress) for one in made]
     return Comparison(str(text), chosen, how.dtype, tuple(rows))
+
+
+def _checked(
+    runs: Sequence[Path],
+    models: tuple[str, ...],
+    text: Path,
+    windows: Windows,
+    loading: Loading,
+    memory: int | None,
+) -> Loading:
+    """How to load within `memory`, once text, runs and sizes are known to be usable."""
+    trained = not {"dense", "patched"}.isdisjoint(models)
+    with ExitStack() as opened:
+        sources = [
+            opened.enter_context(open_source(run, trained=trained)) for run in dict.fromkeys(runs)
+        ]
+        index = sources[0].index
+        patching = sources if "patched" in models else []
+        price = price_model(index, patching, loading, windows.length)
+        read_windows(text, windows, price.vocabulary, index.root)
+        return within_memory(price, loading, memory)
 
 
 @dataclass(frozen=True)
@@ -133,30 +163,45 @@ class _Job:
     folder: Path
     memory: int | None
 
-    def row(self, number: int, run: Path, kind: str, progress: ProgressCall | None) -> Row:
-        """Export, load and score one model."""
-        name = f"{number}-{run.name}-{kind}"
-        out = self.folder / name
+    def export(self, number: int, run: Path, kind: str, progress: ProgressCall | None) -> "_Made":
+        """Make what one model is loaded from."""
+        out = self.folder / f"{number}-{run.name}-{kind}"
         result = export_variant(kind, run, out, self.memory, progress)
+        return _Made(run, kind, out, result.relative_errors)
+
+    def original(self, progress: ProgressCall | None) -> Row:
+        """Load and score the original."""
+        found = self._score(load_plain(self.origin, "original", self.loading), progress)
+        return Row("", "original", None, None, None, {}, found)
+
+    def row(self, made: "_Made", progress: ProgressCall | None) -> Row:
+        """Load and score one model of a run."""
         gc.collect()
-        if kind == "patched":
-            model = load_patched(self.origin, out, name, self.loading)
+        if made.kind == "patched":
+            model = load_patched(self.origin, made.out, made.out.name, self.loading)
         else:
-            model = load_plain(out, name, self.loading)
-        found = score(
+            model = load_plain(made.out, made.out.name, self.loading)
+        found = self._score(model, progress)
+        with open_source(made.run, trained=False) as source:
+            first, kept = source.units[0].unit, _kept(source)
+        return Row(
+            made.run.name, made.kind, first.bases, first.rank, kept, made.relative_errors, found
+        )
+
+    def _score(self, model: Any, progress: ProgressCall | None) -> Score:
+        return score(
             model, self.text, self.origin, self.windows, memory=self.memory, progress=progress
         )
-        with open_source(run, trained=False) as source:
-            first = source.units[0].unit
-            return Row(
-                run.name,
-                kind,
-                first.bases,
-                first.rank,
-                _kept(source),
-                result.relative_errors,
-                found,
-            )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An export to be scored."""
+
+    run: Path
+    kind: str
+    out: Path
+    relative_errors: dict[str, float]
 
 
 def _kept(source: Source) -> float:
@@ -192,7 +237,7 @@ def _common_origin(runs: Sequence[Path]) -> Path:
 @contextmanager
 def _workspace(work: Path | None) -> Iterator[Path]:
     if work is not None:
-        work.mkdir(parents=True, exist_ok=True)
+        make_folder(work, "--work")
         yield work
         return
     with tempfile.TemporaryDirectory(prefix="globe-eval-") as folder:

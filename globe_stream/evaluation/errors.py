@@ -15,7 +15,9 @@ from globe_stream.export.result import ProgressCall, Tally
 from globe_stream.export.shelf import BankShelf
 from globe_stream.export.source import FittedUnit, Source, open_source
 from globe_stream.export.truncated import lost_energy
+from globe_stream.status import status_document
 from globe_stream.store import arrays
+from globe_stream.store.run import Run
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,20 @@ def recorded_errors(run: Path) -> list[UnitErrors]:
         return [
             _unit_errors(source, fitted, _read(source, fitted, "errors")) for fitted in source.units
         ]
+
+
+def recorded_svd(run: Path) -> dict[str, Any]:
+    """relF of the equal-parameter truncated SVD by family, as the run recorded it.
+
+    Empty unless it is known of every family. The run may have measured a sample of its experts.
+    """
+    families = status_document(Run(run, writable=False))["families"]
+    found = {
+        name: {"relative_frobenius_error": family.get("svd_equal_parameters_relative_error")}
+        for name, family in families.items()
+    }
+    known = all(one["relative_frobenius_error"] is not None for one in found.values())
+    return found if known else {}
 
 
 def measured_errors(

@@ -9,6 +9,7 @@ from globe_stream.evaluation.errors import (
     errors_document,
     measured_errors,
     recorded_errors,
+    recorded_svd,
     svd_errors,
 )
 from globe_stream.evaluation.text import Windows
@@ -21,12 +22,15 @@ def evaluate_errors(
 ) -> dict[str, Any]:
     """relF of every run by family, layer and expert.
 
-    As recorded with the saved state; with `measure` also measured anew from the weights, and that
-    of the equal-parameter truncated SVD beside it (two streamed passes a run).
+    As recorded with the saved state, and that of the equal-parameter truncated SVD beside it if
+    the run recorded one; with `measure` both are also measured anew from the weights (two streamed
+    passes a run).
     """
     found: dict[str, Any] = {}
     for run in runs:
         found[str(run)] = {"recorded": errors_document(recorded_errors(run))}
+        if svd := recorded_svd(run):
+            found[str(run)]["svd_equal_parameters"] = svd
         if measure:
             again = measured_errors(run, memory=memory, progress=progress)
             truncated = svd_errors(run, memory=memory, progress=progress)
@@ -50,7 +54,7 @@ def evaluate_text(
     progress: ProgressCall | None = None,
 ) -> Comparison:
     """Score the original and what every run makes of it on `text`; see `compare`."""
-    loading = Loading(dtype=dtype, offload=offload, held=memory if offload else None)
+    loading = Loading(dtype=dtype, offload=offload)
     return compare(
         runs,
         text,

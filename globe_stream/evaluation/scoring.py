@@ -12,6 +12,7 @@ from torch import Tensor
 
 from globe_stream.evaluation.text import TokenWindow, Windows, bits_per_byte, read_windows
 from globe_stream.export.result import ProgressCall
+from globe_stream.memory.budget import COMPILED_BYTES, SLACK_BYTES
 from globe_stream.memory.meter import Meter
 
 MAX_BATCH = 8
@@ -46,8 +47,9 @@ def price_scoring(batch: int, length: int, vocabulary: int) -> int:
 
 def choose_batch(length: int, vocabulary: int, memory: int | None, held: int) -> int:
     """The most windows at a time, up to 8, for which `memory` bytes suffice beside `held`."""
+    spare = COMPILED_BYTES + SLACK_BYTES
     for batch in range(MAX_BATCH, 1, -1):
-        if memory is None or held + price_scoring(batch, length, vocabulary) <= memory:
+        if memory is None or held + price_scoring(batch, length, vocabulary) + spare <= memory:
             return batch
     return 1
 

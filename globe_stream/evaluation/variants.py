@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from globe_stream.errors import InputError
 from globe_stream.export.dense import export_dense, export_svd
 from globe_stream.export.native import export_factors
@@ -36,6 +38,25 @@ class Loading:
             if self.held is not None:
                 options["max_memory"] = {"cpu": self.held}
         return options
+
+
+def build_empty(folder: Path, loading: Loading) -> Any:
+    """The model of a checkpoint folder without weights, on the meta device.
+
+    Raises InputError when transformers does not know the model.
+    """
+    dtype = loading.options("")["dtype"]
+    transformers = _transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split(". ")[0].split())
+        raise InputError(
+            f"{folder}: transformers cannot build this model: {reason}. "
+            "Leave out --text, or install a newer transformers"
+        ) from error
 
 
 def load_plain(folder: Path, name: str, loading: Loading) -> Any:

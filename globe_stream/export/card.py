@@ -145,7 +145,7 @@ def _how(kind: str, command: str) -> str:
     made = f"## Made by\n\n    {command}" if command else ""
     if kind == "factors":
         use = (
-            "## Use\n\n```python\nimport globe_stream\n\n"
+            "## Use\n\n```python\nimport globe_stream\nimport transformers\n\n"
             'factors = globe_stream.load_factors("THIS FOLDER")\n'
             'weight = factors.reconstruct("up", 0, 0)  # (p, d)\n\n'
             'model = transformers.AutoModelForCausalLM.from_pretrained("THE ORIGINAL")\n'

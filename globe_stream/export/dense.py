@@ -146,10 +146,11 @@ def _carry_out(
     order: _Order, provider: AbstractContextManager[Provider], progress: ProgressCall | None
 ) -> ExportResult:
     source, out = order.source, order.out
-    work = open_work(out, order.identity, order.last)
-    if work is None:
-        return finished_result(out, source, order.plan.price)
     meter = Meter()
+    with meter.stage("export"):
+        work = open_work(out, order.identity, order.last)
+    if work is None:
+        return finished_result(out, source, order.plan.price, meter.peak)
     arithmetic = arithmetic_of(source.run)
     with work, arithmetic, meter.stage("export"), provider as provide:
         resumed = len(work.records())

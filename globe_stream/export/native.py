@@ -68,10 +68,11 @@ def export_factors(
             "shard_bytes": shard_bytes,
         }
         plan = plan_export([fitted.unit for fitted in source.units], memory)
-        work = open_work(out, identity, layout.INDEX)
-        if work is None:
-            return finished_result(out, source, plan.price)
         meter = Meter()
+        with meter.stage("export"):
+            work = open_work(out, identity, layout.INDEX)
+        if work is None:
+            return finished_result(out, source, plan.price, meter.peak)
         with work, arithmetic_of(source.run), meter.stage("export"):
             resumed = len(work.records())
             adapters = layout.plan_adapters(source, out, stored, shard_bytes)

@@ -10,7 +10,7 @@ from globe_stream.checkpoint.experts import Expert
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.errors import InputError
 from globe_stream.export.outfile import PIECE_BYTES
-from globe_stream.memory.budget import fit_bytes
+from globe_stream.memory.budget import COMPILED_BYTES, SLACK_BYTES, fit_bytes
 from globe_stream.runtime import warm_up
 from globe_stream.scope import Sizes, Unit
 from globe_stream.units import format_bytes
@@ -22,7 +22,8 @@ _BATCHES = (8, 4, 2, 1)
 class ExportPlan:
     """How many banks stay in memory (none: atoms are read as needed), and the reader's batch.
 
-    `price` is the peak expected, in bytes, the program itself included.
+    `price` is the peak expected, in bytes, the program itself and compiled kernels included; a
+    budget must leave SLACK_BYTES besides.
     """
 
     resident: int
@@ -55,37 +56,43 @@ def plan_export(units: Sequence[Unit], memory: int | None) -> ExportPlan:
 
     Raises InputError when even one expert at a time does not fit.
     """
-    base = _measured_base()
+    base = measured_base()
     largest = max(units, key=lambda unit: unit.sizes.bank_bytes).sizes.bank_bytes
     total = sum(unit.sizes.bank_bytes for unit in units)
     choices = [(len(units), total), (1, largest), (0, 0)]
     for resident, banks in choices:
         for batch in _BATCHES:
-            price = max(_price(unit, batch, banks) for unit in units)
-            if memory is None or base + price <= memory:
-                return ExportPlan(resident, batch, base + price)
-    raise InputError(
-        f"--memory {format_bytes(memory or 0)}: export needs at least {format_bytes(base + price)} "
-        f"({format_bytes(base)} of it for the program itself). Raise --memory"
-    )
+            price = base + COMPILED_BYTES + max(_price(unit, batch, banks) for unit in units)
+            if fits(price, memory):
+                return ExportPlan(resident, batch, price)
+    raise _too_little("export", memory, base, price)
 
 
 def plan_svd(experts: Sequence[Expert], memory: int | None) -> ExportPlan:
     """As `plan_export`, for the truncated SVD of `experts`."""
-    base = _measured_base()
+    base = measured_base()
     p, d = experts[0].shape
     for batch in _BATCHES:
-        price = price_svd(p, d, _reader_bytes(experts, batch))
-        if memory is None or base + price <= memory:
-            return ExportPlan(0, batch, base + price)
-    raise InputError(
-        f"--memory {format_bytes(memory or 0)}: the truncated SVD needs at least "
-        f"{format_bytes(base + price)} ({format_bytes(base)} of it for the program itself). "
+        price = base + COMPILED_BYTES + price_svd(p, d, _reader_bytes(experts, batch))
+        if fits(price, memory):
+            return ExportPlan(0, batch, price)
+    raise _too_little("the truncated SVD", memory, base, price)
+
+
+def fits(price: int, memory: int | None) -> bool:
+    """Whether a peak of `price` bytes leaves the slack of every stage; None means no limit."""
+    return memory is None or price + SLACK_BYTES <= memory
+
+
+def _too_little(what: str, memory: int | None, base: int, price: int) -> InputError:
+    return InputError(
+        f"--memory {format_bytes(memory or 0)}: {what} needs at least "
+        f"{format_bytes(price + SLACK_BYTES)} ({format_bytes(base)} of it for the program itself). "
         "Raise --memory"
     )
 
 
-def _measured_base() -> int:
+def measured_base() -> int:
     """Resident bytes of the program once every library it needs has been used."""
     warm_up(torch.device("cpu"))
     return int(psutil.Process().memory_info().rss)

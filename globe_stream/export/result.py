@@ -35,7 +35,11 @@ DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A finished export. Errors are relative Frobenius, by family; bytes are those on disk."""
+    """A finished export. Errors are relative Frobenius, by family; bytes are those on disk.
+
+    `source_bytes` are those that it stands for: the experts of an export of factors, the whole
+    checkpoint of a dense one.
+    """
 
     out: Path
     kind: str
@@ -82,7 +86,7 @@ def squared_norm(source: Source, family: str) -> float:
 
 
 def finished_result(
-    out: Path, source: Source, price: int, peak: int = 0, resumed: int | None = None
+    out: Path, source: Source, price: int, peak: int, resumed: int | None = None
 ) -> ExportResult:
     """The result recorded in the manifest of `out`; `resumed` None says it was complete already."""
     manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
@@ -93,13 +97,19 @@ def finished_result(
         dtype=manifest["dtype"],
         files=len(listed),
         bytes=sum(entry["bytes"] for entry in listed.values()),
-        source_bytes=sum(e.nbytes for fitted in source.units for e in fitted.unit.experts),
+        source_bytes=_source_bytes(source, manifest["kind"]),
         relative_errors=manifest["relative_frobenius_error"],
         resumed_files=len(listed) if resumed is None else resumed,
         price_bytes=price,
         peak_bytes=peak,
         note=_note(manifest["kind"], resumed is None),
     )
+
+
+def _source_bytes(source: Source, kind: str) -> int:
+    if kind == "factors":
+        return sum(e.nbytes for fitted in source.units for e in fitted.unit.experts)
+    return sum(header.size for header in source.index.headers)
 
 
 def _note(kind: str, complete: bool) -> str:

@@ -8,7 +8,7 @@ model. A finished file is recorded with its size and sha256, and not written aga
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,11 @@ from typing import Any
 
 from globe_stream.errors import GlobeError, InputError
 from globe_stream.export.outfile import OutFile, PlannedFile, sha256_of
+from globe_stream.export.writable import (
+    make_folder,
+    remove_empty,
+    unwritable_is_input_error,
+)
 from globe_stream.store import files
 from globe_stream.store.ledger import Ledger
 from globe_stream.store.lock import RunLock
@@ -38,8 +43,10 @@ class FileRecord:
 class ExportWork:
     """The state of one export into `out`; opened by `open_work`."""
 
-    def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, identity: Mapping[str, Any], made: Sequence[Path] = ()) -> None:
+        """Begin or continue; `made` are folders made for it, the deepest first."""
         self.out = out
+        self._made = [*dict.fromkeys((out, *made))]
         self._folder = out / WORK
         (self._folder / _READY).mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(self._folder)
@@ -84,7 +91,7 @@ class ExportWork:
         with files.disk_full_is_input_error(self.out, name):
             partial.write_bytes(content)
             files.sync_tree(partial)
-        self._accept(partial, name, len(content), sha256_of(partial), {})
+            self._accept(partial, name, len(content), sha256_of(partial), {})
 
     def copy(self, source: Path) -> None:
         """Finish a copy of the file `source` under its own name, in place of an earlier one."""
@@ -92,7 +99,7 @@ class ExportWork:
         with files.disk_full_is_input_error(self.out, source.name):
             shutil.copyfile(source, partial)
             files.sync_tree(partial)
-        self._accept(partial, source.name, partial.stat().st_size, sha256_of(partial), {})
+            self._accept(partial, source.name, partial.stat().st_size, sha256_of(partial), {})
 
     def records(self) -> dict[str, FileRecord]:
         """Every finished file by name."""
@@ -127,8 +134,7 @@ class ExportWork:
         self._lock.release()
         if self._folder.exists() and not self.records():
             files.remove(self._folder)
-            if not any(self.out.iterdir()):
-                self.out.rmdir()
+            remove_empty(self._made)
 
     def __enter__(self) -> "ExportWork":
         return self
@@ -168,7 +174,24 @@ def open_work(out: Path, identity: Mapping[str, Any], last: str) -> ExportWork |
         return None
     elif out.exists() and any(child.name != WORK for child in out.iterdir()):
         raise InputError(f"{out}: exists and is not empty. Choose another --out, or empty it")
-    return ExportWork(out, identity)
+    return _begin(out, identity)
+
+
+def _begin(out: Path, identity: Mapping[str, Any]) -> ExportWork:
+    """The work in `out`; where it cannot be begun, nothing made for it is left."""
+    fresh = not (out / WORK).exists()
+    made = make_folder(out, "--out")
+    try:
+        with (
+            unwritable_is_input_error(out, "--out"),
+            files.disk_full_is_input_error(out, "the export"),
+        ):
+            return ExportWork(out, identity, made)
+    except InputError:
+        if fresh:
+            files.remove(out / WORK)
+        remove_empty(made)
+        raise
 
 
 def _identity_of(path: Path) -> Any:

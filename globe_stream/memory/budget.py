@@ -5,7 +5,8 @@ interpreter, libraries, thread pools). Every term stands beside the array it pay
 Source: architecture.md, "Memory"; method.md section 2.
 """
 
-from collections.abc import Callable, Collection, Iterable
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from globe_stream.errors import InputError
@@ -31,6 +32,8 @@ SLACK_BYTES = 32 << 20
 """Left free of the budget: stacks, code pages and small arrays that no formula names."""
 CHUNK_READ_COPIES = 2
 """A checksummed chunk is held this many times while Zarr reads it (measured)."""
+BASE_SPREAD_BYTES = 4 << 20
+"""The base differs by less than this from one process to the next (measured)."""
 
 
 _EIGEN_BYTES = 8 * 5
@@ -52,6 +55,23 @@ class StagePlan:
     stage: str
     knobs: Knobs
     price: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage before its plan: the knobs it may choose, best first, and what they cost.
+
+    `smallest` is the least price with the smallest bank that the experts allow.
+    """
+
+    name: str
+    candidates: Sequence[Knobs]
+    price: Callable[[Knobs], int]
+    smallest: int
+
+    def least(self, base: int) -> int:
+        """The smallest budget in which it can be carried out."""
+        return _budget(base, min(map(self.price, self.candidates)))
 
 
 ReaderBytes = Callable[[int, int | None], int]
@@ -233,12 +253,39 @@ def choose(
     """
     least = None
     for knobs in candidates:
-        cost = price(knobs) + COMPILED_BYTES
-        if base + cost + SLACK_BYTES <= limit:
-            return StagePlan(stage, knobs, cost)
+        cost = price(knobs)
+        if _budget(base, cost) <= limit:
+            return StagePlan(stage, knobs, cost + COMPILED_BYTES)
         least = cost if least is None else min(least, cost)
-    raise InputError(
-        f"--memory {format_bytes(limit)}: stage {stage} needs at least "
-        f"{format_bytes(base + (least or 0) + SLACK_BYTES)} "
-        f"({format_bytes(base)} of it for the program itself). Raise --memory, or {advice}"
+    raise _refusal(stage, limit, base, _budget(base, least or 0), advice)
+
+
+def require(stages: Iterable[Stage], limit: int, base: int, advice: str) -> None:
+    """Raise InputError unless all of `stages` fit `limit`, naming the one that needs most.
+
+    `advice` on smaller banks is given only where they could make the stages fit.
+    """
+    stages = list(stages)
+    greatest = max(stages, key=lambda stage: stage.least(base))
+    if greatest.least(base) <= limit:
+        return
+    helps = all(_budget(base, stage.smallest) <= limit for stage in stages)
+    raise _refusal(greatest.name, limit, base, greatest.least(base), advice if helps else "")
+
+
+def safe_budget(least: int) -> int:
+    """`least` bytes rounded up to whole MiB that suffice in another process too."""
+    return math.ceil((least + BASE_SPREAD_BYTES) / (1 << 20)) << 20
+
+
+def _budget(base: int, price: int) -> int:
+    """The budget that a price asks for: with the base, compiled kernels and slack."""
+    return base + price + COMPILED_BYTES + SLACK_BYTES
+
+
+def _refusal(stage: str, limit: int, base: int, least: int, advice: str) -> InputError:
+    return InputError(
+        f"--memory {format_bytes(limit)}: stage {stage} needs at least {format_bytes(least)} "
+        f"({format_bytes(base)} of it for the program itself). "
+        f"Raise --memory to {safe_budget(least) >> 20}MiB" + (f", or {advice}" if advice else "")
     )

@@ -52,8 +52,9 @@ class Meter:
 
     @property
     def peak(self) -> int:
-        """The highest peak of all stages so far, in bytes."""
-        return max(self.peaks.values(), default=self.now())
+        """The highest peak of all stages so far, the one in progress included, in bytes."""
+        found = [*self.peaks.values(), *([self._watch.peak()] if self._watch else [])]
+        return max(found, default=self.now())
 
 
 def unified_device_bytes(device: torch.device) -> int:

@@ -3,29 +3,85 @@
 Resident banks are tried before spilled ones, and large batches before small ones.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from itertools import product
 
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.config import TrainConfig
 from globe_stream.memory import budget
-from globe_stream.memory.budget import Knobs, StagePlan
+from globe_stream.memory.budget import Knobs, Stage, StagePlan
 from globe_stream.scope import Unit
 
 _MANY = 1024
-_FEWER = "a smaller --rank or --bases, or --bank-scope layer"
+_FEWER = "choose a smaller --rank or --bases, or --bank-scope layer"
+
+Price = Callable[[Knobs], int]
+
+
+def seed_stages(unit: Unit, proxies: str, kinds: Collection[str] = ()) -> dict[str, Stage]:
+    """Every seeding stage of `unit` by name.
+
+    `kinds` are those that the statistics serve, when more than `proxies`.
+    """
+    prices = _seed_prices(unit, proxies, kinds)
+    small = _seed_prices(_smallest(unit), proxies, kinds)
+    return {
+        name: _stage(f"seed/{name} of {unit.key}", unit, price, small[name], name == "measure")
+        for name, price in prices.items()
+    }
+
+
+def train_stage(unit: Unit, config: TrainConfig) -> Stage:
+    """The epochs of `unit`."""
+    price, small = _train_price(unit, config), _train_price(_smallest(unit), config)
+    return _stage(f"train of {unit.key}", unit, price, small, True)
+
+
+def require(stages: Iterable[Stage], limit: int, base: int) -> None:
+    """Raise InputError unless all of `stages` fit `limit`, naming the one that needs most."""
+    budget.require(stages, limit, base, _FEWER)
 
 
 def seed_plans(
     unit: Unit, proxies: str, limit: int, base: int, kinds: Collection[str] = ()
 ) -> dict[str, StagePlan]:
-    """A plan for every seeding stage of `unit`; InputError when one cannot fit `limit`.
+    """A plan for every seeding stage of `unit`; InputError when they cannot all fit `limit`.
 
     `kinds` are those that the statistics serve, when more than `proxies`.
     """
+    stages = seed_stages(unit, proxies, kinds)
+    require(stages.values(), limit, base)
+    return {name: _plan(stage, limit, base) for name, stage in stages.items()}
+
+
+def train_plan(unit: Unit, config: TrainConfig, limit: int, base: int) -> StagePlan:
+    """The plan of `unit`'s epochs; InputError when even spilled banks do not fit `limit`."""
+    stage = train_stage(unit, config)
+    require([stage], limit, base)
+    return _plan(stage, limit, base)
+
+
+def _plan(stage: Stage, limit: int, base: int) -> StagePlan:
+    return budget.choose(stage.name, stage.candidates, stage.price, limit, base, _FEWER)
+
+
+def _stage(name: str, unit: Unit, price: Price, small: Price, spill: bool) -> Stage:
+    smallest = min(map(small, _candidates(_smallest(unit), small, spill=spill)))
+    return Stage(name, _candidates(unit, price, spill=spill), price, smallest)
+
+
+def _smallest(unit: Unit) -> Unit:
+    """`unit` with the smallest bank: one atom of one row, for the experts of one layer."""
+    first = unit.experts[0].layer
+    members = tuple(expert for expert in unit.experts if expert.layer == first)
+    return replace(unit, experts=members, rank=1, bases=1)
+
+
+def _seed_prices(unit: Unit, proxies: str, kinds: Collection[str]) -> dict[str, Price]:
     sizes, reader = unit.sizes, _reader_bytes(unit)
     itemsize = unit.proxy_dtype.itemsize
-    prices: dict[str, Callable[[Knobs], int]] = {
+    return {
         "statistics": lambda k: budget.statistics_price(sizes, k, reader, kinds or {proxies}),
         "proxies": lambda k: budget.proxies_price(sizes, k, reader, proxies, itemsize),
         "gram": lambda _: budget.gram_price(sizes, itemsize),
@@ -33,22 +89,9 @@ def seed_plans(
         "measure": lambda k: budget.measure_price(sizes, k, reader),
         "baseline": lambda k: budget.baseline_price(sizes, k, reader),
     }
-    spilling = {"measure"}
-    return {
-        stage: budget.choose(
-            f"seed/{stage} of {unit.key}",
-            _candidates(unit, price, spill=stage in spilling),
-            price,
-            limit,
-            base,
-            _FEWER,
-        )
-        for stage, price in prices.items()
-    }
 
 
-def train_plan(unit: Unit, config: TrainConfig, limit: int, base: int) -> StagePlan:
-    """The plan of `unit`'s epochs; InputError when even spilled banks do not fit `limit`."""
+def _train_price(unit: Unit, config: TrainConfig) -> Price:
     sizes, reader = unit.sizes, _reader_bytes(unit)
 
     def price(knobs: Knobs) -> int:
@@ -60,12 +103,10 @@ def train_plan(unit: Unit, config: TrainConfig, limit: int, base: int) -> StageP
             curved=config.activation != "none",
         )
 
-    return budget.choose(
-        f"train of {unit.key}", _candidates(unit, price, spill=True), price, limit, base, _FEWER
-    )
+    return price
 
 
-def _candidates(unit: Unit, price: Callable[[Knobs], int], *, spill: bool) -> list[Knobs]:
+def _candidates(unit: Unit, price: Price, *, spill: bool) -> list[Knobs]:
     # The slope where the batch dominates: small ones may hide below a fixed part of the stage.
     each = (price(Knobs(2 * _MANY)) - price(Knobs(_MANY))) // _MANY
     sizes = budget.batches(unit.sizes, each)

@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream import __version__
+from globe_stream.errors import InputError
+from globe_stream.export.writable import (
+    make_folder,
+    remove_empty,
+    unwritable_is_input_error,
+)
 from globe_stream.report import pictures
 from globe_stream.report.data import ReportData, UnitData, gather
+from globe_stream.report.pooling import pool_stages
 from globe_stream.store import files
 from globe_stream.units import format_bytes, format_seconds
 
@@ -30,13 +37,24 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     """Write the report of the run directory `run` to `out` (default RUN/report.html).
 
     The file is complete in itself: nothing is loaded from elsewhere. Returns its path. Raises
-    InputError when `run` is no run directory or the disk is full.
+    InputError when `run` is no run directory, `out` cannot be written or the disk is full;
+    nothing is then left behind.
     """
     target = out or run / NAME
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder. Give the HTML file to write, with --out")
     page = render(gather(run))
-    with files.disk_full_is_input_error(target.parent, "the report"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_text(target, page)
+    made = make_folder(target.parent, "--out")
+    try:
+        with (
+            unwritable_is_input_error(target, "--out"),
+            files.disk_full_is_input_error(target.parent, "the report"),
+        ):
+            files.replace_text(target, page)
+    except InputError:
+        files.remove(target.with_name(f"{target.name}.partial"))
+        remove_empty(made)
+        raise
     return target
 
 
@@ -87,7 +105,7 @@ def _families(status: dict[str, Any]) -> str:
                 name,
                 one["experts"],
                 f"{one['p']} x {one['d']}",
-                f"{one['bases']} x {one['rank']}",
+                _banks(one),
                 _number(one.get("parameter_ratio"), "{:.1%}"),
                 one["seeding_method"],
                 _number(one.get("explained_variance"), "{:.3f}"),
@@ -98,6 +116,11 @@ def _families(status: dict[str, Any]) -> str:
             )
         )
     return _table(head, rows)
+
+
+def _banks(family: dict[str, Any]) -> str:
+    size, count = f"{family['bases']} x {family['rank']}", family["banks"]
+    return size if count == 1 else f"{count} banks of {size}"
 
 
 def _verdicts(status: dict[str, Any]) -> list[str]:
@@ -164,15 +187,17 @@ def _costs(data: ReportData) -> str:
     )
     if not data.memory:
         return table
+    stages = pool_stages(data.memory)
+    head = "stage" if len(stages) == len(data.memory) else "stage, highest peak of all banks"
     rows = [
         (one.stage, format_bytes(one.price), format_bytes(one.peak), f"{one.peak / one.price:.1%}")
-        for one in data.memory
+        for one in stages
     ]
     return "\n".join(
         (
             table,
-            _image(pictures.memory(data.memory), "price and peak by stage"),
-            _table(("stage", "price", "peak", "peak / price"), rows),
+            _image(pictures.memory(stages), "price and peak by stage"),
+            _table((head, "price", "peak", "peak / price"), rows),
         )
     )
 

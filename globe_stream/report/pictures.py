@@ -4,10 +4,14 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from globe_stream.report.data import Array, StageMemory, UnitData
+from globe_stream.report.pooling import MANY_UNITS, pool_curves, spread
 
 _COLOURS = {"up": "#1f5fa8", "gate": "#c4541a"}
 _STYLES = ("-", "--", ":", "-.")
@@ -15,8 +19,21 @@ _DPI = 130
 
 
 def error_curve(units: Sequence[UnitData]) -> bytes:
-    """relF by epoch, and the equal-parameter SVD as a horizontal line."""
+    """relF by epoch, and the equal-parameter SVD as a horizontal line.
+
+    Many units are one line a family, with a band from the lowest to the highest.
+    """
     figure, axes = _figure(6.4, 3.6)
+    if len(units) > MANY_UNITS:
+        _pooled_curves(axes, units)
+    else:
+        _unit_curves(axes, units)
+    axes.set(xlabel="epoch (0 is the seed)", ylabel="relative Frobenius error", ylim=(0, None))
+    _integer(axes.xaxis)
+    return _png(figure, legend=axes)
+
+
+def _unit_curves(axes: Axes, units: Sequence[UnitData]) -> None:
     for number, unit in enumerate(units):
         epochs, errors = zip(*unit.curve, strict=True) if unit.curve else ((), ())
         colour, style = _look(unit, number, units)
@@ -30,16 +47,31 @@ def error_curve(units: Sequence[UnitData]) -> bytes:
             label=unit.key,
         )
         if unit.svd_error is not None and len(units) <= 2:
-            axes.axhline(
-                unit.svd_error,
-                color=colour,
-                linewidth=0.8,
-                alpha=0.6,
-                linestyle="--",
-                label=f"{unit.key}: SVD of equal size",
-            )
-    axes.set(xlabel="epoch (0 is the seed)", ylabel="relative Frobenius error", ylim=(0, None))
-    return _png(figure, legend=axes if len(units) <= 8 else None)
+            _svd_line(axes, unit.svd_error, colour, unit.key)
+
+
+def _pooled_curves(axes: Axes, units: Sequence[UnitData]) -> None:
+    for one in pool_curves(units):
+        colour = _COLOURS.get(one.family)
+        count = sum(unit.family == one.family for unit in units)
+        label = f"{one.family}, all {count} banks (band: lowest to highest)"
+        axes.fill_between(
+            one.epochs, one.lowest, one.highest, color=colour, alpha=0.18, linewidth=0
+        )
+        axes.plot(one.epochs, one.pooled, color=colour, marker="o", markersize=2.5, label=label)
+        if one.svd_error is not None:
+            _svd_line(axes, one.svd_error, colour, one.family)
+
+
+def _svd_line(axes: Axes, error: float, colour: str | None, name: str) -> None:
+    axes.axhline(
+        error,
+        color=colour,
+        linewidth=0.8,
+        alpha=0.6,
+        linestyle="--",
+        label=f"{name}: SVD of equal size",
+    )
 
 
 def error_map(family: str, units: Sequence[UnitData]) -> bytes:
@@ -58,6 +90,7 @@ def error_map(family: str, units: Sequence[UnitData]) -> bytes:
     shown = range(0, len(layers), max(1, len(layers) // 12))
     axes.set_yticks(list(shown), [str(layers[k]) for k in shown])
     axes.set(xlabel="expert", ylabel="layer", title=family)
+    _integer(axes.xaxis)
     return _png(figure)
 
 
@@ -69,36 +102,53 @@ def supports(units: Sequence[UnitData]) -> bytes:
     for family, counts in _by_family(units, "supports").items():
         axes.hist(counts, bins=list(bins), color=_COLOURS.get(family), alpha=0.55, label=family)
     axes.set(xlabel="atoms in an expert's code", ylabel="experts")
+    _integer(axes.xaxis)
+    _integer(axes.yaxis)
     return _png(figure, legend=axes)
 
 
 def popularity(units: Sequence[UnitData]) -> bytes:
-    """How many experts use each atom, most used first."""
+    """How many experts use each atom, most used first; many units as a band a family."""
     figure, axes = _figure(6.4, 3.0)
-    for number, unit in enumerate(units):
-        colour, style = _look(unit, number, units)
-        ordered = np.sort(unit.popularity)[::-1]
-        axes.plot(
-            np.arange(1, len(ordered) + 1), ordered, color=colour, linestyle=style, label=unit.key
-        )
+    _ranked(axes, units, [np.sort(unit.popularity)[::-1] for unit in units])
     axes.set(xlabel="atoms, most used first", ylabel="experts that use it", ylim=(0, None))
-    return _png(figure, legend=axes if len(units) <= 8 else None)
+    _integer(axes.yaxis)
+    return _png(figure, legend=axes)
 
 
 def spectrum(units: Sequence[UnitData]) -> bytes:
     """Eigenvalues of the proxies' Gram matrix, and where the bank's size cuts them."""
     figure, axes = _figure(6.4, 3.2)
-    for number, unit in enumerate(units):
-        if unit.eigenvalues is None:
-            continue
-        colour, style = _look(unit, number, units)
-        values = np.clip(np.sort(unit.eigenvalues)[::-1], 1e-12, None)
-        axes.semilogy(
-            np.arange(1, len(values) + 1), values, color=colour, linestyle=style, label=unit.key
-        )
-        axes.axvline(len(unit.popularity), color=colour, linewidth=0.8, alpha=0.6)
+    kept = [unit for unit in units if unit.eigenvalues is not None]
+    _ranked(axes, kept, [np.clip(_eigenvalues(unit), 1e-12, None) for unit in kept])
+    for family, atoms in dict.fromkeys((unit.family, len(unit.popularity)) for unit in kept):
+        axes.axvline(atoms, color=_COLOURS.get(family), linewidth=0.8, alpha=0.6)
     axes.set(xlabel="index (the line marks the number of atoms)", ylabel="eigenvalue")
-    return _png(figure, legend=axes if len(units) <= 8 else None)
+    axes.set_yscale("log")
+    return _png(figure, legend=axes)
+
+
+def _eigenvalues(unit: UnitData) -> Array:
+    assert unit.eigenvalues is not None
+    return unit.eigenvalues
+
+
+def _ranked(axes: Axes, units: Sequence[UnitData], rows: Sequence[Array]) -> None:
+    """One line a unit over 1, 2, ...; of many units the median of a family, and a band."""
+    _integer(axes.xaxis)
+    if len(units) <= MANY_UNITS:
+        for number, (unit, row) in enumerate(zip(units, rows, strict=True)):
+            colour, style = _look(unit, number, units)
+            places = np.arange(1, len(row) + 1)
+            axes.plot(places, row, color=colour, linestyle=style, label=unit.key)
+        return
+    for family in dict.fromkeys(unit.family for unit in units):
+        own = [row for unit, row in zip(units, rows, strict=True) if unit.family == family]
+        lowest, median, highest = spread(own)
+        colour, places = _COLOURS.get(family), np.arange(1, len(median) + 1)
+        axes.fill_between(places, lowest, highest, color=colour, alpha=0.18, linewidth=0)
+        label = f"{family}, median of {len(own)} banks (band: lowest to highest)"
+        axes.plot(places, median, color=colour, label=label)
 
 
 def memory(stages: Sequence[StageMemory]) -> bytes:
@@ -123,7 +173,8 @@ def memory(stages: Sequence[StageMemory]) -> bytes:
     axes.set_yticks(list(places), [one.stage for one in stages])
     axes.invert_yaxis()
     axes.set(xlabel="MiB, the program itself included")
-    return _png(figure, legend=axes)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    return _png(figure)
 
 
 def _by_family(units: Sequence[UnitData], name: str) -> dict[str, Array]:
@@ -138,6 +189,11 @@ def _look(unit: UnitData, number: int, units: Sequence[UnitData]) -> tuple[str |
     """Families by colour, units of a family by line style."""
     same = [other.key for other in units[:number] if other.family == unit.family]
     return _COLOURS.get(unit.family), _STYLES[len(same) % len(_STYLES)]
+
+
+def _integer(axis: Axis) -> None:
+    """Ticks of `axis` at whole numbers only."""
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _figure(width: float, height: float):  # type: ignore[no-untyped-def]

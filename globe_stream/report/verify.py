@@ -54,7 +54,8 @@ def verify(path: Path, *, progress: ProgressCall | None = None) -> Verification:
         return verify_run(path, progress=progress)
     if (path / MANIFEST).exists() or (path / WORK).exists():
         return verify_export(path, progress=progress)
-    raise InputError(f"{path}: neither a run directory nor an export")
+    said = "neither a run directory nor an export" if path.exists() else "does not exist"
+    raise InputError(f"{path}: {said}. Give the --run of a seed or the --out of an export")
 
 
 def verify_run(path: Path, *, progress: ProgressCall | None = None) -> Verification:

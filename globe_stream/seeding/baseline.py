@@ -26,6 +26,13 @@ def sampled_experts(unit: Unit) -> list[int]:
     return [k * sizes.experts // count for k in range(count)]
 
 
+def seed_passes(unit: Unit) -> int:
+    """Passes of seeding over the unit's experts: statistics, proxies, measure; where the
+    baseline reads every expert, that too.
+    """
+    return 3 + (len(sampled_experts(unit)) == unit.sizes.experts)
+
+
 def operations(sizes: Sizes) -> float:
     """Floating-point operations of one expert: the Gram, then its eigenvalues."""
     return 2.0 * sizes.p**2 * sizes.d + 4 / 3 * sizes.p**3

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from globe_stream import api, runtime
-from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig
+from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig
 from globe_stream.context import Context
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, Interrupted
 from globe_stream.interrupts import graceful_interrupts
 from globe_stream.memory import allocator, planner
 from globe_stream.memory.budget import StagePlan
@@ -92,14 +92,24 @@ def compare(
     Raises InputError for unknown or repeated methods, a budget too small and what `seed` refuses.
     """
     allocator.return_freed_memory()
-    configs = [_config(seeding, method) for method in methods]
     _require_distinct(methods)
+    configs = [_config(seeding, method) for method in methods]
     source = api.open_source(model, selection, seeding)
     device, reason = runtime.choose_device(how.device)
     runtime.prepare(device, reason, None)
     runtime.warm_up(device)
     limit, base = api.memory_limit(how, None), Meter(device).now()
     kinds = frozenset(_kind(config) for config in configs)
+    planner.require(
+        (
+            stage
+            for unit in source.units
+            for kind in kinds
+            for stage in planner.seed_stages(unit, kind, kinds).values()
+        ),
+        limit,
+        base,
+    )
     plans = {
         (unit.key, kind): planner.seed_plans(unit, kind, limit, base, kinds)
         for unit in source.units
@@ -211,6 +221,9 @@ def _kind(config: SeedConfig) -> str:
 def _require_distinct(methods: Sequence[str]) -> None:
     if not methods:
         raise InputError("--methods names no method: give at least one")
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown:
+        raise InputError(f"--methods {unknown[0]!r} is not known: use some of {', '.join(METHODS)}")
     repeated = {method for method in methods if methods.count(method) > 1}
     if repeated:
         raise InputError(f"--methods names {sorted(repeated)[0]} more than once: give it once")
@@ -227,10 +240,22 @@ def _context(
         parent = folder if folder is not None else Path(tempfile.gettempdir())
         parent.mkdir(parents=True, exist_ok=True)
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix="sweep-")))
-        interrupt = stack.enter_context(graceful_interrupts())
+        stack.enter_context(_stopped_for_good())
+        interrupt = stack.enter_context(graceful_interrupts("stopping after this batch"))
         stack.enter_context(files.disk_full_is_input_error(path, "the comparison"))
         run = stack.enter_context(Run.create(path / "run", {"units": []}))
         progress = Progress(silent=silent)
         yield Context(
             run, Metrics([]), progress, Meter(device), interrupt, device, float("inf"), limit, base
         )
+
+
+@contextmanager
+def _stopped_for_good() -> Iterator[None]:
+    """A comparison keeps nothing that could be continued."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(
+            "sweep: stopped; nothing is kept, the same command starts over"
+        ) from error

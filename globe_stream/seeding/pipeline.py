@@ -24,7 +24,7 @@ from globe_stream.measure import MeasureAccumulator
 from globe_stream.memory.budget import StagePlan, tile_rows
 from globe_stream.scope import Unit
 from globe_stream.seeding import proxies as proxy
-from globe_stream.seeding.baseline import BaselineAccumulator, sampled_experts
+from globe_stream.seeding.baseline import BaselineAccumulator, sampled_experts, seed_passes
 from globe_stream.seeding.gramspace import ProxyOperator, build_bank, proxy_gram
 from globe_stream.seeding.methods import (
     GramView,
@@ -274,7 +274,7 @@ class Seeding:
         return {
             "stage": "seeded",
             "epoch": 0,
-            "passes": 3,
+            "passes": seed_passes(self.unit),
             "relative_frobenius_error": done["measure"]["recon/relative_frobenius_error"],
             "squared_norm": float(norms.sum()),
             "svd_relative_error": baseline["svd/relative_frobenius_error"],

@@ -10,6 +10,10 @@ from pathlib import Path
 from globe_stream.errors import InputError
 from globe_stream.units import format_bytes
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Reasons for which there is no room: the disk, a quota, a limit on the size of files."""
+_MORE = "Make room (or raise the limit) and give the same command again; what was finished is kept"
+
 
 def sync_tree(path: Path) -> None:
     """Flush `path` and everything below it to the disk, files before their directories."""
@@ -57,16 +61,19 @@ def require_free(directory: Path, count: int, what: str) -> None:
 
 @contextmanager
 def disk_full_is_input_error(directory: Path, what: str) -> Iterator[None]:
-    """Turn "no space left on device" inside the block into an InputError naming `what`."""
+    """Turn a lack of room (FULL) inside the block into an InputError naming `what`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
-        raise InputError(
-            f"{directory}: the disk became full while writing {what}. "
-            "Make room and give the same command again; what was finished is kept"
-        ) from error
+        raise InputError(f"{directory}: {_lack(error)} while writing {what}. {_MORE}") from error
+
+
+def _lack(error: OSError) -> str:
+    if error.errno == errno.EFBIG:
+        return "a file grew beyond the limit on file sizes"
+    return "the quota was used up" if error.errno == errno.EDQUOT else "the disk became full"
 
 
 def _sync(path: Path) -> None:

@@ -7,7 +7,7 @@ Source: architecture.md, "The run directory".
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,16 +28,23 @@ SPILL = "spill.partial"
 State = dict[str, Any]
 
 
+def _nothing() -> dict[str, State]:
+    return {}
+
+
 class Run:
     """One run directory, opened for reading or, under its lock, for writing."""
 
     def __init__(self, path: Path, *, writable: bool) -> None:
         if not (path / "ledger.jsonl").exists():
+            reason = "no ledger.jsonl" if path.exists() else "no such folder"
             raise InputError(
-                f"{path}: not a run directory (no ledger.jsonl). "
-                "Make one with `globe-stream seed MODEL --run DIR`"
+                f"{path}: not a run directory ({reason}). "
+                "Give one that `globe-stream seed MODEL --run DIR` made"
             )
         self.path = path
+        self.beside: Callable[[], Mapping[str, State]] = _nothing
+        """States that every commit records beside its own, as they are at that moment."""
         self._lock = RunLock(path) if writable else None
         try:
             self._open(writable)
@@ -69,6 +76,12 @@ class Run:
         """Whether `path` holds a run: a ledger with at least one complete line."""
         ledger = path / "ledger.jsonl"
         return ledger.exists() and b"\n" in ledger.read_bytes()
+
+    @staticmethod
+    def lost_its_record(path: Path) -> bool:
+        """Whether `path` holds a run's arrays beside a ledger that has not one complete line."""
+        known = (path / "ledger.jsonl").exists() and (path / STORE).is_dir()
+        return known and not Run.exists(path)
 
     @staticmethod
     def erase(path: Path) -> None:
@@ -136,7 +149,7 @@ class Run:
                 {
                     "kind": "commit",
                     "sequence": sequence,
-                    "states": dict(states),
+                    "states": {**self.beside(), **states},
                     "put": sorted(put),
                     "move": [list(pair) for pair in move],
                     "drop": list(drop),
@@ -163,7 +176,7 @@ class Run:
     def _open(self, writable: bool) -> None:
         self.ledger = Ledger(self.path / "ledger.jsonl", writable=writable)
         if not self.ledger.rows:
-            raise GlobeError(f"{self.path}/ledger.jsonl: empty; start over with --fresh")
+            raise GlobeError(f"{self.path}/ledger.jsonl: empty; seed again with --fresh")
         _require_format(self.path, self.ledger.rows[0])
         if writable:
             self._recover()

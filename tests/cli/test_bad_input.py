@@ -165,7 +165,7 @@ def test_a_checkpoint_that_went_away_or_changed_since_seeding(tmp_path, tell):
     (["--bases", 25], ["--bases 25", "24 experts", "Use at most 24"]),
     (["--bases", 13, "--bank-scope", "layer"], ["--bases 13", "12 experts", "layers-000-000"]),
     (["--rank", 13], ["--rank 13", "12 rows", "Use at most 12"]),
-    (["--memory", "1MiB"], ["--memory 1.00 MiB", "stage seed/statistics of up", "needs at least",
+    (["--memory", "1MiB"], ["--memory 1.00 MiB", "stage seed/", "of up needs at least",
                             "for the program itself", "Raise --memory"]),
     (["--memory", "lots"], ["'lots'", "6GiB"]),
     (["--memory", "0"], ["'0'"]),
@@ -181,6 +181,10 @@ def test_a_checkpoint_that_went_away_or_changed_since_seeding(tmp_path, tell):
     (["--layers", "3:1"], ["3:1"]),
     (["--layers", "first"], ["'first'", "A:B"]),
     (["--layers", "7:9"], ["no experts", "0-1"]),
+    (["--layers", "0:9"], ["--layers 0:9", "the last layer with experts is 1", "Write 0:2"]),
+    (["--layers", "0:1", "--single-layer", 0], ["--single-layer and --layers", "one of them"]),
+    (["--bank-scope", "layers:9"], ["--bank-scope layers:9: 2 layers are chosen", "Use global"]),
+    (["--revision", "main"], ["--revision main", "is a folder, which has no revisions"]),
     (["--single-layer", 99], ["no experts", "0-1"]),
     (["--max-experts", 1], ["--max-experts 1", "at least 2"]),
     (["--method", "left_gram_pca", "--proxies", "rows"], ["--proxies rows", "left_gram"]),
@@ -237,7 +241,8 @@ def test_a_run_that_is_a_file_or_another_folder(tmp_path, tell, checkpoint):
 def test_commands_on_what_is_no_run(tmp_path, tell):
     for command in ("train", "status"):
         refused(tell(command, tmp_path), "not a run directory", "globe-stream seed")
-        refused(tell(command, tmp_path / "nothing"), "not a run directory")
+        refused(tell(command, tmp_path / "nothing"), "not a run directory (no such folder)",
+                "globe-stream seed")  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
@@ -306,7 +311,7 @@ def test_a_disk_that_fills_up_while_training(tmp_path, tell, seeded, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     run, other = (shutil.copytree(seeded, tmp_path / name) for name in ("run", "other"))
-    arguments = ("--epochs", 3, "--warmup-epochs", 1)
+    arguments = ("--epochs", 3, "--warmup-epochs", 1, "--target-support", 4)
     with monkeypatch.context() as patch:
         patch.setattr(arrays, "write", full)
         refused(tell("train", run, *arguments), str(run), "the disk became full")
@@ -330,3 +335,41 @@ def test_a_damaged_run_is_a_failure_that_says_what_to_do(
     assert "--fresh" in told.err
     if command == "seed":
         assert tell("seed", *arguments, "--fresh").code == 0
+
+
+def test_a_run_whose_record_is_empty(tmp_path, tell, seeded, checkpoint):
+    run = shutil.copytree(seeded, tmp_path / "run")
+    (run / "ledger.jsonl").write_text("")
+    arguments = ("seed", checkpoint, "--run", run)
+    refused(tell(*arguments), "ledger.jsonl: empty", "--fresh")
+    told = tell(*arguments, "--fresh", "--json")
+    assert (told.code, json.loads(told.out)["state"]) == (0, "seeded")
+
+
+@pytest.mark.parametrize("section", ["seed", "train"])
+def test_a_run_of_another_version_is_named_as_such(tmp_path, tell, seeded, checkpoint, section):
+    run = shutil.copytree(seeded, tmp_path / "run")
+    assert tell("train", run, "--epochs", 1).code == 0
+    text = (run / "ledger.jsonl").read_text()
+    option = {"seed": '"dictionary_rounds": 300, ', "train": '"guard": 0.003, '}[section]
+    assert option in text
+    (run / "ledger.jsonl").write_text(text.replace(option, ""))
+    again = {"seed": ("seed", checkpoint, "--run", run), "train": ("train", run, "--epochs", 1)}
+    refused(tell(*again[section]), "begun by another version of globe-stream", "--fresh", "--run")
+
+
+def test_settings_that_do_not_do_what_they_seem_to_are_told(tmp_path, tell, seeded):
+    run = shutil.copytree(seeded, tmp_path / "run")
+    options = ("--target-support", 100, "--support-cap", 3, "--warmup-epochs", 2)
+    told = tell("train", run, "--epochs", 1, *options)
+    assert told.code == 0
+    for words in ("--target-support 100 is above the 6 atoms", "--support-cap 3 is below",
+                  "--warmup-epochs 2 is above --epochs 1"):  # fmt: skip
+        assert told.err.count(words) == 1
+    told = tell("train", run, "--epochs", 1, *options)
+    assert "nothing is left to do: --epochs 1 counts from the start, 1 are done" in told.err
+    assert "--warmup-epochs" not in told.err
+
+
+def test_an_unknown_method_of_a_sweep_is_named_by_its_option(tell, checkpoint):
+    refused(tell("sweep", checkpoint, "--methods", "foo"), "--methods 'foo' is not known")

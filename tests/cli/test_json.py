@@ -66,7 +66,7 @@ def test_seed_train_and_status_end_with_the_same_document(tmp_path, tell, checkp
         assert list(document["families"]) == ["up", "gate"]
         for family in document["families"].values():
             has(family, FAMILY)
-            assert (family["epoch"], family["passes"]) == (epoch, 3 + epoch)
+            assert (family["epoch"], family["passes"]) == (epoch, 4 + epoch)
             assert (family["experts"], family["p"], family["d"]) == (24, 12, 20)
             assert (family["rank"], family["bases"]) == (9, 6)
             assert 0 < family["explained_variance"] <= 1
@@ -93,8 +93,9 @@ def test_plan_prices_what_seed_and_train_do(tell, checkpoint, trained):
     document = only_document(tell("plan", checkpoint, *arguments))
     assert document["memory_budget_bytes"] == 2 << 30
     assert 0 < document["peak_memory_bytes"] <= 2 << 30
+    assert 0 < document["least_memory_bytes"] <= 2 << 30
     assert document["epoch_bytes_read"] == 2 * 24 * 12 * 20 * 2
-    assert document["passes"] == 3 + 3
+    assert document["passes"] == 4 + 3
     unit = document["units"]["up"]
     assert (unit["experts"], unit["p"], unit["d"], unit["rank"], unit["bases"]) == (
         24, 12, 20, 9, 6)  # fmt: skip

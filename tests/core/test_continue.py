@@ -68,7 +68,7 @@ def test_more_epochs_continue_to_the_same_bits(tell, seeded):
     document = json.loads(told.out)
     assert document["state"] == "trained"
     assert document["families"]["up"]["epoch"] == 8
-    assert document["families"]["up"]["passes"] == 3 + 8
+    assert document["families"]["up"]["passes"] == 4 + 8
 
 
 def test_fewer_epochs_than_were_done_do_nothing(tell, seeded):
@@ -148,7 +148,7 @@ def test_fresh_trains_again_from_the_seeds(tell, seeded, epochs):
     assert {name: support.results(seeded)[name] for name in keys} == {
         name: support.results(other)[name] for name in keys
     }
-    assert Run(seeded, writable=False).state("up")["passes"] == 3 + 3
+    assert Run(seeded, writable=False).state("up")["passes"] == 4 + 3
 
 
 def forced(monkeypatch, batch, spill):

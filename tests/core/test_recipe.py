@@ -23,7 +23,8 @@ SYNTH = {"layers": 2, "experts": 6, "hidden": 20, "intermediate": 12}
     ({**MINIMAL, "runtime": {"ram": "6GiB"}}, r"\[runtime\]: unknown key 'ram'"),
     ({**MINIMAL, "synth": {**SYNTH, "heads": 3}}, r"\[synth\]: unknown key 'heads'"),
     ({**MINIMAL, "synth": {"layers": 2}}, r"\[synth\]: experts is missing"),
-    ({**MINIMAL, "synth": {**SYNTH, "layers": "2"}}, r"\[synth\]: layers = '2': a int is needed"),
+    ({**MINIMAL, "synth": {**SYNTH, "layers": "2"}},
+     r"\[synth\]: layers = '2': a whole number is needed"),
     ({**MINIMAL, "export": [{"format": "factors", "out": "o", "x": 1}]}, "unknown key 'x'"),
     ({**MINIMAL, "export": [{"format": "zip", "out": "o"}]}, "factors or dense"),
     ({**MINIMAL, "export": [{"format": "dense"}]}, r"out \(a folder\)"),
@@ -33,8 +34,12 @@ SYNTH = {"layers": 2, "experts": 6, "hidden": 20, "intermediate": 12}
     ({**MINIMAL, "seed": 3}, "seed"),
     ({**MINIMAL, "synth": [1]}, "synth"),
     ({**MINIMAL, "report": 3}, "report"),
-    ({**MINIMAL, "seed": {"rank": "many"}}, r"\[seed\]: rank = 'many': a int is needed"),
-    ({**MINIMAL, "seed": {"rank": 0}}, "--rank 0"),
+    ({**MINIMAL, "seed": {"rank": "many"}}, r"\[seed\]: rank = 'many': a whole number is needed"),
+    ({**MINIMAL, "seed": {"rank": 0}}, r"r.toml \[seed\]: rank 0"),
+    ({**MINIMAL, "seed": {"method": 3}}, "method = 3: text is needed"),
+    ({**MINIMAL, "train": {"momentum": "much"}}, "momentum = 'much': a number is needed"),
+    ({**MINIMAL, "runtime": {"memory": "1GX"}}, r"r.toml \[runtime\]: memory: size '1GX'"),
+    ({**MINIMAL, "synth": {**SYNTH, "noise": 1}}, r"\[synth\]: noise .* need planted_bases"),
     ({**MINIMAL, "runtime": {"memory": "lots"}}, "lots"),
 ])  # fmt: skip
 def test_mistakes_are_named_before_anything_is_done(values, words):
@@ -62,9 +67,25 @@ def test_the_recipes_of_the_project_are_valid(name):
     assert recipe.train is not None
 
 
-def recipe_in(tmp_path):
+@pytest.mark.parametrize("written", [4, "4", "none"])
+def test_the_wanted_support_may_be_a_number(written):
+    recipe = parse_recipe({**MINIMAL, "train": {"target_support": written}}, "r.toml")
+    assert recipe.train.target_support == str(written)
+
+
+def recipe_in(tmp_path, *, changes=()):
+    """A recipe; each of `changes` is (old, new) text."""
     path = tmp_path / "recipe.toml"
-    path.write_text(f"""
+    text = recipe_text(tmp_path)
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
+def recipe_text(tmp_path):
+    return f"""
 model = "{tmp_path}/model"
 run = "{tmp_path}/run"
 [synth]
@@ -80,8 +101,7 @@ warmup_epochs = 1
 [[export]]
 format = "factors"
 out = "{tmp_path}/factors"
-""")
-    return path
+"""
 
 
 def test_a_recipe_is_carried_out_once(tmp_path, tell, monkeypatch):
@@ -109,3 +129,41 @@ def test_a_recipe_that_was_killed_continues(tmp_path, event):
     code = support.outcome(support.command, ["run", str(path)], log)
     assert code == 0, log.read_text()[-1500:]
     assert (tmp_path / "factors" / "globe_config.json").exists()
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (("layers = 2", "layers = 3"), ["model: was made with another [synth]", "layers: was 2, now 3",
+                                    "Delete or rename"]),
+    (("bases = 4", "bases = 5"), ["seed bases: was 4, now 5", "name another run in it"]),
+    (("warmup_epochs = 1", "momentum = 0.5"), ["momentum: was 0.95, now 0.5", "Change the recipe"]),
+    (("\nepochs = 2", "\nepochs = 3"), ["factors: is taken", "Delete or rename"]),
+    (("bases = 4", "bases = 600"), ["bases 600: more atoms than the 12 experts"]),
+])  # fmt: skip
+def test_what_a_changed_recipe_may_not_do_is_refused_before_any_work(
+    tmp_path, tell, monkeypatch, change, words
+):
+    support.make_quick(monkeypatch.setattr)
+    assert tell("run", recipe_in(tmp_path)).code == 0
+    path = recipe_in(tmp_path, changes=[change])
+    before = {name: value for name, value in support.tree(tmp_path).items() if "lock" not in name}
+    told = tell("run", path)
+    assert (told.code, told.out, len(told.err.splitlines())) == (2, "", 1), told.err
+    for word in words:
+        assert word in told.err
+    assert "--" not in told.err
+    after = {name: value for name, value in support.tree(tmp_path).items() if "lock" not in name}
+    assert after == before
+
+
+def test_impossible_sizes_are_found_before_the_model_is_made(tmp_path, tell):
+    told = tell("run", recipe_in(tmp_path, changes=[("bases = 4", "bases = 600")]))
+    assert told.code == 2
+    assert "bases 600: more atoms than the 12 experts" in told.err
+    assert [child.name for child in tmp_path.iterdir()] == ["recipe.toml"]
+
+
+def test_a_checkpoint_that_no_synth_made_is_left_alone(tmp_path, tell):
+    support.write_checkpoint(tmp_path / "model")
+    told = tell("run", recipe_in(tmp_path))
+    assert told.code == 2
+    assert "that no [synth] made" in told.err

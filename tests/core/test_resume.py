@@ -121,6 +121,17 @@ def test_interrupts_checkpoint_and_end_with_130(tmp_path, checkpoint, undisturbe
     same(run, undisturbed[1])
 
 
+def test_the_peak_of_memory_survives_a_kill_and_never_falls(tmp_path, checkpoint):
+    run, log = tmp_path / "run", tmp_path / "log"
+    arguments, peaks = seed_command(checkpoint, run), []
+    while outcome(command, arguments, log, 40, KILL) != 0:
+        peaks.append(json.loads(status(run))["peak_memory_bytes"])
+    peaks.append(json.loads(status(run))["peak_memory_bytes"])
+    assert len(peaks) > 3
+    assert all(peak > 1 << 20 for peak in peaks)
+    assert peaks == sorted(peaks)
+
+
 def status(run):
     from globe_stream.api import status as library_status
 

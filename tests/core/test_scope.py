@@ -25,7 +25,7 @@ def layers_of(units):
     ("layer", [f"up/layers-00{k}-00{k}" for k in range(5)], [[0], [1], [2], [3], [4]]),
     ("layers:2", ["up/layers-000-001", "up/layers-002-003", "up/layers-004-004"],
      [[0, 1], [2, 3], [4]]),
-    ("layers:9", ["up/layers-000-004"], [[0, 1, 2, 3, 4]]),
+    ("layers:5", ["up/layers-000-004"], [[0, 1, 2, 3, 4]]),
 ])  # fmt: skip
 def test_scopes_cut_the_layers_into_runs(index, scope, keys, layers):
     units = make_units(index, ("up",), SeedConfig(bank_scope=scope, bases=3))
@@ -53,6 +53,8 @@ def test_sizes_from_ratios_or_numbers(index, options, rank, bases):
 
 
 def test_limits(index):
+    with pytest.raises(InputError, match="--bank-scope layers:9: 5 layers are chosen"):
+        make_units(index, ("up",), SeedConfig(bank_scope="layers:9"))
     with pytest.raises(InputError, match="--rank 9: larger than the experts' 8 rows"):
         make_units(index, ("up",), SeedConfig(rank=9))
     with pytest.raises(InputError, match=r"--bases 5: .* 4 experts that share .*layers-000-000"):

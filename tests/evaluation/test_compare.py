@@ -10,8 +10,10 @@ from sample_runs import Recipe, make_run, tiny_model
 
 from globe_stream.errors import InputError
 from globe_stream.evaluation.compare import compare
+from globe_stream.evaluation.price import price_model, within_memory
 from globe_stream.evaluation.text import Windows
 from globe_stream.evaluation.variants import Loading
+from globe_stream.export.source import open_source
 
 WINDOWS = Windows(4, 32, 500)
 
@@ -41,8 +43,9 @@ def test_table_of_all_models(tmp_path: Path, model: Path, run: Path, text: Path)
     document = json.loads(json.dumps(found.document()))
     assert document["rows"][3]["relative_errors"].keys() == {"up", "gate"}
     lines = found.markdown().splitlines()
-    assert len(lines) == 2 + 7
-    assert f"{bits['larger', 'svd']:.4f}" in lines[-1]
+    assert len(lines) == 2 + 7 + 2
+    assert f"{bits['larger', 'svd']:.4f}" in lines[8]
+    assert lines[-1] == "Scored on 4 windows of 32 tokens."
 
 
 def test_original_equals_a_plain_loop(tmp_path: Path, model: Path, run: Path, text: Path) -> None:
@@ -92,3 +95,69 @@ def test_unknown_names_are_refused(run: Path, text: Path) -> None:
         compare([run], text, models=("lora",))
     with pytest.raises(InputError, match="--dtype 'int3'"):
         compare([run], text, models=("original",), loading=Loading(dtype="int3"))
+
+
+def test_a_text_too_short_for_all_windows_is_said(run: Path, text: Path, tmp_path: Path) -> None:
+    windows = Windows(64, 32, 2_500)
+    found = compare([run], text, models=("original",), windows=windows, work=tmp_path)
+    assert found.rows[0].score.windows == 3
+    assert "Scored on 3 windows of 32 tokens. The text is too short for the 64" in found.markdown()
+
+
+def _never_loaded(*_: object) -> None:
+    raise AssertionError("a model was loaded")
+
+
+@pytest.mark.parametrize("models", [("original",), ("dense", "svd"), ("patched",)])
+def test_a_model_that_does_not_fit_is_refused_before_loading(
+    run: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    models: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr("globe_stream.evaluation.compare.load_plain", _never_loaded)
+    monkeypatch.setattr("globe_stream.evaluation.variants.load_plain", _never_loaded)
+    work = tmp_path / "work"
+    said = r"--memory 100\.00 MiB: scoring needs .* Raise --memory, give --offload"
+    with pytest.raises(InputError, match=said):
+        compare([run], text, models=models, windows=WINDOWS, work=work, memory=100 << 20)
+    assert not work.exists()
+    said = "--offload needs more than"
+    offload = Loading(offload=tmp_path / "offload")
+    with pytest.raises(InputError, match=said):
+        compare([run], text, models=models, windows=WINDOWS, loading=offload, memory=100 << 20)
+
+
+def test_the_price_counts_weights_mapped_shards_and_factors(run: Path) -> None:
+    with open_source(run, trained=False) as source:
+        plain = price_model(source.index, [], Loading(), 32)
+        patched = price_model(source.index, [source], Loading(), 32)
+    stored = sum(path.stat().st_size for path in source.index.files)
+    assert plain.weights == pytest.approx(3 * stored, rel=0.1)  # BF16 as stored, FP32 in memory
+    banks, adapters, codes = 2 * 5 * 18 * 32, 2 * 12 * 24 * 18, 2 * 12 * 5
+    composed = 2 * 12 * 18 * 32
+    assert patched.weights - plain.weights == 4 * (banks + adapters + codes + composed)
+
+
+def test_offload_holds_what_memory_leaves(run: Path) -> None:
+    with open_source(run, trained=False) as source:
+        price = price_model(source.index, [], Loading(), 32)
+    offload = Loading(offload=Path("offload"))
+    assert within_memory(price, offload, price.total).held == price.weights
+    assert within_memory(price, offload, price.total - 1000).held == price.weights - 1000
+
+
+def test_a_work_folder_that_cannot_be_made(run: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for work in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/x")):
+        with pytest.raises(InputError, match=f"{work}: cannot be written: .*another --work"):
+            compare([run], text, models=("original",), windows=WINDOWS, work=work)
+
+
+def test_checks_come_before_any_model(
+    run: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("globe_stream.evaluation.compare.load_plain", _never_loaded)
+    with pytest.raises(InputError, match="too few for one window"):
+        compare([run], text, models=("original",), windows=Windows(4, 10_000, 500))

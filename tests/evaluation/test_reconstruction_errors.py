@@ -1,5 +1,6 @@
 """Errors by family, layer and expert against the definition."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,16 @@ from sample_runs import Recipe, make_run, run_oracle
 
 from globe_stream.checkpoint.index import open_index
 from globe_stream.checkpoint.reader import read_expert
+from globe_stream.cli import render
 from globe_stream.evaluation.errors import (
     errors_document,
     measured_errors,
     recorded_errors,
     svd_errors,
 )
+from globe_stream.evaluation.evaluate import evaluate_errors
 from globe_stream.export.truncated import lost_energy, truncate
+from globe_stream.store.run import Run
 
 
 def test_measured_errors_equal_the_definition(run: Path, model: Path) -> None:
@@ -78,3 +82,20 @@ def test_truncation_against_torch(shape: tuple[int, int], rank: int) -> None:
     lost = float((weights - expected).square().sum())
     assert lost_energy(weights, rank) == pytest.approx(lost, rel=1e-5, abs=1e-9)
     assert torch.equal(truncate(weights, rank), truncate(weights, rank))
+
+
+def test_the_svd_that_a_run_recorded_is_told_without_measuring(run: Path, tmp_path: Path) -> None:
+    found = evaluate_errors([run], measure=False, memory=None)[str(run)]
+    assert "svd_equal_parameters" not in found
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    with Run(copy, writable=True) as told:
+        for family, error in (("up", 0.25), ("gate", 0.5)):
+            told.commit({family: {**(told.state(family) or {}), "svd_relative_error": error}})
+    document = {"errors": evaluate_errors([copy], measure=False, memory=None)}
+    kept = document["errors"][str(copy)]["svd_equal_parameters"]
+    assert {name: one["relative_frobenius_error"] for name, one in kept.items()} == {
+        "up": pytest.approx(0.25),
+        "gate": pytest.approx(0.5),
+    }
+    assert "0.2500" in render.errors(document)

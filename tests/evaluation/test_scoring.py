@@ -11,6 +11,7 @@ import torch
 from globe_stream.errors import InputError
 from globe_stream.evaluation.scoring import choose_batch, price_scoring, score, window_losses
 from globe_stream.evaluation.text import Windows, read_windows
+from globe_stream.memory.budget import COMPILED_BYTES, SLACK_BYTES
 
 
 class _Uniform:
@@ -76,7 +77,8 @@ def test_losses_equal_the_log_softmax() -> None:
 def test_batch_follows_the_budget(text: Path, tmp_path: Path) -> None:
     one = price_scoring(1, 256, 1000)
     assert price_scoring(3, 256, 1000) == 3 * one
-    assert [choose_batch(256, 1000, 100 + k * one, 100) for k in (0, 1, 3, 50)] == [1, 1, 3, 8]
+    held = 100 + COMPILED_BYTES + SLACK_BYTES
+    assert [choose_batch(256, 1000, held + k * one, 100) for k in (0, 1, 3, 50)] == [1, 1, 3, 8]
     model = _Uniform()
     score(model, text, tmp_path, Windows(5, 20, 100), memory=1)
     assert model.batches == [1] * 5

@@ -10,6 +10,10 @@ import pytest
 from sample_runs import Recipe, make_run
 
 from globe_stream.checkpoint.synth import write_synthetic
+from globe_stream.errors import InputError
+from globe_stream.export.plan import plan_export
+from globe_stream.export.source import open_source
+from globe_stream.memory.budget import COMPILED_BYTES, SLACK_BYTES
 
 EXPORT = """
 import json, sys
@@ -42,7 +46,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "budget"), [("dense", 60 << 20), ("dense", 100 << 20), ("factors", 60 << 20)]
+    ("kind", "budget"), [("dense", 108 << 20), ("dense", 148 << 20), ("factors", 108 << 20)]
 )
 def test_peak_stays_within_budget_and_price(
     tmp_path: Path, large: Path, kind: str, budget: int
@@ -59,3 +63,17 @@ def test_peak_stays_within_budget_and_price(
     assert found["peak"] <= found["base"] + budget
     assert found["peak"] <= 1.1 * found["price"]
     assert found["peak"] - found["base"] >= 0.6 * (found["price"] - found["base"])
+
+
+def test_a_budget_leaves_the_slack_of_every_stage(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("globe_stream.export.plan.measured_base", lambda: 1 << 28)
+    with open_source(run) as source:
+        units = [fitted.unit for fitted in source.units]
+    generous = plan_export(units, None)
+    assert generous.price > (1 << 28) + COMPILED_BYTES
+    assert plan_export(units, generous.price + SLACK_BYTES) == generous
+    assert plan_export(units, generous.price + SLACK_BYTES - 1).price < generous.price
+    with pytest.raises(InputError, match="export needs at least"):
+        plan_export(units, (1 << 28) + SLACK_BYTES + COMPILED_BYTES)

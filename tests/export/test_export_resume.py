@@ -184,3 +184,25 @@ def test_a_budget_that_is_too_small_is_refused(tmp_path: Path, run: Path) -> Non
 def test_an_unknown_dtype_is_refused(tmp_path: Path, run: Path) -> None:
     with pytest.raises(InputError, match="--dtype 'int8'"):
         export_dense(run, tmp_path / "out", dtype="int8")
+
+
+@pytest.mark.parametrize("export", [export_dense, export_factors])
+@pytest.mark.parametrize("place", ["/proc/x", "file/z", "new/file/../../file/z"])
+def test_folders_that_cannot_be_made(tmp_path: Path, run: Path, export: Any, place: str) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / place
+    with pytest.raises(InputError, match=f"{out}: cannot be written: .*Choose another --out"):
+        export(run, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_is_full_from_the_start(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("globe_stream.store.ledger.Ledger.append", full)
+    with pytest.raises(InputError, match="the disk became full while writing the export"):
+        export_dense(run, tmp_path / "new" / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -3,13 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from globe_stream.checkpoint.index import open_index
 from globe_stream.errors import GlobeError, InputError
 from globe_stream.export import companions
 from globe_stream.export.dense import export_dense
-from globe_stream.export.upload import push_to_hub
+from globe_stream.export.upload import push_to_hub, require_repository
 
 
 class _Hub:
@@ -38,6 +39,31 @@ def test_push(run: Path, tmp_path: Path) -> None:
     refusing = _Hub(OSError("401 Unauthorized\nlong story"))
     with pytest.raises(GlobeError, match=r"refused: 401 Unauthorized\. The export itself is"):
         push_to_hub(tmp_path / "out", "me/model", api=refusing)
+
+
+class TransportError(Exception):
+    """Named as the base class of httpx's errors of the network."""
+
+
+def test_a_hub_out_of_reach(run: Path, tmp_path: Path) -> None:
+    export_dense(run, tmp_path / "out")
+    hub = _Hub(TransportError("[Errno -2] Name or service not known"))
+    said = "cannot be reached: .* not known. Check the network. The export itself is complete"
+    with pytest.raises(InputError, match=said):
+        push_to_hub(tmp_path / "out", "me/model", api=hub)
+
+
+def test_the_real_client_out_of_reach(run: Path, tmp_path: Path) -> None:
+    export_dense(run, tmp_path / "out")
+    nobody = huggingface_hub.HfApi(endpoint="http://127.0.0.1:9", token="x")
+    with pytest.raises(InputError, match="--push-to-hub me/model: the hub cannot be reached: "):
+        push_to_hub(tmp_path / "out", "me/model", api=nobody)
+
+
+@pytest.mark.parametrize("name", ["foo", "a/b/c", "/b", "a/", "a b/c", ""])
+def test_names_that_are_no_repository(name: str) -> None:
+    with pytest.raises(InputError, match=r"is no repository\. Give it as owner/name"):
+        require_repository(name)
 
 
 def test_companions_of_a_hub_model_are_fetched_at_its_revision(

@@ -168,4 +168,19 @@ def test_a_refusal_names_stage_need_limit_and_knob():
     said = str(refusal.value)
     assert "--memory 165.00 MiB: stage train of up needs at least 165.00 MiB" in said
     assert "(100.00 MiB of it for the program itself)" in said
-    assert said.endswith("Raise --memory, or buy more")
+    assert said.endswith("Raise --memory to 169MiB, or buy more")
+
+
+def stage(name, least, smallest):
+    return budget.Stage(name, CANDIDATES, lambda knobs: least * MIB + knobs.batch, smallest * MIB)
+
+
+@pytest.mark.parametrize(("room", "helps"), [(40, True), (20, False)])
+def test_a_refusal_names_the_stage_that_needs_most_and_advice_that_helps(room, helps):
+    fixed = budget.COMPILED_BYTES + budget.SLACK_BYTES
+    stages = [stage("first", 50, 10), stage("second", 90, 30), stage("third", 60, 5)]
+    with pytest.raises(InputError, match="stage second needs at least") as refusal:
+        budget.require(stages, 100 * MIB + fixed + room * MIB, 100 * MIB, "buy more")
+    assert ("buy more" in str(refusal.value)) == helps
+    budget.require(stages, stages[1].least(100 * MIB), 100 * MIB, "buy more")
+    assert budget.safe_budget(stages[1].least(0)) >= stages[1].least(budget.BASE_SPREAD_BYTES)

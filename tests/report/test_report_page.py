@@ -1,17 +1,23 @@
 """The report is one file that says what the run's record says."""
 
 import base64
+import errno
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from sample_runs import Recipe, make_run
 
 from globe_stream.errors import InputError
-from globe_stream.report.data import gather
+from globe_stream.report import pictures
+from globe_stream.report.data import StageMemory, UnitData, gather
 from globe_stream.report.page import render, write_report
+from globe_stream.report.pooling import pool_curves, pool_stages
 from globe_stream.store import arrays
 from globe_stream.store.run import Run
 
@@ -135,3 +141,98 @@ def test_layer_scopes_and_shared_experts(tmp_path: Path, model: Path) -> None:
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run directory"):
         write_report(tmp_path)
+
+
+def test_a_folder_is_no_report(told: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{tmp_path}: is a folder. Give the HTML file"):
+        write_report(told, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["/proc/x.html", "file/x.html"])
+def test_places_that_cannot_be_written(told: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot be written: .*Choose another --out"):
+        write_report(told, tmp_path / place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_leaves_nothing(
+    told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("globe_stream.store.files._sync", full)
+    with pytest.raises(InputError, match="the disk became full while writing the report"):
+        write_report(told, tmp_path / "deep" / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+
+
+def _many(unit: UnitData, count: int) -> list[UnitData]:
+    """`count` units of two families with errors 0.01 apart."""
+    return [
+        replace(
+            unit,
+            key=f"{family}/{k}",
+            family=family,
+            state={"squared_norm": 1.0 + k},
+            curve=((0, 0.5 + k / 100), (1, 0.4 + k / 100)),
+            svd_error=0.45,
+            eigenvalues=np.linspace(1.0, 0.1, 12),
+        )
+        for family in ("up", "gate")
+        for k in range(count)
+    ]
+
+
+def test_many_units_are_pooled_by_family(told: Path) -> None:
+    units = _many(gather(told).units[0], 24)
+    up, gate = pool_curves(units)
+    weights, errors = np.arange(1, 25), 0.5 + np.arange(24) / 100
+    assert (up.family, gate.family, up.epochs) == ("up", "gate", (0, 1))
+    assert up.pooled[0] == pytest.approx(np.sqrt((weights * errors**2).sum() / weights.sum()))
+    assert (up.lowest[0], up.highest[0]) == (0.5, 0.73)
+    assert up.svd_error == pytest.approx(0.45)
+    for picture in (pictures.error_curve, pictures.popularity, pictures.spectrum):
+        assert _size(picture(units)) < (900, 500)
+    missing = pool_curves([replace(unit, svd_error=None) for unit in units[:1]] + units[1:])
+    assert [one.svd_error is None for one in missing] == [True, False]
+
+
+def test_many_stages_are_the_highest_of_their_kind() -> None:
+    kinds = ("seed/statistics", "seed/atoms", "train")
+    stages = [
+        StageMemory(f"up/layers-{k:03d} {kind}", 100 + k, 90 + k)
+        for k in range(24)
+        for kind in kinds
+    ]
+    assert pool_stages(stages) == [StageMemory(kind, 123, 113) for kind in kinds]
+    assert _size(pictures.memory(pool_stages(stages)))[1] < 500
+    assert pool_stages(stages[:12]) == stages[:12]
+
+
+def test_ticks_of_counted_things_are_whole(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+
+    def draw(figure: Figure, **_: object) -> bytes:
+        drawn.append(figure)
+        return b""
+
+    monkeypatch.setattr(pictures, "_png", draw)
+    units = _many(gather(told).units[0], 1)
+    for picture in (pictures.error_curve, pictures.popularity, pictures.supports):
+        picture(units)
+    for figure in drawn:
+        ticks = figure.axes[0].get_xticks()
+        assert all(tick == round(tick) for tick in ticks)
+
+
+def test_the_table_tells_how_many_banks(model: Path, tmp_path: Path, told: Path) -> None:
+    run = make_run(tmp_path / "run", model, Recipe(per_layer=True))
+    assert "<td>2 banks of 5 x 18</td>" in render(gather(run))
+    assert "<td>5 x 18</td>" in render(gather(told))

@@ -111,7 +111,11 @@ def test_a_folder_in_use_is_refused(checkpoint, tmp_path):
 
 @pytest.mark.parametrize(
     ("methods", "words"),
-    [([], "no method"), (["svd", "svd"], "more than once"), (["magic"], "unknown")],
+    [
+        ([], "no method"),
+        (["svd", "svd"], "more than once"),
+        (["magic"], "--methods 'magic' is not known"),
+    ],
 )
 def test_bad_lists_of_methods_are_refused(checkpoint, methods, words):
     with pytest.raises(InputError, match=words):

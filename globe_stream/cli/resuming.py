@@ -1,0 +1,27 @@
+"""What an interrupted command leaves behind, and what giving it again does."""
+
+_KEPT = "the same command continues"
+_AFRESH = "nothing is kept; the same command starts over"
+_ENDINGS = {
+    "seed": _KEPT,
+    "train": _KEPT,
+    "export": _KEPT,
+    "run": _KEPT,
+    "demo": _KEPT,
+    "inspect": "it changes nothing; give it again",
+    "plan": "it changes nothing; give it again",
+    "status": "it changes nothing; give it again",
+    "verify": "it changes nothing; give it again",
+    "report": "no report was written; the same command starts over",
+    "synth": "the folder is unfinished; the same command clears it and starts over",
+    "sweep": _AFRESH,
+}
+
+
+def after_interruption(arguments: list[str]) -> str:
+    """What to tell whoever interrupted the command line `arguments`."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    if command == "eval":
+        kept = any(word == "--work" or word.startswith("--work=") for word in arguments)
+        return "the same command continues with the exports in --work" if kept else _AFRESH
+    return _ENDINGS.get(command, "nothing was begun")

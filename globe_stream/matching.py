@@ -1,0 +1,86 @@
+"""Whether the run in a folder is the one that is asked for, and what to say when it is not."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from globe_stream.config import differences
+from globe_stream.errors import InputError, Mismatch
+from globe_stream.store.run import Run
+
+
+def matching_run(path: Path, header: dict[str, Any], fresh: bool) -> Run | None:
+    """The run at `path` to continue, of the same model and configuration; None to begin one."""
+    if not Run.exists(path):
+        _require_no_other_files(path, fresh)
+        return None
+    if fresh:
+        return None
+    run = Run(path, writable=True)
+    changed = _changes(run.header, header)
+    if changed:
+        run.close()
+        old, new = run.header["config"], header["config"]
+        raise mismatch(
+            f"{path}: holds a run of another model or configuration",
+            changed,
+            [foreign_options(old[section], new[section]) for section in ("selection", "seed")],
+            "Choose another --run, or start over with --fresh",
+        )
+    return run
+
+
+def mismatch(
+    fact: str, changed: Sequence[str], foreign: Sequence[Sequence[str]], advice: str
+) -> Mismatch:
+    """The error for settings that `changed`; `foreign` options only one of the versions has."""
+    names = [name for group in foreign for name in group]
+    if not names:
+        return Mismatch(f"{fact}: {'; '.join(changed)}", advice)
+    return Mismatch(
+        f"{fact}: it was begun by another version of globe-stream, "
+        f"which differs in {', '.join(names)}",
+        advice,
+    )
+
+
+def foreign_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Options that only one of two versions has."""
+    return sorted(set(old) ^ set(new))
+
+
+def source_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two fingerprints of a checkpoint, spelled out."""
+    phrases = differences({"revision": old["revision"]}, {"revision": new["revision"]})
+    before, after = old["files"], new["files"]
+    phrases += [f"{name}: no longer there" for name in sorted(set(before) - set(after))]
+    phrases += [f"{name}: was not there" for name in sorted(set(after) - set(before))]
+    return phrases + [
+        f"{name}: size or header changed"
+        for name in sorted(set(before) & set(after))
+        if before[name] != after[name]
+    ]
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two run headers, spelled out."""
+    phrases = [
+        f"{section} {phrase}"
+        for section in ("selection", "seed")
+        for phrase in differences(old["config"][section], new["config"][section])
+    ]
+    phrases += differences({"device": old["config"]["device"]}, {"device": new["config"]["device"]})
+    return phrases + source_changes(old["fingerprint"], new["fingerprint"])
+
+
+def _require_no_other_files(path: Path, fresh: bool) -> None:
+    """Raise InputError when `path`, which is no run, has files that are not to be touched."""
+    if not path.is_dir() or all(c.name in ("lock", "ledger.jsonl") for c in path.iterdir()):
+        return
+    if not Run.lost_its_record(path):
+        raise InputError(f"{path}: not empty and not a run directory. Choose another --run")
+    if not fresh:
+        raise InputError(
+            f"{path}/ledger.jsonl: empty, so the run beside it cannot be continued. "
+            "Start over with --fresh, or choose another --run"
+        )

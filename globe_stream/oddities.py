@@ -1,0 +1,24 @@
+"""Settings of training that are allowed, but do not do what they seem to."""
+
+from globe_stream.config import TrainConfig
+
+
+def oddities(config: TrainConfig, bases: int) -> list[str]:
+    """One line for each setting of `config` that means something else with `bases` atoms."""
+    target, cap = config.support_target(), config.support_cap
+    lines = []
+    if target is not None and target > bases:
+        lines.append(
+            f"--target-support {target} is above the {bases} atoms of a bank: "
+            "codes are left unconstrained"
+        )
+    if target is not None and cap is not None and cap < target:
+        lines.append(
+            f"--support-cap {cap} is below --target-support {target}: codes use {cap} atoms at most"
+        )
+    if config.warmup_epochs > config.epochs:
+        lines.append(
+            f"--warmup-epochs {config.warmup_epochs} is above --epochs {config.epochs}: "
+            "all epochs are warm-up, with orthonormal adapters and no activation"
+        )
+    return lines

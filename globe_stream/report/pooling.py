@@ -1,0 +1,70 @@
+"""Many units told in few lines: families pooled, and the highest of each kind of stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from globe_stream.report.data import Array, StageMemory, UnitData
+
+MANY_UNITS = 8
+"""More units than these are pooled by family."""
+MANY_STAGES = 12
+"""More stages than these are pooled by kind."""
+
+
+@dataclass(frozen=True)
+class FamilyCurve:
+    """relF of a family by epoch, and the lowest and highest of its units; the epochs of all."""
+
+    family: str
+    epochs: tuple[int, ...]
+    pooled: Array
+    lowest: Array
+    highest: Array
+    svd_error: float | None
+
+
+def pool_curves(units: Sequence[UnitData]) -> list[FamilyCurve]:
+    """One curve a family, over the epochs that every unit of it has done."""
+    families = dict.fromkeys(unit.family for unit in units)
+    return [_pool(name, [unit for unit in units if unit.family == name]) for name in families]
+
+
+def _pool(family: str, units: Sequence[UnitData]) -> FamilyCurve:
+    curves = [dict(unit.curve) for unit in units]
+    epochs = tuple(sorted(set.intersection(*(set(curve) for curve in curves))))
+    errors = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
+    norms = np.array([unit.state["squared_norm"] for unit in units])
+    known = [unit.svd_error for unit in units if unit.svd_error is not None]
+    svd = float(_pooled(np.array(known), norms)) if len(known) == len(units) else None
+    return FamilyCurve(
+        family, epochs, _pooled(errors, norms), errors.min(axis=0), errors.max(axis=0), svd
+    )
+
+
+def _pooled(errors: Array, norms: Array) -> Array:
+    """relF over all units from those of each (units first) and their squared norms."""
+    pooled: Array = np.sqrt(norms @ np.square(errors) / norms.sum())
+    return pooled
+
+
+def pool_stages(stages: Sequence[StageMemory]) -> list[StageMemory]:
+    """The stages, or where they are many the one with the highest peak of each kind."""
+    if len(stages) <= MANY_STAGES:
+        return list(stages)
+    found: dict[str, StageMemory] = {}
+    for one in stages:
+        kind = one.stage.split(" ", 1)[-1]
+        if kind not in found or one.peak > found[kind].peak:
+            found[kind] = StageMemory(kind, one.price, one.peak)
+    return list(found.values())
+
+
+def spread(rows: Sequence[Array]) -> tuple[Array, Array, Array]:
+    """Lowest, median and highest of `rows` at each index; shorter rows count while they last."""
+    longest = max(len(row) for row in rows)
+    grid = np.full((len(rows), longest), np.nan)
+    for place, row in zip(grid, rows, strict=True):
+        place[: len(row)] = row
+    return np.nanmin(grid, axis=0), np.nanmedian(grid, axis=0), np.nanmax(grid, axis=0)

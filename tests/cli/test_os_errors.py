@@ -1,0 +1,70 @@
+"""What the system refuses is one line and exit code 2; a programmer's mistake stays a traceback."""
+
+import errno
+import os
+import resource
+
+import pytest
+import support
+
+from globe_stream import api
+from globe_stream.cli import main
+
+
+def _limited(arguments, log):
+    """The command line where no file may be larger than 6 kB."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))
+    main.main(arguments)
+
+
+def one_line(told):
+    assert told.code == 2
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1, told.err
+    return told.err
+
+
+@pytest.mark.parametrize("number", [
+    errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+])  # fmt: skip
+def test_what_the_user_can_mend(tell, monkeypatch, tmp_path, number):
+    def failing(_):
+        raise OSError(number, "Some Reason", str(tmp_path / "there"))
+
+    monkeypatch.setattr(api, "status", failing)
+    said = one_line(tell("status", tmp_path))
+    assert f"globe-stream: {tmp_path / 'there'}: some reason. " in said
+    assert said.rstrip()[-1] != "."
+
+
+def test_other_errors_are_not_hidden(tell, monkeypatch, tmp_path):
+    def failing(_):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(api, "status", failing)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        tell("status", tmp_path)
+
+
+@pytest.mark.parametrize("command", ["seed", "synth"])
+def test_a_limit_on_file_sizes(tmp_path, checkpoint, command):
+    arguments = {
+        "seed": ["seed", str(checkpoint), "--run", str(tmp_path / "run")],
+        "synth": ["synth", "--out", str(tmp_path / "model"), "--layers", "1"],
+    }
+    log = tmp_path.parent / f"{tmp_path.name}.log"
+    code = support.outcome(_limited, arguments[command], log)
+    said = log.read_text()
+    assert code == 2, said
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith(f"globe-stream: {tmp_path}")
+    assert "limit" in said.splitlines()[-1]
+
+
+def test_a_path_below_a_file(tmp_path, tell, checkpoint):
+    (tmp_path / "file").write_text("mine")
+    said = one_line(tell("seed", checkpoint, "--run", tmp_path / "file" / "run"))
+    assert str(tmp_path / "file") in said
