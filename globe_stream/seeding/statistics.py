@@ -20,6 +20,9 @@ from globe_stream.seeding.consensus import SAMPLE, Consensus
 from globe_stream.store import arrays
 from globe_stream.streaming import Loader
 
+MEAN_SHARE = 0.01
+"""Means smaller than this part of the deviation are no offset but chance."""
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -48,7 +51,11 @@ class Statistics:
     width: int  # d
 
     def normalisation(self, kind: str) -> Normalisation:
-        """Mean and standard deviation over all elements of the unit, or the identity."""
+        """Mean and standard deviation over all elements of the unit, or the identity.
+
+        A mean below `MEAN_SHARE` of the deviation is left in the weights: adapters and bank carry
+        it with the rest, while taking it out adds a rank-one term that no adapter carries.
+        """
         if kind == "none":
             return Normalisation(0.0, 1.0)
         elements = self.count * len(self.row_sum) * self.width
@@ -56,6 +63,8 @@ class Statistics:
         variance = float(self.norms.sum()) / elements - mean * mean
         if variance <= 0:
             raise InputError("all weights of the selected experts are equal: nothing to compress")
+        if mean * mean <= MEAN_SHARE**2 * variance:
+            return Normalisation(0.0, (variance + mean * mean) ** 0.5)
         return Normalisation(mean, variance**0.5)
 
     def normalised_norms(self, by: Normalisation, sums: Tensor) -> Tensor:

@@ -39,13 +39,21 @@ class Shape:
     shape = (P, D)
 
 
-@pytest.mark.parametrize("offset", [0.0, 0.3, 5.0])
+@pytest.mark.parametrize("offset", [0.1, 0.3, 5.0])
 def test_zscore_is_the_mean_and_deviation_of_all_elements(offset):
     weights = experts(offset)
     by = gathered(weights).result().normalisation("zscore")
     exact = weights.double().numpy()
     assert by.mean == pytest.approx(exact.mean(), abs=1e-7)
     assert by.scale == pytest.approx(exact.std(), rel=1e-6)
+
+
+def test_a_negligible_mean_is_left_in():
+    weights = experts(0.0)
+    weights += 0.004 * weights.std() - weights.mean()
+    by = gathered(weights).result().normalisation("zscore")
+    assert by.mean == 0.0
+    assert by.scale == pytest.approx(float(weights.double().square().mean().sqrt()), rel=1e-6)
 
 
 def test_without_normalisation_it_is_the_identity():
