@@ -62,7 +62,8 @@ def test_peak_stays_within_budget_and_price(
     found = json.loads(done.stdout)
     assert found["peak"] <= found["base"] + budget
     assert found["peak"] <= 1.1 * found["price"]
-    assert found["peak"] - found["base"] >= 0.6 * (found["price"] - found["base"])
+    arrays = found["price"] - found["base"] - COMPILED_BYTES  # an export compiles few kernels
+    assert found["peak"] - found["base"] >= 0.6 * arrays
 
 
 def test_a_budget_leaves_the_slack_of_every_stage(
