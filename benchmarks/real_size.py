@@ -17,8 +17,8 @@ from typing import Any
 import click
 from runs import machine_line, markdown
 
-from globe_stream.telemetry.metrics import Row, read_metrics
-from globe_stream.units import format_bytes
+from globe_stream.engine.metrics import Row, read_metrics
+from globe_stream.formatting import format_bytes
 
 PEAK, PRICE = "memory/peak_bytes", "memory/price_bytes"
 

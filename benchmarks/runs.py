@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from globe_stream import api
+from globe_stream.commands import session as api
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
-from globe_stream.telemetry.metrics import Row, read_metrics
+from globe_stream.engine.metrics import Row, read_metrics
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,21 @@ import torch
 from runs import Task
 from torch import Tensor
 
-from globe_stream import api
+from globe_stream.commands import session as api
 from globe_stream.checkpoint.reader import Batch, read_expert
 from globe_stream.config import RuntimeConfig, TrainConfig
-from globe_stream.fitting import compose, fit_adapters
-from globe_stream.memory.workspace import Workspace
-from globe_stream.scope import Unit
+from globe_stream.factorization.adapters import compose, fit_adapters
+from globe_stream.kernels.workspace import Workspace
+from globe_stream.factorization.groups import Unit
 from globe_stream.seeding.statistics import Normalisation
 from globe_stream.store import arrays, codes
 from globe_stream.store.run import Run
 from globe_stream.store.tiles import Tiles
-from globe_stream.training.dictionary import step_bank
+from globe_stream.training.bank_update import step_bank
 from globe_stream.training.epoch import EpochAccumulator
-from globe_stream.training.geometry import Geometry, metric_gram, plain_gram
+from globe_stream.training.metric import Geometry, metric_gram, plain_gram
 from globe_stream.training.schedule import Schedule, Trajectory
-from globe_stream.training.sums import EpochSums
+from globe_stream.training.moments import EpochSums
 
 CPU = torch.device("cpu")
 

@@ -7,13 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from globe_stream.factors import load_factors
-    from globe_stream.patch import patch_model
+    from globe_stream.inference.factors import load_factors
+    from globe_stream.inference.patch import patch_model
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_factors", "patch_model"]
 
-_LAZY = {"load_factors": "globe_stream.factors", "patch_model": "globe_stream.patch"}
+_LAZY = {"load_factors": "globe_stream.inference.factors", "patch_model": "globe_stream.inference.patch"}
 
 
 def __getattr__(name: str) -> Any:

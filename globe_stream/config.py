@@ -17,7 +17,7 @@ from typing import Any, Self
 import tomli_w
 
 from globe_stream.errors import InputError
-from globe_stream.units import parse_size
+from globe_stream.formatting import parse_size
 
 _OPTION = re.compile(r"(?<!\S)--([a-z][a-z0-9-]*)")
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

@@ -125,7 +125,7 @@ def results(run: Path) -> dict[str, str]:
 # -- processes -----------------------------------------------------------------------------------
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["globe_stream.api", "globe_stream.cli.main"])
+_CONTEXT.set_forkserver_preload(["globe_stream.commands.session", "globe_stream.cli.main"])
 
 
 def start(target: Callable[..., None], *arguments: Any) -> Any:
@@ -149,7 +149,7 @@ def outcome(target: Callable[..., None], *arguments: Any) -> int:
 
 def make_quick(setattr: Callable[[Any, str, Any], None] = setattr) -> None:
     """Leave out what only costs time: flushes to the disk and the timing of the GEMM settings."""
-    from globe_stream import runtime
+    from globe_stream.engine import device as runtime
 
     setattr(os, "fsync", lambda _: None)
     setattr(runtime, "_choose_precision", lambda _: ("highest", "fixed for tests"))
@@ -157,7 +157,7 @@ def make_quick(setattr: Callable[[Any, str, Any], None] = setattr) -> None:
 
 def make_small_batches(setattr: Callable[[Any, str, Any], None] = setattr) -> None:
     """Passes in batches of at most five experts, whatever the budget allows."""
-    from globe_stream.memory import budget
+    from globe_stream.memory import cost_model as budget
 
     setattr(budget, "MAX_BATCH", 5)
 

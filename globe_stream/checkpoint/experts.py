@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from globe_stream.checkpoint.storage import FP8_BLOCK, Storage
+from globe_stream.checkpoint.strided import FP8_BLOCK, Storage
 from globe_stream.errors import InputError
 
 FAMILIES = ("up", "gate", "down")

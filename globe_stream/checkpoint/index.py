@@ -9,7 +9,7 @@ from typing import Any
 
 from globe_stream.checkpoint import selection as choosing
 from globe_stream.checkpoint.experts import Expert, split_shared
-from globe_stream.checkpoint.header import Header, TensorEntry, read_header
+from globe_stream.io.safetensors import Header, TensorEntry, read_header
 from globe_stream.checkpoint.inventory import Inventory, take_inventory
 from globe_stream.checkpoint.layouts import model_type_of
 from globe_stream.checkpoint.selection import Selection

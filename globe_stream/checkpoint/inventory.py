@@ -7,7 +7,7 @@ from typing import Any
 
 from globe_stream.checkpoint import resolve
 from globe_stream.checkpoint.experts import FAMILIES, Expert
-from globe_stream.checkpoint.header import TensorEntry
+from globe_stream.io.safetensors import TensorEntry
 from globe_stream.checkpoint.layouts import (
     MODEL_TYPES,
     UNKNOWN,

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.experts import Expert
-from globe_stream.checkpoint.quantized import decode_fp8, decode_mxfp4, decode_scratch_bytes
-from globe_stream.checkpoint.ranges import ReadPlan, bound_bytes, plan_read
+from globe_stream.checkpoint.dequantize import decode_fp8, decode_mxfp4, decode_scratch_bytes
+from globe_stream.checkpoint.read_plan import ReadPlan, bound_bytes, plan_read
 from globe_stream.checkpoint.shards import ShardFiles, should_drop
-from globe_stream.checkpoint.storage import Region
+from globe_stream.checkpoint.strided import Region
 from globe_stream.errors import InputError
 
 _ALIGNMENT = 64

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from globe_stream.checkpoint.experts import Expert
-from globe_stream.checkpoint.header import TensorEntry
+from globe_stream.io.safetensors import TensorEntry
 from globe_stream.checkpoint.layouts import ModelType, TensorName, config_integer
-from globe_stream.checkpoint.storage import FP8_BLOCK, MXFP4_GROUP, Region, Storage, contiguous
+from globe_stream.checkpoint.strided import FP8_BLOCK, MXFP4_GROUP, Region, Storage, contiguous
 from globe_stream.errors import InputError
 
 Tensors = dict[tuple[str, str, int], TensorEntry]

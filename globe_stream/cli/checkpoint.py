@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from globe_stream.cli import render
+from globe_stream.cli import tables as render
 from globe_stream.cli.options import options_of, record_from
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 
@@ -39,7 +39,7 @@ def inspect(model: str, revision: str | None, include_mtp: bool, as_json: bool) 
 @as_json
 def plan(model: str, as_json: bool, **values: Any) -> None:
     """Price a run on MODEL before it starts: parameters, passes, memory, disk."""
-    from globe_stream.estimate import estimate
+    from globe_stream.commands.plan import estimate
 
     document = estimate(
         model,
@@ -101,8 +101,8 @@ def plan(model: str, as_json: bool, **values: Any) -> None:
 @as_json
 def synth(as_json: bool, **values: Any) -> None:
     """Write an offline MoE checkpoint in the qwen2_moe layout, in bounded memory."""
-    from globe_stream.checkpoint.synth import write_synthetic
-    from globe_stream.telemetry.progress import Progress
+    from globe_stream.synthetic.checkpoints import write_synthetic
+    from globe_stream.engine.progress import Progress
 
     document = write_synthetic(**values, progress=Progress())
     click.echo(json.dumps(document) if as_json else render.synthetic(document))

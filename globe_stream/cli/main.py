@@ -6,7 +6,7 @@ import click
 
 from globe_stream import __version__
 from globe_stream.cli import checkpoint, results, runs
-from globe_stream.cli.os_errors import explain
+from globe_stream.io.system_errors import explain
 from globe_stream.cli.resuming import after_interruption
 from globe_stream.errors import GlobeError, InputError
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from globe_stream.cli import render
+from globe_stream.cli import tables as render
 from globe_stream.cli.checkpoint import as_json
 from globe_stream.cli.options import options_of, record_from
 from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig
 from globe_stream.errors import GlobeError
-from globe_stream.units import count_of
+from globe_stream.formatting import count_of
 
 memory_only = options_of(RuntimeConfig, skip=("device", "checkpoint_every", "wandb_project"))
 
@@ -38,7 +38,7 @@ memory_only = options_of(RuntimeConfig, skip=("device", "checkpoint_every", "wan
 @as_json
 def sweep(model: str, methods: str, path: Path | None, as_json: bool, **values: Any) -> None:
     """Compare seeding methods on MODEL: same statistics, same proxies, quality and seconds."""
-    from globe_stream.seeding.compare import compare
+    from globe_stream.commands.sweep import compare
 
     result = compare(
         model,
@@ -119,8 +119,8 @@ def evaluate(
     **values: Any,
 ) -> None:
     """Errors of RUNS by family, layer and expert; with --text, bits per byte of the models."""
-    from globe_stream import api
-    from globe_stream.evaluation.evaluate import evaluate_errors, evaluate_text
+    from globe_stream.commands import session as api
+    from globe_stream.commands.evaluate import evaluate_errors, evaluate_text
     from globe_stream.evaluation.text import Windows
 
     memory = api.memory_limit(record_from(RuntimeConfig, values), None)
@@ -168,7 +168,7 @@ def report(run: Path, out: Path | None) -> None:
 @as_json
 def verify(path: Path, as_json: bool) -> None:
     """Read the run or export at PATH in full; every checksum, size and missing part."""
-    from globe_stream.report.verify import verify as check
+    from globe_stream.commands.verify import verify as check
 
     found = check(path)
     click.echo(json.dumps(found.document()) if as_json else render.verification(found.document()))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from globe_stream.cli import render
+from globe_stream.cli import tables as render
 from globe_stream.cli.checkpoint import as_json
 from globe_stream.cli.options import options_of, record_from
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
@@ -34,7 +34,7 @@ no_wandb = click.option("--no-wandb", is_flag=True, help="Do not log to wandb (t
 @as_json
 def seed(model: str, path: Path, fresh: bool, no_wandb: bool, as_json: bool, **values: Any) -> None:
     """Warm start: learn bank and codes of MODEL from proxies. The same command continues."""
-    from globe_stream import api
+    from globe_stream.commands import session as api
 
     document = api.seed(
         model,
@@ -55,7 +55,7 @@ def seed(model: str, path: Path, fresh: bool, no_wandb: bool, as_json: bool, **v
 @as_json
 def train(run: Path, fresh: bool, no_wandb: bool, as_json: bool, **values: Any) -> None:
     """Alternating minimisation of the seeded run at RUN. The same command continues."""
-    from globe_stream import api
+    from globe_stream.commands import session as api
 
     document = api.train(
         run,
@@ -71,7 +71,7 @@ def train(run: Path, fresh: bool, no_wandb: bool, as_json: bool, **values: Any) 
 @as_json
 def status(run: Path, as_json: bool) -> None:
     """Show where the run at RUN stands; changes nothing."""
-    from globe_stream import api
+    from globe_stream.commands import session as api
 
     document = api.status(run)
     click.echo(json.dumps(document) if as_json else render.status(document))
@@ -108,9 +108,9 @@ def export(
     **values: Any,
 ) -> None:
     """Write the trained run at RUN to a folder. The same command continues."""
-    from globe_stream import api
-    from globe_stream.export.upload import push_to_hub as upload
-    from globe_stream.export.upload import require_repository
+    from globe_stream.commands import session as api
+    from globe_stream.export.hub import push_to_hub as upload
+    from globe_stream.export.hub import require_repository
 
     if push_to_hub is not None:
         require_repository(push_to_hub)
@@ -133,8 +133,8 @@ def export(
 @as_json
 def run_recipe(recipe: Path, as_json: bool) -> None:
     """Carry out RECIPE (TOML): seed, train, export. Continues where it stopped."""
-    from globe_stream.carry_out import carry_out
-    from globe_stream.recipe import load_recipe
+    from globe_stream.commands.run_recipe import carry_out
+    from globe_stream.commands.recipe import load_recipe
 
     document = carry_out(load_recipe(recipe), command=_command_line())
     click.echo(json.dumps(document) if as_json else render.finished(document))
@@ -144,8 +144,8 @@ def run_recipe(recipe: Path, as_json: bool) -> None:
 @as_json
 def demo(as_json: bool) -> None:
     """The whole job on a small synthetic checkpoint, offline, into cache/demo."""
-    from globe_stream.carry_out import carry_out
-    from globe_stream.recipe import packaged_recipe
+    from globe_stream.commands.run_recipe import carry_out
+    from globe_stream.commands.recipe import packaged_recipe
 
     document = carry_out(packaged_recipe("demo"), command=_command_line())
     click.echo(json.dumps(document) if as_json else render.finished(document))

@@ -13,13 +13,13 @@ from typing import Any
 
 from globe_stream.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from globe_stream.checkpoint.reader import ExpertReader
-from globe_stream.export import companions
-from globe_stream.export.card import model_card
-from globe_stream.export.fill import fill_tensor
-from globe_stream.export.outfile import OutFile
-from globe_stream.export.plan import ExportPlan, plan_export, plan_svd
-from globe_stream.export.precision import arithmetic_of
-from globe_stream.export.refit import Approximation, BankApproximation
+from globe_stream.export import auxiliary_files as companions
+from globe_stream.export.model_card import model_card
+from globe_stream.export.convert import fill_tensor
+from globe_stream.io.safetensors_writer import OutFile
+from globe_stream.memory.export_plan import ExportPlan, plan_export, plan_svd
+from globe_stream.engine.precision import arithmetic_of
+from globe_stream.factorization.reconstruction import Approximation, BankApproximation
 from globe_stream.export.result import (
     ExportResult,
     ProgressCall,
@@ -28,13 +28,13 @@ from globe_stream.export.result import (
     finished_result,
     relative_errors,
 )
-from globe_stream.export.rewrite import Rewrite, Shard, plan_rewrite
-from globe_stream.export.shelf import BankShelf
-from globe_stream.export.source import Source, key_of, open_source
-from globe_stream.export.truncated import SvdApproximation
-from globe_stream.export.work import ExportWork, open_work
+from globe_stream.export.shard_plan import Rewrite, Shard, plan_rewrite
+from globe_stream.factorization.bank_cache import BankShelf
+from globe_stream.factorization.trained_run import Source, key_of, open_source
+from globe_stream.factorization.truncated import SvdApproximation
+from globe_stream.export.staging import ExportWork, open_work
 from globe_stream.memory.meter import Meter
-from globe_stream.store import files
+from globe_stream.io import files
 
 Provider = Callable[[int], Approximation]
 """The approximation of the unit with this number."""

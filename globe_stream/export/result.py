@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream.errors import InputError
-from globe_stream.export.card import NO_SAVING
-from globe_stream.export.source import Source
-from globe_stream.export.work import MANIFEST, FileRecord
+from globe_stream.export.model_card import NO_SAVING
+from globe_stream.factorization.trained_run import Source
+from globe_stream.export.staging import MANIFEST, FileRecord
 from globe_stream.store import arrays
 
 ProgressCall = Callable[[int, int, str], None]

@@ -9,9 +9,9 @@ from itertools import product
 
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.config import TrainConfig
-from globe_stream.memory import budget
-from globe_stream.memory.budget import Knobs, Stage, StagePlan
-from globe_stream.scope import Unit
+from globe_stream.memory import cost_model as budget
+from globe_stream.memory.cost_model import Knobs, Stage, StagePlan
+from globe_stream.factorization.groups import Unit
 
 _MANY = 1024
 _FEWER = "choose a smaller --rank or --bases, or --bank-scope layer"

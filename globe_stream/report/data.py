@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from globe_stream.status import status_document
+from globe_stream.commands.status import status_document
 from globe_stream.store import arrays
 from globe_stream.store.run import Run
-from globe_stream.telemetry.metrics import Row, read_metrics
+from globe_stream.engine.metrics import Row, read_metrics
 
 Array = np.ndarray[Any, Any]
 

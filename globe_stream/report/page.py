@@ -8,16 +8,16 @@ from typing import Any
 
 from globe_stream import __version__
 from globe_stream.errors import InputError
-from globe_stream.export.writable import (
+from globe_stream.io.writable import (
     make_folder,
     remove_empty,
     unwritable_is_input_error,
 )
-from globe_stream.report import pictures
+from globe_stream.report import plots as pictures
 from globe_stream.report.data import ReportData, UnitData, gather
 from globe_stream.report.pooling import pool_stages
-from globe_stream.store import files
-from globe_stream.units import format_bytes, format_seconds
+from globe_stream.io import files
+from globe_stream.formatting import format_bytes, format_seconds
 
 NAME = "report.html"
 

@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-from globe_stream.code_metrics import code_values
+from globe_stream.factorization.code_statistics import code_values
 from globe_stream.config import SeedConfig
-from globe_stream.context import Context
-from globe_stream.fitting import Activation
+from globe_stream.engine.context import Context
+from globe_stream.factorization.adapters import Activation
 from globe_stream.kernels.atoms import unit_mixture_scales
 from globe_stream.kernels.gram import normalised
-from globe_stream.measure import MeasureAccumulator
-from globe_stream.memory.budget import StagePlan, tile_rows
-from globe_stream.scope import Unit
+from globe_stream.factorization.measure import MeasureAccumulator
+from globe_stream.memory.cost_model import StagePlan, tile_rows
+from globe_stream.factorization.groups import Unit
 from globe_stream.seeding import proxies as proxy
-from globe_stream.seeding.baseline import BaselineAccumulator, sampled_experts, seed_passes
-from globe_stream.seeding.gramspace import ProxyOperator, build_bank, proxy_gram
+from globe_stream.factorization.svd_baseline import BaselineAccumulator, sampled_experts, seed_passes
+from globe_stream.seeding.gram import ProxyOperator, build_bank, proxy_gram
 from globe_stream.seeding.methods import (
     GramView,
     codes_from_gram,
@@ -36,7 +36,7 @@ from globe_stream.seeding.methods import (
 from globe_stream.seeding.statistics import Normalisation, StatisticsAccumulator, evenly
 from globe_stream.store import arrays, codes
 from globe_stream.store.tiles import Tiles
-from globe_stream.streaming import Pass, PassCost, finished, stream
+from globe_stream.engine.stream import Pass, PassCost, finished, stream
 
 STAGES = ("statistics", "proxies", "gram", "atoms", "measure", "baseline")
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.seeding.consensus import rotated, top_left
+from globe_stream.seeding.procrustes import rotated, top_left
 from globe_stream.seeding.statistics import Normalisation
 from globe_stream.store import arrays
 from globe_stream.store.tiles import Tiles
-from globe_stream.streaming import Loader
+from globe_stream.engine.stream import Loader
 
 Projector = Callable[[Tensor], Tensor]
 

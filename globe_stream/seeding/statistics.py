@@ -16,9 +16,9 @@ from torch import Tensor
 from globe_stream.checkpoint.experts import Expert
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.errors import InputError
-from globe_stream.seeding.consensus import SAMPLE, Consensus
+from globe_stream.seeding.procrustes import SAMPLE, Consensus
 from globe_stream.store import arrays
-from globe_stream.streaming import Loader
+from globe_stream.engine.stream import Loader
 
 MEAN_SHARE = 0.01
 """Means smaller than this part of the deviation are no offset but chance."""

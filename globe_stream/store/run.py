@@ -15,7 +15,8 @@ from typing import Any
 import zarr
 
 from globe_stream.errors import GlobeError, InputError
-from globe_stream.store import arrays, files
+from globe_stream.store import arrays
+from globe_stream.io import files
 from globe_stream.store.ledger import Ledger, Row
 from globe_stream.store.lock import RunLock
 

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.fitting import Activation, Fit, compose, fit_adapters
-from globe_stream.kernels.cholesky import ridge_solve
-from globe_stream.measure import ErrorLog
-from globe_stream.memory.workspace import Workspace
+from globe_stream.factorization.adapters import Activation, Fit, compose, fit_adapters
+from globe_stream.kernels.ridge import ridge_solve
+from globe_stream.factorization.measure import ErrorLog
+from globe_stream.kernels.workspace import Workspace
 from globe_stream.seeding.statistics import Normalisation
 from globe_stream.store import arrays
 from globe_stream.store.tiles import Tiles
-from globe_stream.streaming import Loader
-from globe_stream.training import directions
-from globe_stream.training.coding import Coding, solve_codes
-from globe_stream.training.directions import Direction
-from globe_stream.training.geometry import Geometry
-from globe_stream.training.sums import EpochSums
+from globe_stream.engine.stream import Loader
+from globe_stream.training import gradients as directions
+from globe_stream.training.code_update import Coding, solve_codes
+from globe_stream.training.gradients import Direction
+from globe_stream.training.metric import Geometry
+from globe_stream.training.moments import EpochSums
 
 COMPLEMENT_SAMPLES = 64
 """Experts whose row spaces make the right metric C; a mean over this many is accurate enough."""

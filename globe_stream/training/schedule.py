@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from globe_stream.config import TrainConfig
-from globe_stream.fitting import Activation
-from globe_stream.training.coding import Coding, first_temperature, next_temperature
-from globe_stream.training.dictionary import DictionaryStep
+from globe_stream.factorization.adapters import Activation
+from globe_stream.training.code_update import Coding, first_temperature, next_temperature
+from globe_stream.training.bank_update import DictionaryStep
 from globe_stream.training.epoch import EpochSettings
 
 MAX_DAMPING = 4.0

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from globe_stream.checkpoint.header import ITEM_BYTES, read_header
-from globe_stream.checkpoint.writer import PlannedTensor, plan_header
+from globe_stream.io.safetensors import ITEM_BYTES, read_header
+from globe_stream.io.shard_writer import PlannedTensor, plan_header
 from globe_stream.errors import InputError
 
 

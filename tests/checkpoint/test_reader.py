@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from tiny_files import QWEN, qwen_tensors, random_tensor, write_checkpoint
 
-from globe_stream.checkpoint import ranges, shards
+from globe_stream.checkpoint import shards
+from globe_stream.checkpoint import read_plan as ranges
 from globe_stream.checkpoint.experts import Expert
 from globe_stream.checkpoint.index import ExpertIndex, open_index
 from globe_stream.checkpoint.reader import ExpertReader, read_expert

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from globe_stream.checkpoint.experts import Expert
 from globe_stream.checkpoint.index import ExpertIndex, open_index
-from globe_stream.checkpoint.ranges import plan_read
+from globe_stream.checkpoint.read_plan import plan_read
 from globe_stream.checkpoint.reader import ExpertReader, read_expert
 from globe_stream.errors import InputError
 

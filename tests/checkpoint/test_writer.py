@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from globe_stream.checkpoint import writer
-from globe_stream.checkpoint.writer import PlannedTensor, ShardWriter, file_bytes, write_text
+from globe_stream.io import shard_writer as writer
+from globe_stream.io.shard_writer import PlannedTensor, ShardWriter, file_bytes, write_text
 from globe_stream.errors import InputError
 
 PLAN = [PlannedTensor("b", "BF16", (2, 3)), PlannedTensor("a", "F32", (4,))]

@@ -2,8 +2,9 @@
 
 import pytest
 
-from globe_stream import estimate
-from globe_stream.checkpoint import index, synth
+from globe_stream.commands import plan as estimate
+from globe_stream.checkpoint import index
+from globe_stream.synthetic import checkpoints as synth
 from globe_stream.cli.resuming import after_interruption
 
 

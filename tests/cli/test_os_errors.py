@@ -7,7 +7,7 @@ import resource
 import pytest
 import support
 
-from globe_stream import api
+from globe_stream.commands import session as api
 from globe_stream.cli import main
 
 

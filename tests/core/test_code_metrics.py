@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from globe_stream import code_metrics
-from globe_stream.code_metrics import code_values, support_overlap
+from globe_stream.factorization import code_statistics as code_metrics
+from globe_stream.factorization.code_statistics import code_values, support_overlap
 
 N, M = 17, 6
 

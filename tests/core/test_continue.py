@@ -7,7 +7,7 @@ import shutil
 import pytest
 import support
 
-from globe_stream.memory import budget
+from globe_stream.memory import cost_model as budget
 from globe_stream.store.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick", "small_batches")

@@ -133,7 +133,7 @@ def test_the_peak_of_memory_survives_a_kill_and_never_falls(tmp_path, checkpoint
 
 
 def status(run):
-    from globe_stream.api import status as library_status
+    from globe_stream.commands.session import status as library_status
 
     return json.dumps(library_status(run))
 

@@ -6,8 +6,9 @@ import threading
 import pytest
 import torch
 
-from globe_stream import interrupts, runtime
-from globe_stream.context import Clock
+from globe_stream.engine import signals as interrupts
+from globe_stream.engine import device as runtime
+from globe_stream.engine.context import Clock
 from globe_stream.errors import InputError
 
 CPU = torch.device("cpu")
@@ -76,7 +77,7 @@ def test_a_recorded_choice_is_kept(monkeypatch):
 
 def test_a_clock_is_due_once_an_interval(monkeypatch):
     now = iter([0.0, 5.0, 10.0, 12.0, 19.0, 20.0])
-    monkeypatch.setattr("globe_stream.context.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("globe_stream.engine.context.time.monotonic", lambda: next(now))
     clock = Clock(10)
     assert [clock.due() for _ in range(5)] == [False, True, False, False, True]
 

@@ -6,7 +6,7 @@ import support
 from globe_stream.checkpoint.index import open_index
 from globe_stream.config import SeedConfig
 from globe_stream.errors import InputError
-from globe_stream.scope import make_units
+from globe_stream.factorization.groups import make_units
 
 
 @pytest.fixture(scope="module")

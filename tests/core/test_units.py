@@ -3,7 +3,7 @@
 import pytest
 
 from globe_stream.errors import InputError
-from globe_stream.units import format_bytes, format_seconds, parse_size
+from globe_stream.formatting import format_bytes, format_seconds, parse_size
 
 
 @pytest.mark.parametrize(("text", "count"), [

@@ -9,11 +9,11 @@ import torch
 from sample_runs import Recipe, make_run, tiny_model
 
 from globe_stream.errors import InputError
-from globe_stream.evaluation.compare import compare
-from globe_stream.evaluation.price import price_model, within_memory
+from globe_stream.commands.compare_models import compare
+from globe_stream.evaluation.model_memory import price_model, within_memory
 from globe_stream.evaluation.text import Windows
-from globe_stream.evaluation.variants import Loading
-from globe_stream.export.source import open_source
+from globe_stream.evaluation.models import Loading
+from globe_stream.factorization.trained_run import open_source
 
 WINDOWS = Windows(4, 32, 500)
 
@@ -116,8 +116,8 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(
     monkeypatch: pytest.MonkeyPatch,
     models: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr("globe_stream.evaluation.compare.load_plain", _never_loaded)
-    monkeypatch.setattr("globe_stream.evaluation.variants.load_plain", _never_loaded)
+    monkeypatch.setattr("globe_stream.commands.compare_models.load_plain", _never_loaded)
+    monkeypatch.setattr("globe_stream.evaluation.models.load_plain", _never_loaded)
     work = tmp_path / "work"
     said = r"--memory 100\.00 MiB: scoring needs .* Raise --memory, give --offload"
     with pytest.raises(InputError, match=said):
@@ -158,6 +158,6 @@ def test_a_work_folder_that_cannot_be_made(run: Path, text: Path, tmp_path: Path
 def test_checks_come_before_any_model(
     run: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("globe_stream.evaluation.compare.load_plain", _never_loaded)
+    monkeypatch.setattr("globe_stream.commands.compare_models.load_plain", _never_loaded)
     with pytest.raises(InputError, match="too few for one window"):
         compare([run], text, models=("original",), windows=Windows(4, 10_000, 500))

@@ -9,15 +9,15 @@ from sample_runs import Recipe, make_run, run_oracle
 
 from globe_stream.checkpoint.index import open_index
 from globe_stream.checkpoint.reader import read_expert
-from globe_stream.cli import render
-from globe_stream.evaluation.errors import (
+from globe_stream.cli import tables as render
+from globe_stream.evaluation.reconstruction import (
     errors_document,
     measured_errors,
     recorded_errors,
     svd_errors,
 )
-from globe_stream.evaluation.evaluate import evaluate_errors
-from globe_stream.export.truncated import lost_energy, truncate
+from globe_stream.commands.evaluate import evaluate_errors
+from globe_stream.factorization.truncated import lost_energy, truncate
 from globe_stream.store.run import Run
 
 

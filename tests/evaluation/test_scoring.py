@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from globe_stream.errors import InputError
-from globe_stream.evaluation.scoring import choose_batch, price_scoring, score, window_losses
+from globe_stream.evaluation.perplexity import choose_batch, price_scoring, score, window_losses
 from globe_stream.evaluation.text import Windows, read_windows
-from globe_stream.memory.budget import COMPILED_BYTES, SLACK_BYTES
+from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
 
 
 class _Uniform:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from sample_runs import Recipe, make_run
 
-from globe_stream.checkpoint.synth import write_synthetic
+from globe_stream.synthetic.checkpoints import write_synthetic
 from globe_stream.errors import InputError
-from globe_stream.export.plan import plan_export
-from globe_stream.export.source import open_source
-from globe_stream.memory.budget import COMPILED_BYTES, SLACK_BYTES
+from globe_stream.memory.export_plan import plan_export
+from globe_stream.factorization.trained_run import open_source
+from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
 
 EXPORT = """
 import json, sys
@@ -69,7 +69,7 @@ def test_peak_stays_within_budget_and_price(
 def test_a_budget_leaves_the_slack_of_every_stage(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("globe_stream.export.plan.measured_base", lambda: 1 << 28)
+    monkeypatch.setattr("globe_stream.memory.export_plan.measured_base", lambda: 1 << 28)
     with open_source(run) as source:
         units = [fitted.unit for fitted in source.units]
     generous = plan_export(units, None)

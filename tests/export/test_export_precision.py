@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from globe_stream.export import precision
-from globe_stream.export.precision import arithmetic_of
+from globe_stream.engine import precision
+from globe_stream.engine.precision import arithmetic_of
 from globe_stream.store.run import Run
 
 

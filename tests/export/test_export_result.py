@@ -7,7 +7,7 @@ import pytest
 from sample_runs import Recipe, make_run
 
 from globe_stream.export.dense import export_dense, export_svd
-from globe_stream.export.native import export_factors
+from globe_stream.export.factors import export_factors
 from globe_stream.export.result import ExportResult
 
 Export = Callable[..., ExportResult]

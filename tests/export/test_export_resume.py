@@ -13,9 +13,9 @@ import pytest
 from sample_runs import Recipe, make_run
 
 from globe_stream.errors import InputError
-from globe_stream.export import outfile
+from globe_stream.io import safetensors_writer as outfile
 from globe_stream.export.dense import export_dense
-from globe_stream.export.native import export_factors
+from globe_stream.export.factors import export_factors
 from globe_stream.store.run import Run
 
 EXPORTS: dict[str, Callable[..., Any]] = {"dense": export_dense, "factors": export_factors}
@@ -75,7 +75,7 @@ def test_a_second_command_changes_nothing(tmp_path: Path, run: Path, kind: str) 
 def test_bytes_do_not_depend_on_the_budget(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from globe_stream.export import plan
+    from globe_stream.memory import export_plan as plan
 
     export_dense(run, tmp_path / "all")
     for resident in (1, 0):

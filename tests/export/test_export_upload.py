@@ -8,9 +8,9 @@ import pytest
 
 from globe_stream.checkpoint.index import open_index
 from globe_stream.errors import GlobeError, InputError
-from globe_stream.export import companions
+from globe_stream.export import auxiliary_files as companions
 from globe_stream.export.dense import export_dense
-from globe_stream.export.upload import push_to_hub, require_repository
+from globe_stream.export.hub import push_to_hub, require_repository
 
 
 class _Hub:

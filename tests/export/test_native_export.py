@@ -10,8 +10,8 @@ from sample_runs import Recipe, make_run, run_oracle
 
 from globe_stream.checkpoint.index import Selection, open_index
 from globe_stream.checkpoint.reader import read_expert
-from globe_stream.export.native import export_factors
-from globe_stream.factors import load_factors
+from globe_stream.export.factors import export_factors
+from globe_stream.inference.factors import load_factors
 
 RECIPES = {
     "global": Recipe(),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import globe_stream
-from globe_stream.export.native import export_factors
+from globe_stream.export.factors import export_factors
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from globe_stream.errors import GlobeError
-from globe_stream.export.bank import StoredBank
+from globe_stream.store.bank import StoredBank
 from globe_stream.store import arrays
 from globe_stream.store.tiles import Tiles
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from globe_stream.errors import GlobeError
-from globe_stream.kernels.cholesky import ridge_solve
+from globe_stream.kernels.ridge import ridge_solve
 
 
 def systems(dtype=torch.float64, b=4, p=7, r=5, d=30):

@@ -3,9 +3,9 @@
 import pytest
 
 from globe_stream.errors import InputError
-from globe_stream.memory import budget
-from globe_stream.memory.budget import Knobs
-from globe_stream.scope import Sizes
+from globe_stream.memory import cost_model as budget
+from globe_stream.memory.cost_model import Knobs
+from globe_stream.factorization.groups import Sizes
 
 MIB = 1 << 20
 SMALL = Sizes(experts=7, p=5, d=11, rank=3, bases=2, itemsize=2)

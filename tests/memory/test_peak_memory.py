@@ -16,7 +16,7 @@ import pytest
 import support
 import torch
 
-from globe_stream.checkpoint.writer import PlannedTensor, ShardWriter
+from globe_stream.io.shard_writer import PlannedTensor, ShardWriter
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 

@@ -9,8 +9,9 @@ from globe_stream.checkpoint.index import open_index
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.config import SeedConfig, TrainConfig
 from globe_stream.errors import InputError
-from globe_stream.memory import budget, planner
-from globe_stream.scope import make_units
+from globe_stream.memory import planner
+from globe_stream.memory import cost_model as budget
+from globe_stream.factorization.groups import make_units
 
 MIB = 1 << 20
 BASE = 200 * MIB

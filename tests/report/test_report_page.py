@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from sample_runs import Recipe, make_run
 
 from globe_stream.errors import InputError
-from globe_stream.report import pictures
+from globe_stream.report import plots as pictures
 from globe_stream.report.data import StageMemory, UnitData, gather
 from globe_stream.report.page import render, write_report
 from globe_stream.report.pooling import pool_curves, pool_stages
@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_nothing(
     def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("globe_stream.store.files._sync", full)
+    monkeypatch.setattr("globe_stream.io.files._sync", full)
     with pytest.raises(InputError, match="the disk became full while writing the report"):
         write_report(told, tmp_path / "deep" / "page.html")
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.linalg import orthogonal_procrustes
 
-from globe_stream.seeding.consensus import Consensus, rotated, top_left
+from globe_stream.seeding.procrustes import Consensus, rotated, top_left
 
 N, P, D, R = 9, 8, 15, 5
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import nnls as scipy_nnls
 
 from globe_stream.seeding.methods import GramView, SeedOptions, codes_from_gram
-from globe_stream.seeding.methods.dictionary import learn, nn_dictionary
+from globe_stream.seeding.methods.mod import learn, nn_dictionary
 from globe_stream.seeding.methods.kmeans import spherical_kmeans
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from globe_stream import api
-from globe_stream.checkpoint.synth import write_synthetic
+from globe_stream.commands import session as api
+from globe_stream.synthetic.checkpoints import write_synthetic
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 
 BASES, RANK = 16, 24

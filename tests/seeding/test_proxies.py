@@ -6,16 +6,16 @@ import torch
 
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.kernels.gram import normalised
-from globe_stream.scope import Sizes, Unit
+from globe_stream.factorization.groups import Sizes, Unit
 from globe_stream.seeding import proxies as proxy
-from globe_stream.seeding.baseline import (
+from globe_stream.factorization.svd_baseline import (
     MAX_OPERATIONS,
     MIN_EXPERTS,
     BaselineAccumulator,
     operations,
     sampled_experts,
 )
-from globe_stream.seeding.gramspace import ProxyOperator, build_bank, proxy_gram
+from globe_stream.seeding.gram import ProxyOperator, build_bank, proxy_gram
 from globe_stream.seeding.statistics import Normalisation
 from globe_stream.store.tiles import Tiles
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from globe_stream import api
+from globe_stream.commands import session as api
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig
 from globe_stream.errors import InputError
 from globe_stream.seeding import pipeline
-from globe_stream.seeding.compare import compare
+from globe_stream.commands.sweep import compare
 
 SELECTION = SelectionConfig(families="up")
 SEEDING = SeedConfig(bases=5, rank=9)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from globe_stream.telemetry.metrics import Metrics, MetricsFile, finite, read_metrics
+from globe_stream.engine.metrics import Metrics, MetricsFile, finite, read_metrics
 
 
 def test_rows_carry_the_stamps_and_the_values(tmp_path):

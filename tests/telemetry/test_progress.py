@@ -2,8 +2,8 @@
 
 import pytest
 
-from globe_stream.telemetry import progress
-from globe_stream.telemetry.progress import Progress
+from globe_stream.engine import progress
+from globe_stream.engine.progress import Progress
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from globe_stream.telemetry import tracker
+from globe_stream.engine import trackers as tracker
 
 pytest.importorskip("wandb")
 pytestmark = pytest.mark.usefixtures("quick", "_no_account", "_no_network")

@@ -5,7 +5,7 @@ import pytest
 import scipy.optimize
 import torch
 
-from globe_stream.training.coding import Coding, next_temperature, solve_codes, support
+from globe_stream.training.code_update import Coding, next_temperature, solve_codes, support
 
 B, M, LENGTH = 12, 8, 30
 

@@ -7,10 +7,10 @@ import torch
 from globe_stream.store import arrays
 from globe_stream.store.arrays import StoredTiles
 from globe_stream.store.tiles import Tiles
-from globe_stream.training.dictionary import DictionaryStep, step_bank
-from globe_stream.training.directions import Direction
-from globe_stream.training.geometry import Geometry, plain_gram
-from globe_stream.training.sums import EpochSums
+from globe_stream.training.bank_update import DictionaryStep, step_bank
+from globe_stream.training.gradients import Direction
+from globe_stream.training.metric import Geometry, plain_gram
+from globe_stream.training.moments import EpochSums
 
 N, M, R, D, ROWS = 40, 6, 5, 9, 2
 

@@ -5,8 +5,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from globe_stream.fitting import Activation, fit_adapters
-from globe_stream.training import directions
+from globe_stream.factorization.adapters import Activation, fit_adapters
+from globe_stream.training import gradients as directions
 
 B, P, R, D = 3, 7, 4, 11
 CURVES = [("none", 0.0), ("tanh", 1.0), ("tanh", 0.35), ("silu", 1.0), ("silu", 0.35)]

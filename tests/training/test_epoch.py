@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.fitting import Activation
+from globe_stream.factorization.adapters import Activation
 from globe_stream.kernels.atoms import unit_mixture_scales
 from globe_stream.seeding.statistics import Normalisation
 from globe_stream.store import arrays
 from globe_stream.store.tiles import Tiles
-from globe_stream.training.coding import Coding
-from globe_stream.training.dictionary import DictionaryStep, step_bank
+from globe_stream.training.code_update import Coding
+from globe_stream.training.bank_update import DictionaryStep, step_bank
 from globe_stream.training.epoch import EpochAccumulator, EpochSettings
-from globe_stream.training.geometry import Geometry, metric_gram, plain_gram
-from globe_stream.training.sums import EpochSums
+from globe_stream.training.metric import Geometry, metric_gram, plain_gram
+from globe_stream.training.moments import EpochSums
 
 N, P, D, R, M, ROWS = 20, 10, 16, 6, 5, 4
 CPU = torch.device("cpu")

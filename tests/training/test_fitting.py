@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from globe_stream.fitting import Activation, compose, fit_adapters, squared_error
-from globe_stream.memory.workspace import Workspace
+from globe_stream.factorization.adapters import Activation, compose, fit_adapters, squared_error
+from globe_stream.kernels.workspace import Workspace
 from globe_stream.store.tiles import Tiles
 
 B, P, R, D, M = 4, 9, 5, 30, 6

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from globe_stream.store.tiles import Tiles
-from globe_stream.training import geometry
-from globe_stream.training.geometry import Geometry
+from globe_stream.training import metric as geometry
+from globe_stream.training.metric import Geometry
 
 M, R, D = 7, 5, 9
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from globe_stream.errors import InputError
 from globe_stream.kernels.nnls import nnls
-from globe_stream.seeding.methods.atoms import Atoms, SeedOptions, check_count, finish
-from globe_stream.seeding.methods.view import GramView
+from globe_stream.seeding.methods.base import Atoms, SeedOptions, check_count, finish
+from globe_stream.seeding.methods.gram_view import GramView
 
 KRYLOV_DEPTH = 12
 KRYLOV_BLOCK = 4

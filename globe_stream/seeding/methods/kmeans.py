@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from globe_stream.errors import InputError
-from globe_stream.seeding.methods.atoms import Atoms, SeedOptions, check_count, finish
-from globe_stream.seeding.methods.view import GramView
+from globe_stream.seeding.methods.base import Atoms, SeedOptions, check_count, finish
+from globe_stream.seeding.methods.gram_view import GramView
 
 INITS = ("kmeans++", "farthest")
 SAME_PROXY = 1e-9

@@ -1,0 +1,264 @@
+"""Documents as text for people."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from globe_stream.formatting import count_of, format_bytes, format_seconds
+
+Document = dict[str, Any]
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns under `heads`, the first left-aligned, the others right-aligned."""
+    lines = [list(heads), *(list(row) for row in rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(heads))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def inventory(document: Document) -> str:
+    """`inspect`."""
+    heads = ("family", "experts", "layers", "a layer", "p x d", "dtype", "size")
+    rows = [
+        (
+            name,
+            str(family["experts"]),
+            _ranges(family["layers"]),
+            str(family["experts_per_layer"]),
+            f"{family['p']} x {family['d']}",
+            family["dtype"],
+            format_bytes(family["bytes"]),
+        )
+        for name, family in document["families"].items()
+    ]
+    head = (
+        f"{document['model']}: {document['model_type']}, layout {document['layout']}, "
+        f"{count_of(document['shards'], 'shard')}, {format_bytes(document['bytes'])}"
+    )
+    return f"{head}\n\n{table(heads, rows)}"
+
+
+def estimate(document: Document) -> str:
+    """`plan`."""
+    heads = ("bank", "experts", "p x d", "m", "r", "kept", "SVD rank")
+    rows = [
+        (
+            key,
+            str(unit["experts"]),
+            f"{unit['p']} x {unit['d']}",
+            str(unit["bases"]),
+            str(unit["rank"]),
+            f"{unit['parameter_ratio']:.1%}",
+            str(unit["svd_rank"]),
+        )
+        for key, unit in document["units"].items()
+    ]
+    stages = [
+        (
+            stage["stage"],
+            format_bytes(stage["memory_bytes"]),
+            str(stage["batch"]),
+            "on disk" if stage["spill"] else "resident",
+        )
+        for stage in document["stages"]
+    ]
+    return "\n".join(
+        (
+            table(heads, rows),
+            "",
+            table(("stage", "peak memory", "batch", "bank"), stages),
+            "",
+            f"memory: {format_bytes(document['peak_memory_bytes'])} of "
+            f"{format_bytes(document['memory_budget_bytes'])}, of which "
+            f"{format_bytes(document['base_bytes'])} for the program itself; "
+            f"--memory must be {document['least_memory_bytes'] >> 20}MiB at least",
+            f"reading: {format_bytes(document['seed_bytes_read'])} to seed, "
+            f"{format_bytes(document['epoch_bytes_read'])} an epoch, "
+            f"{format_bytes(document['bytes_read'])} in {document['passes']} passes in all",
+            f"arithmetic: {document['epoch_flops'] / 1e12:.2f} TFLOP an epoch",
+            f"disk: {format_bytes(document['disk_bytes'])} at most, "
+            f"{format_bytes(document['disk_free_bytes'])} free",
+        )
+    )
+
+
+def synthetic(document: Document) -> str:
+    """`synth`."""
+    return (
+        f"{document['out']}: {count_of(document['shards'], 'shard')}, "
+        f"{format_bytes(document['bytes'])} in {format_seconds(document['seconds'])}"
+    )
+
+
+def export(document: Document) -> str:
+    """`export`."""
+    errors = ", ".join(
+        f"{family} relF {error:.4f}" for family, error in document["relative_errors"].items()
+    )
+    return "\n".join(
+        filter(
+            None,
+            (
+                f"{document['out']}: {document['kind']} in {document['dtype']}, "
+                f"{count_of(document['files'], 'file')}, "
+                f"{format_bytes(document['bytes'])} (the source has "
+                f"{format_bytes(document['source_bytes'])})",
+                errors,
+                f"peak memory {format_bytes(document['peak_bytes'])}, priced "
+                f"{format_bytes(document['price_bytes'])}",
+                document["note"],
+                document.get("url"),
+            ),
+        )
+    )
+
+
+def finished(document: Document) -> str:
+    """`run` and `demo`."""
+    parts = [status(document), *(export(item) for item in document["exports"])]
+    if document["report"]:
+        parts.append(f"report: {document['report']}")
+    return "\n\n".join(parts)
+
+
+def sweep(document: Document) -> str:
+    """`sweep`."""
+    heads = (
+        "method",
+        "bank",
+        "proxies",
+        "relF",
+        "proxy relF",
+        "explained",
+        "support",
+        "method s",
+        "total s",
+        "read",
+        "passes",
+        "peak memory",
+    )
+    rows = [
+        (
+            row["method"],
+            row["unit"],
+            row["proxies"],
+            f"{row['relative_frobenius_error']:.4f}",
+            f"{row['proxy_relative_error']:.4f}",
+            f"{row['explained_variance']:.3f}",
+            f"{row['median_support']:g}",
+            f"{row['method_seconds']:.1f}",
+            f"{row['seconds']:.1f}",
+            format_bytes(row["bytes_read"]),
+            f"{row['passes']:.2f}",
+            format_bytes(row["peak_memory_bytes"]),
+        )
+        for row in document["rows"]
+    ]
+    svd = document["svd_equal_parameters_relative_error"]
+    beside = ", ".join(f"{unit} {error:.4f}" for unit, error in svd.items())
+    return f"{table(heads, rows)}\n\ntruncated SVD of equal size: relF {beside}"
+
+
+def errors(document: Document) -> str:
+    """The errors of `eval`."""
+    heads = ("run", "family", "relF", "measured", "SVD relF", "best layer", "worst layer")
+    rows = []
+    for run, kinds in document["errors"].items():
+        for family, found in kinds["recorded"].items():
+            layers = found["by_layer"].values()
+            rows.append(
+                (
+                    run,
+                    family,
+                    f"{found['relative_frobenius_error']:.4f}",
+                    _family_error(kinds, "measured", family),
+                    _family_error(kinds, "svd_equal_parameters", family),
+                    f"{min(layers):.4f}",
+                    f"{max(layers):.4f}",
+                )
+            )
+    return table(heads, rows)
+
+
+def _family_error(kinds: Document, kind: str, family: str) -> str:
+    return f"{kinds[kind][family]['relative_frobenius_error']:.4f}" if kind in kinds else "-"
+
+
+def verification(document: Document) -> str:
+    """`verify`."""
+    looked = (
+        f"{document['path']}: {document['kind']}, {count_of(document['arrays'], 'array')} and "
+        f"{count_of(document['files'], 'file')}, {format_bytes(document['bytes'])}"
+    )
+    return "\n".join(
+        (f"{looked}: {'all well' if document['ok'] else 'damaged'}", *document["problems"])
+    )
+
+
+def status(document: Document) -> str:
+    """`status`, `seed` and `train`."""
+    heads = ("family", "epoch", "relF", "SVD relF", "kept", "m x r", "support", "lambda")
+    rows = [_family_row(name, family) for name, family in document["families"].items()]
+    return "\n".join(
+        (
+            f"{document['run']}: {document['state']}",
+            "",
+            table(heads, rows),
+            "",
+            f"peak memory {format_bytes(document['peak_memory_bytes'])} of "
+            f"{format_bytes(document['memory_budget_bytes'])}, "
+            f"{format_bytes(document['bytes_read'])} read, {format_seconds(document['seconds'])}",
+            *_warnings(document),
+        )
+    )
+
+
+def _family_row(name: str, family: Document) -> tuple[str, ...]:
+    size = f"{family['bases']} x {family['rank']}"
+    if "epoch" not in family:
+        return (name, "-", "-", "-", "-", size, "-", "-")
+    svd = family["svd_equal_parameters_relative_error"]
+    return (
+        name,
+        str(family["epoch"]),
+        f"{family['relative_frobenius_error']:.4f}",
+        "-" if svd is None else f"{svd:.4f}",
+        f"{family['parameter_ratio']:.1%}",
+        size,
+        f"{family['median_support']:g}",
+        f"{family['activation_lambda']:g}",
+    )
+
+
+def _warnings(document: Document) -> list[str]:
+    """One line for every family whose bank is not worth having (yet)."""
+    lines = []
+    for name, family in document["families"].items():
+        svd = family.get("svd_equal_parameters_relative_error")
+        if svd is not None and family["relative_frobenius_error"] >= svd:
+            lines.append(
+                f"{name}: the bank does not beat the truncated SVD of equal size "
+                f"({svd:.4f}); train more epochs or choose another size"
+            )
+        if family.get("parameter_ratio", 0) >= 1:
+            lines.append(
+                f"{name}: bank and adapters are larger than the experts they replace; "
+                "choose a smaller rank or fewer bases"
+            )
+    return lines
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0-3, 5 for [0, 1, 2, 3, 5]."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)

@@ -1,0 +1,112 @@
+"""Does what a recipe says; doing it again continues where it stopped.
+
+Whatever follows from the recipe and the folders it names is checked before any work.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from globe_stream.commands import session as api
+from globe_stream.synthetic.checkpoints import SyntheticModel, is_unfinished, write_synthetic
+from globe_stream.synthetic.record import made_otherwise, planned_index
+from globe_stream.config import as_keys
+from globe_stream.errors import InputError, Mismatch
+from globe_stream.commands.completion import is_done
+from globe_stream.commands.recipe import Export, Recipe
+from globe_stream.report.page import write_report
+from globe_stream.store.run import Run
+from globe_stream.engine.progress import Progress
+
+
+def carry_out(recipe: Recipe, *, command: str, silent: bool = False) -> dict[str, Any]:
+    """Do everything in `recipe` that is not done yet; returns the status and what was written."""
+    with _in_words_of_recipes(recipe):
+        if recipe.synth is not None:
+            _synthesise(recipe, recipe.synth, silent)
+        else:
+            _require_room_for_exports(recipe)
+        status = _learn(recipe, silent)
+        exports = [_export(recipe, item, command, silent) for item in recipe.exports]
+        if recipe.report is not None:
+            write_report(recipe.run, recipe.report)
+    return {
+        **status,
+        "exports": exports,
+        "report": None if recipe.report is None else str(recipe.report),
+    }
+
+
+def _synthesise(recipe: Recipe, model: SyntheticModel, silent: bool) -> None:
+    """Write the model unless it is there, when all that can be checked in advance is well."""
+    folder = Path(recipe.model)
+    there = (folder / "config.json").exists() and not is_unfinished(folder)
+    if there:
+        _require_same_model(folder, model)
+    api.select_source(planned_index(folder, model), recipe.selection, recipe.seed)
+    _require_room_for_exports(recipe)
+    if not there:
+        write_synthetic(folder, **asdict(model), progress=Progress(silent=silent))
+
+
+def _require_same_model(folder: Path, model: SyntheticModel) -> None:
+    changed = made_otherwise(folder, model)
+    if changed is None:
+        raise InputError(
+            f"{folder}: holds a checkpoint that no [synth] made. "
+            "Leave out [synth], or name another folder as model"
+        )
+    if changed:
+        raise InputError(
+            f"{folder}: was made with another [synth]: {'; '.join(changed)}. "
+            "Delete or rename that folder, or name another one as model"
+        )
+
+
+def _require_room_for_exports(recipe: Recipe) -> None:
+    """Raise InputError when an export folder is taken and the run is still to change."""
+    if Run.exists(recipe.run) and is_done(Run(recipe.run, writable=False), recipe.train):
+        return
+    for item in recipe.exports:
+        if item.out.exists() and not (item.out.is_dir() and not any(item.out.iterdir())):
+            raise InputError(
+                f"{item.out}: is taken by something older than the run will be: an export is made "
+                "when the run is done, and it is not. Delete or rename it, or change out"
+            )
+
+
+def _learn(recipe: Recipe, silent: bool) -> dict[str, Any]:
+    status = api.seed(
+        recipe.model, recipe.run, recipe.selection, recipe.seed, recipe.runtime, silent=silent
+    )
+    if recipe.train is not None:
+        status = api.train(recipe.run, recipe.train, recipe.runtime, silent=silent)
+    return status
+
+
+def _export(recipe: Recipe, item: Export, command: str, silent: bool) -> dict[str, Any]:
+    return api.export(
+        recipe.run,
+        item.out,
+        item.format,
+        dtype=item.dtype,
+        how=recipe.runtime,
+        command=command,
+        silent=silent,
+    )
+
+
+@contextmanager
+def _in_words_of_recipes(recipe: Recipe) -> Iterator[None]:
+    """Errors that speak of options speak of the recipe's keys instead."""
+    try:
+        yield
+    except Mismatch as error:
+        raise InputError(
+            f"{as_keys(error.fact)}. Change the recipe back, name another run in it, "
+            f"or delete {recipe.run} to start over"
+        ) from error
+    except InputError as error:
+        raise InputError(as_keys(str(error))) from error

@@ -1,0 +1,446 @@
+"""The library's entry points: what the commands `plan`, `seed`, `train` and `status` call."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import psutil
+import torch
+
+from globe_stream.engine import device as runtime
+from globe_stream.checkpoint.index import ExpertIndex, open_index, require_revisions
+from globe_stream.checkpoint.selection import Selection, parse_layers
+from globe_stream.config import (
+    RuntimeConfig,
+    SeedConfig,
+    SelectionConfig,
+    TrainConfig,
+    differences,
+    to_toml,
+)
+from globe_stream.engine.context import Context
+from globe_stream.errors import InputError
+from globe_stream.export.dense import export_dense
+from globe_stream.export.factors import export_factors
+from globe_stream.engine.signals import graceful_interrupts
+from globe_stream.commands.compatibility import foreign_options, matching_run, mismatch, source_changes
+from globe_stream.memory import allocator, planner
+from globe_stream.memory.cost_model import Knobs, StagePlan
+from globe_stream.memory.meter import Meter
+from globe_stream.training.warnings import oddities
+from globe_stream.commands.completion import is_done, why_done
+from globe_stream.factorization.groups import Unit, make_units
+from globe_stream.seeding.methods import proxies_for
+from globe_stream.seeding.pipeline import Seeding
+from globe_stream.commands.status import status_document
+from globe_stream.io import files
+from globe_stream.store.run import Run
+from globe_stream.engine.metrics import Metrics, MetricsFile, Sink
+from globe_stream.engine.progress import Bar, Progress
+from globe_stream.engine.trackers import WandbSink
+from globe_stream.training.trainer import Trainer
+from globe_stream.formatting import format_bytes, parse_size
+
+FREE_SHARE = 0.6
+"""Share of the free memory that is the budget when none is given."""
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The selected experts of a checkpoint and the units they form."""
+
+    index: ExpertIndex
+    units: tuple[Unit, ...]
+
+
+def open_source(model: str, selection: SelectionConfig, seeding: SeedConfig) -> Source:
+    """Index `model`, select experts and cut them into units; reads headers only."""
+    require_revisions(model, selection.revision)
+    index = open_index(model, selection.revision, selection.include_mtp)
+    return select_source(index, selection, seeding)
+
+
+def select_source(index: ExpertIndex, selection: SelectionConfig, seeding: SeedConfig) -> Source:
+    """Select experts of `index` and cut them into units; InputError where sizes do not fit."""
+    chosen = index.select(
+        Selection(
+            families=selection.family_names,
+            single_layer=selection.single_layer,
+            layers=None if selection.layers is None else parse_layers(selection.layers),
+            max_experts=selection.max_experts,
+            sample_method=cast(Literal["first_n", "evenly_spaced"], selection.sample_method),
+            include_shared=selection.include_shared,
+            include_mtp=selection.include_mtp,
+        )
+    )
+    return Source(chosen, tuple(make_units(chosen, selection.family_names, seeding)))
+
+
+def seed(
+    model: str,
+    path: Path,
+    selection: SelectionConfig,
+    seeding: SeedConfig,
+    how: RuntimeConfig,
+    *,
+    fresh: bool = False,
+    silent: bool = False,
+) -> Document:
+    """Warm start of every unit of `model` in the run directory `path`; returns the status.
+
+    The same call again continues. Raises InputError when `path` holds a run of another model
+    or configuration, unless `fresh`, which deletes that run.
+    """
+    allocator.return_freed_memory()
+    source = open_source(model, selection, seeding)
+    device, reason = runtime.choose_device(how.device)
+    header = _header(source, selection, seeding, device)
+    run = matching_run(path, header, fresh)
+    with _closing_on_error(run):
+        machine = _prepare(run, device, reason)
+        limit, base = memory_limit(how, run), Meter(device).now()
+        plans = _seed_plans(source.units, seeding, limit, base)
+        if fresh and (path / "ledger.jsonl").exists():
+            Run.erase(path)
+        run = run or Run.create(path, header)
+    with run, _context(run, how, device, limit, base, silent) as context:
+        _record_machine(run, machine)
+        if not (run.path / "config.toml").exists():
+            _write_config(run, None)
+        source.index.fetch([expert for unit in source.units for expert in unit.experts])
+        for unit in source.units:
+            chosen = _recorded_plans(run, f"{unit.key}:plans:seed", plans[unit.key], limit)
+            Seeding(context, unit, seeding, chosen).run()
+        return _finish(context)
+
+
+def train(
+    path: Path,
+    training: TrainConfig,
+    how: RuntimeConfig,
+    *,
+    fresh: bool = False,
+    silent: bool = False,
+) -> Document:
+    """Alternating minimisation of every unit of the run at `path`; returns the status.
+
+    The same call again continues; more epochs than were done go on from there. Raises
+    InputError when the source or the configuration changed, unless `fresh`, which trains again
+    from the seeds.
+    """
+    allocator.return_freed_memory()
+    with Run(path, writable=True) as run:
+        source = _same_source(run)
+        _require_seeded(run, source)
+        device, reason = runtime.choose_device(how.device)
+        machine = _prepare(run, device, reason)
+        limit, base = memory_limit(how, run), Meter(device).now()
+        plans = _train_plans(source.units, training, limit, base)
+        _adopt_config(run, training, fresh)
+        _record_machine(run, machine)
+        with _context(run, how, device, limit, base, silent) as context:
+            _say_what_to_expect(context, source.units, training)
+            source.index.fetch([expert for unit in source.units for expert in unit.experts])
+            for unit in source.units:
+                chosen = _recorded_plans(run, f"{unit.key}:plans:train", plans[unit.key], limit)
+                Trainer(context, unit, training, chosen["train"]).run()
+            return _finish(context)
+
+
+def export(
+    path: Path,
+    out: Path,
+    kind: str,
+    *,
+    dtype: str | None = None,
+    model: str | None = None,
+    how: RuntimeConfig,
+    command: str = "",
+    silent: bool = False,
+) -> Document:
+    """Write the trained run at `path` to `out` as `kind`, factors or dense.
+
+    The same call again continues. Raises InputError for a run that is not trained, a source that
+    changed, an `out` that holds something else, and budgets or disks too small.
+    """
+    allocator.return_freed_memory()
+    writer = {"factors": export_factors, "dense": export_dense}[kind]
+    limit = memory_limit(how, None)
+    with step_bar(f"export {kind}", silent=silent) as progress:
+        return writer(
+            path, out, dtype=dtype, memory=limit, model=model, command=command, progress=progress
+        ).document()
+
+
+def status(path: Path) -> Document:
+    """Where the run at `path` stands; changes nothing."""
+    return status_document(Run(path, writable=False))
+
+
+@contextmanager
+def step_bar(title: str, *, silent: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar driven by calls of (done, total, note), total known from the first call on."""
+    progress, meter = Progress(silent=silent), Meter()
+    bars: list[Bar] = []
+    finished = 0
+
+    def step(done: int, total: int, note: str) -> None:
+        nonlocal finished
+        if done < finished or not bars:
+            bars.append(progress.bar(title, total))
+            finished = 0
+        bars[-1].advance(done - finished, note, meter.now())
+        finished = done
+
+    try:
+        yield step
+    finally:
+        for bar in bars:
+            bar.close()
+
+
+def memory_limit(how: RuntimeConfig, run: Run | None) -> int:
+    """The budget in bytes: as given, else the run's own, else a share of what is free."""
+    if how.memory is not None:
+        return parse_size(how.memory)
+    recorded = run.state("budget") if run is not None else None
+    if recorded is not None:
+        return int(recorded["bytes"])
+    return int(FREE_SHARE * psutil.virtual_memory().available)
+
+
+@contextmanager
+def _closing_on_error(run: Run | None) -> Iterator[None]:
+    """Let go of the run's lock when the block fails."""
+    try:
+        yield
+    except BaseException:
+        if run is not None:
+            run.close()
+        raise
+
+
+# -- run directories ---------------------------------------------------------------------------
+
+
+def _header(
+    source: Source, selection: SelectionConfig, seeding: SeedConfig, device: torch.device
+) -> Document:
+    return {
+        "model": source.index.model,
+        "model_type": source.index.model_type,
+        "revision": source.index.revision,
+        "fingerprint": source.index.fingerprint(),
+        "config": {
+            "selection": selection.identity(),
+            "seed": seeding.identity(),
+            "device": device.type,
+        },
+        "units": [unit.record() for unit in source.units],
+    }
+
+
+def _same_source(run: Run) -> Source:
+    """The experts that the run was seeded from; InputError when they changed since."""
+    config = run.header["config"]
+    try:
+        selection = SelectionConfig.from_mapping(config["selection"], "selection")
+        seeding = SeedConfig.from_mapping(config["seed"], "seed")
+    except InputError as error:
+        raise InputError(
+            f"{run.path}: begun by another version of globe-stream ({error}). "
+            "Use that version, or seed again with --fresh or into a new --run"
+        ) from error
+    source = open_source(run.header["model"], selection, seeding)
+    changed = source_changes(run.header["fingerprint"], source.index.fingerprint())
+    if changed:
+        raise InputError(
+            f"{run.header['model']}: changed since {run.path} was seeded: {'; '.join(changed)}. "
+            "Restore the checkpoint, or seed again with --fresh"
+        )
+    return source
+
+
+def _require_seeded(run: Run, source: Source) -> None:
+    waiting = [unit.key for unit in source.units if run.state(unit.key) is None]
+    if waiting:
+        raise InputError(
+            f"{run.path}: seeding is not finished ({', '.join(waiting[:3])}). "
+            "Give the seed command again first"
+        )
+
+
+def _adopt_config(run: Run, training: TrainConfig, fresh: bool) -> None:
+    """Record the training configuration, or insist that it is the recorded one."""
+    recorded = run.state("train_config")
+    if fresh and recorded is not None:
+        _forget_training(run)
+        recorded = None
+    if recorded is None:
+        run.commit({"train_config": training.identity()})
+    else:
+        changed = differences(recorded, training.identity())
+        if changed:
+            foreign = foreign_options(recorded, training.identity())
+            advice = "train again from the seeds with --fresh"
+            raise mismatch(
+                f"{run.path}: training began with another configuration",
+                changed,
+                [foreign],
+                f"Seed into a new --run, or {advice}"
+                if foreign
+                else f"Give the same options, or {advice}",
+            )
+    _write_config(run, training)
+
+
+def _forget_training(run: Run) -> None:
+    """Put the seeds back in place and drop everything that training added."""
+    for unit in run.header["units"]:
+        key = unit["key"]
+        seeded = run.state(f"{key}:seeded")
+        move = [
+            (f"{key}/seed/{name}", f"{key}/{name}")
+            for name in ("bank", "codes")
+            if run.has(f"{key}/seed/{name}")
+        ]
+        run.commit(
+            {key: seeded, f"{key}:next": None, f"{key}:partial": None, "train_config": None},
+            move=move,
+            drop=[f"{key}/next", f"{key}/partial"],
+        )
+
+
+def _write_config(run: Run, training: TrainConfig | None) -> None:
+    config = run.header["config"]
+    sections: dict[str, Any] = {
+        "model": {"model": run.header["model"], **config["selection"]},
+        "seed": config["seed"],
+        "runtime": {"device": config["device"]},
+    }
+    if training is not None:
+        sections["train"] = asdict(training)
+    files.replace_text(run.path / "config.toml", to_toml(sections))
+
+
+def _prepare(run: Run | None, device: torch.device, reason: str) -> runtime.Machine:
+    """Choose the GEMM precision, or take the one the run began with: no bit may change."""
+    machine = runtime.prepare(device, reason, run.state("machine") if run else None)
+    runtime.warm_up(device)
+    return machine
+
+
+def _record_machine(run: Run, machine: runtime.Machine) -> None:
+    if run.state("machine") != machine.record():
+        run.commit({"machine": machine.record()})
+
+
+def _say_what_to_expect(context: Context, units: Sequence[Unit], training: TrainConfig) -> None:
+    """Tell that nothing is left to do, or which settings do not do what they seem to."""
+    if is_done(context.run, training):
+        context.progress.say(why_done(context.run, training))
+        return
+    lines = [line for unit in units for line in oddities(training, unit.bases)]
+    for line in dict.fromkeys(lines):
+        context.progress.say(line)
+
+
+def _seed_plans(
+    units: Sequence[Unit], seeding: SeedConfig, limit: int, base: int
+) -> dict[str, dict[str, StagePlan]]:
+    """The plans of every unit; InputError that names the stage that needs most of all."""
+    kind = proxies_for(seeding.method, seeding.proxies)
+    stages = (s for unit in units for s in planner.seed_stages(unit, kind).values())
+    planner.require(stages, limit, base)
+    return {unit.key: planner.seed_plans(unit, kind, limit, base) for unit in units}
+
+
+def _train_plans(
+    units: Sequence[Unit], training: TrainConfig, limit: int, base: int
+) -> dict[str, dict[str, StagePlan]]:
+    """As `_seed_plans`, of training."""
+    planner.require((planner.train_stage(unit, training) for unit in units), limit, base)
+    return {unit.key: {"train": planner.train_plan(unit, training, limit, base)} for unit in units}
+
+
+def _recorded_plans(
+    run: Run, key: str, plans: dict[str, StagePlan], limit: int
+) -> dict[str, StagePlan]:
+    """The plans that were recorded for the same budget, else `plans`, now recorded.
+
+    The base is measured anew in every process; without this a resumed run might choose another
+    batch and differ in the last bits.
+    """
+    recorded = run.state(key)
+    if recorded is not None and recorded["limit"] == limit:
+        return {
+            stage: StagePlan(stage, Knobs(**plan["knobs"]), plan["price"])
+            for stage, plan in recorded["plans"].items()
+        }
+    run.commit(
+        {
+            key: {
+                "limit": limit,
+                "plans": {
+                    stage: {"knobs": asdict(plan.knobs), "price": plan.price}
+                    for stage, plan in plans.items()
+                },
+            },
+            "budget": {"bytes": limit},
+        }
+    )
+    return plans
+
+
+@contextmanager
+def _context(
+    run: Run, how: RuntimeConfig, device: torch.device, limit: int, base: int, silent: bool
+) -> Iterator[Context]:
+    sinks: list[Sink] = [MetricsFile(run.path / "metrics.jsonl")]
+    if how.wandb_project is not None:
+        sinks.append(WandbSink(run.path, how.wandb_project, run.header["config"]))
+    metrics, meter = Metrics(sinks), Meter(device)
+    run.beside = lambda: _peak_state(run, meter)
+    try:
+        with (
+            graceful_interrupts() as interrupt,
+            files.disk_full_is_input_error(run.path, "the run"),
+        ):
+            yield Context(
+                run,
+                metrics,
+                Progress(silent=silent),
+                meter,
+                interrupt,
+                device,
+                60 * how.checkpoint_every,
+                limit,
+                base,
+            )
+    finally:
+        metrics.close()
+
+
+def _peak_state(run: Run, meter: Meter) -> dict[str, Document]:
+    """The highest peak of this command and those before it, for every commit to record."""
+    before = (run.state("memory") or {"peak_bytes": 0})["peak_bytes"]
+    return {"memory": {"peak_bytes": max(before, meter.peak)}}
+
+
+def _finish(context: Context) -> Document:
+    """Record the peak, say how it compares with the price, sweep, and return the status."""
+    run, meter = context.run, context.meter
+    run.clear_spill()
+    if meter.peaks:
+        run.commit({})
+        for stage in meter.peaks:
+            values = context.memory_values(stage)
+            context.progress.say(
+                f"memory of {stage}: priced {format_bytes(values['memory/price_bytes'])}, "
+                f"peak {format_bytes(values['memory/peak_bytes'])}"
+            )
+    return status_document(run)

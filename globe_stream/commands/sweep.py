@@ -1,0 +1,262 @@
+"""Several seeding methods side by side, on the same statistics, proxies and Gram matrices.
+
+Statistics are gathered once, proxies and Gram once for each kind of proxies that the methods work
+on; then every method makes its atoms and codes, and a pass measures them with refitted adapters.
+Source: warm-start guidelines, section K; method.md sections 3.2 and 3.3.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from globe_stream.commands import session as api
+from globe_stream.engine import device as runtime
+from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig
+from globe_stream.engine.context import Context
+from globe_stream.errors import InputError, Interrupted
+from globe_stream.engine.signals import graceful_interrupts
+from globe_stream.memory import allocator, planner
+from globe_stream.memory.cost_model import StagePlan
+from globe_stream.memory.meter import Meter
+from globe_stream.factorization.groups import Unit
+from globe_stream.factorization.svd_baseline import BaselineAccumulator, sampled_experts
+from globe_stream.seeding.methods import proxies_for, uses_dense_gram
+from globe_stream.seeding.pipeline import Seeding
+from globe_stream.io import files
+from globe_stream.store.run import Run
+from globe_stream.engine.stream import Pass, finished, stream
+from globe_stream.engine.metrics import Metrics
+from globe_stream.engine.progress import Progress
+
+SHARED = ("statistics", "proxies", "gram")
+"""Stages that methods on the same kind of proxies have in common."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One method on one unit; costs are those of seeding with this method alone."""
+
+    unit: str
+    method: str
+    proxies: str
+    relative_frobenius_error: float  # of the weights, adapters refitted
+    proxy_relative_error: float
+    explained_variance: float
+    median_support: float
+    method_seconds: float  # atoms and codes
+    seconds: float  # with statistics, proxies, Gram and measuring
+    bytes_read: int
+    passes: float  # bytes read over the bytes of the unit's experts
+    peak_memory_bytes: int
+    price_bytes: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found: rows by unit, then as the methods were given, and SVD beside them."""
+
+    model: str
+    memory_budget_bytes: int
+    rows: tuple[Compared, ...]
+    svd: dict[str, float]  # equal-parameter SVD's relative error by unit
+
+    def document(self) -> dict[str, Any]:
+        """As one JSON document."""
+        return {
+            "format": 1,
+            "model": self.model,
+            "memory_budget_bytes": self.memory_budget_bytes,
+            "svd_equal_parameters_relative_error": self.svd,
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+
+def compare(
+    model: str,
+    selection: SelectionConfig,
+    seeding: SeedConfig,
+    methods: Sequence[str],
+    how: RuntimeConfig,
+    *,
+    run: Path | None = None,
+    silent: bool = False,
+) -> Comparison:
+    """Seed every unit of `model` with each of `methods`, other options as in `seeding`.
+
+    Proxies are `seeding.proxies` for the methods that work on them, else the method's own. What is
+    written meanwhile goes to the new or empty folder `run`, or a temporary one, and is deleted.
+    Raises InputError for unknown or repeated methods, a budget too small and what `seed` refuses.
+    """
+    allocator.return_freed_memory()
+    _require_distinct(methods)
+    configs = [_config(seeding, method) for method in methods]
+    source = api.open_source(model, selection, seeding)
+    device, reason = runtime.choose_device(how.device)
+    runtime.prepare(device, reason, None)
+    runtime.warm_up(device)
+    limit, base = api.memory_limit(how, None), Meter(device).now()
+    kinds = frozenset(_kind(config) for config in configs)
+    planner.require(
+        (
+            stage
+            for unit in source.units
+            for kind in kinds
+            for stage in planner.seed_stages(unit, kind, kinds).values()
+        ),
+        limit,
+        base,
+    )
+    plans = {
+        (unit.key, kind): planner.seed_plans(unit, kind, limit, base, kinds)
+        for unit in source.units
+        for kind in kinds
+    }
+    source.index.fetch([expert for unit in source.units for expert in unit.experts])
+    with _context(run, device, limit, base, silent) as context:
+        rows, svd = [], {}
+        for unit in source.units:
+            chosen = {kind: plan for (key, kind), plan in plans.items() if key == unit.key}
+            rows += _compare_unit(context, unit, configs, chosen)
+            svd[unit.key] = _baseline(context, unit, next(iter(chosen.values())))
+    return Comparison(model, limit, tuple(rows), svd)
+
+
+# -- one unit ------------------------------------------------------------------------------------
+
+
+def _compare_unit(
+    context: Context,
+    unit: Unit,
+    configs: Sequence[SeedConfig],
+    plans: dict[str, dict[str, StagePlan]],
+) -> list[Compared]:
+    """A row for every one of `configs`, in their order; `plans` by kind of proxies."""
+    found = {}
+    kinds = frozenset(plans)
+    for kind in sorted(kinds):
+        members = [config for config in configs if _kind(config) == kind]
+        dense = [c for c in members if uses_dense_gram(c.method, unit.sizes.experts)]
+        first = (dense or members)[0]
+        _share(Seeding(context, unit, first, plans[kind], kinds))
+        for config in members:
+            found[config.method] = _measure(Seeding(context, unit, config, plans[kind]))
+    context.run.clear_spill()
+    return [found[config.method] for config in configs]
+
+
+def _share(seeding: Seeding) -> None:
+    """Statistics unless they are there, then proxies and Gram of this kind in place of others."""
+    if seeding.done("statistics") is None:
+        _carry_out(seeding, "statistics")
+    for stage in ("proxies", "gram"):
+        _carry_out(seeding, stage)
+
+
+def _measure(seeding: Seeding) -> Compared:
+    for stage in ("atoms", "measure"):
+        _carry_out(seeding, stage)
+    stages = (*SHARED, "atoms", "measure")
+    done = {stage: seeding.done(stage) or {} for stage in stages}
+    context, atoms = seeding.context, done["atoms"]
+    names = [seeding.stage_name(stage) for stage in stages]
+    read = sum(int(facts["io/bytes_read"]) for facts in done.values())
+    return Compared(
+        unit=seeding.unit.key,
+        method=seeding.config.method,
+        proxies=_kind(seeding.config),
+        relative_frobenius_error=done["measure"]["recon/relative_frobenius_error"],
+        proxy_relative_error=atoms["proxy_relative_error"],
+        explained_variance=atoms["explained_variance"],
+        median_support=atoms["alpha/median_support"],
+        method_seconds=atoms["time/seconds"],
+        seconds=sum(facts["time/seconds"] for facts in done.values()),
+        bytes_read=read,
+        passes=read / seeding.unit.sizes.stored_bytes,
+        peak_memory_bytes=max(context.meter.peaks[name] for name in names),
+        price_bytes=context.base + max(context.prices[name] for name in names),
+    )
+
+
+def _carry_out(seeding: Seeding, stage: str) -> None:
+    """Carry out `stage` anew, with its own peak and price."""
+    context, name = seeding.context, seeding.stage_name(stage)
+    context.meter.peaks.pop(name, None)
+    context.prices.pop(name, None)
+    seeding.carry_out(stage)
+
+
+def _baseline(context: Context, unit: Unit, plans: dict[str, StagePlan]) -> float:
+    """Relative error of the equal-parameter SVD, of a sample of large experts."""
+    experts = tuple(unit.experts[k] for k in sampled_experts(unit))
+    task = Pass(unit.key, "baseline", experts, plans["baseline"].knobs.batch)
+    accumulator = BaselineAccumulator(unit.sizes.svd_rank)
+    with context.stage(f"{unit.key}/seed/baseline", plans["baseline"].price):
+        stream(context, task, accumulator)
+    states, drop = finished(task)
+    context.run.commit(states, drop=drop)
+    return accumulator.relative_error
+
+
+# -- preparation ---------------------------------------------------------------------------------
+
+
+def _config(seeding: SeedConfig, method: str) -> SeedConfig:
+    """`seeding` with `method`, and with its proxies if the method works on those."""
+    own = proxies_for(method)
+    try:
+        kind = proxies_for(method, seeding.proxies)
+    except InputError:
+        kind = own
+    return replace(seeding, method=method, proxies=kind)
+
+
+def _kind(config: SeedConfig) -> str:
+    return proxies_for(config.method, config.proxies)
+
+
+def _require_distinct(methods: Sequence[str]) -> None:
+    if not methods:
+        raise InputError("--methods names no method: give at least one")
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown:
+        raise InputError(f"--methods {unknown[0]!r} is not known: use some of {', '.join(METHODS)}")
+    repeated = {method for method in methods if methods.count(method) > 1}
+    if repeated:
+        raise InputError(f"--methods names {sorted(repeated)[0]} more than once: give it once")
+
+
+@contextmanager
+def _context(
+    folder: Path | None, device: torch.device, limit: int, base: int, silent: bool
+) -> Iterator[Context]:
+    """A context whose run directory is deleted in the end."""
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: not an empty folder. Choose another --run")
+    with ExitStack() as stack:
+        parent = folder if folder is not None else Path(tempfile.gettempdir())
+        parent.mkdir(parents=True, exist_ok=True)
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix="sweep-")))
+        stack.enter_context(_stopped_for_good())
+        interrupt = stack.enter_context(graceful_interrupts("stopping after this batch"))
+        stack.enter_context(files.disk_full_is_input_error(path, "the comparison"))
+        run = stack.enter_context(Run.create(path / "run", {"units": []}))
+        progress = Progress(silent=silent)
+        yield Context(
+            run, Metrics([]), progress, Meter(device), interrupt, device, float("inf"), limit, base
+        )
+
+
+@contextmanager
+def _stopped_for_good() -> Iterator[None]:
+    """A comparison keeps nothing that could be continued."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(
+            "sweep: stopped; nothing is kept, the same command starts over"
+        ) from error

@@ -1,0 +1,1 @@
+"""Carrying out: resumable passes, devices, signals, progress, metrics."""

@@ -1,0 +1,65 @@
+"""What every stage of a run needs besides its own mathematics."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from globe_stream.engine.signals import Interrupt
+from globe_stream.memory import allocator
+from globe_stream.memory.meter import Meter
+from globe_stream.store.run import Run
+from globe_stream.engine.metrics import Metrics
+from globe_stream.engine.progress import Progress
+
+
+@dataclass
+class Context:
+    """The run, its instruments and its limits."""
+
+    run: Run
+    metrics: Metrics
+    progress: Progress
+    meter: Meter
+    interrupt: Interrupt
+    device: torch.device
+    checkpoint_seconds: float
+    budget: int
+    base: int
+    prices: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, price: int) -> Iterator[None]:
+        """Measure the peak memory of a stage beside its price in bytes."""
+        self.prices[name] = max(self.prices.get(name, 0), price)
+        allocator.trim()
+        with self.meter.stage(name):
+            yield
+
+    def memory_values(self, name: str) -> dict[str, Any]:
+        """The metric values of a stage measured by `stage`: its peak and base plus price."""
+        peak, price = self.meter.peaks[name], self.base + self.prices[name]
+        return {
+            "memory/peak_bytes": peak,
+            "memory/price_bytes": price,
+            "memory/peak_over_price": peak / price,
+        }
+
+
+class Clock:
+    """Says when the next checkpoint is due."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether `seconds` have gone since the last time this was true."""
+        now = time.monotonic()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True

@@ -1,0 +1,99 @@
+"""The models that are compared: the original and what a run makes of it."""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from globe_stream.errors import InputError
+from globe_stream.export.dense import export_dense, export_svd
+from globe_stream.export.factors import export_factors
+from globe_stream.export.result import ExportResult, ProgressCall
+
+VARIANTS = ("original", "dense", "patched", "svd")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "auto": "auto"}
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How models are loaded. `offload` is a folder for accelerate's disk offload.
+
+    `held` (bytes) is how much of the weights then stays in memory.
+    """
+
+    dtype: str = "fp32"
+    offload: Path | None = None
+    held: int | None = None
+    cache: str | int = "2GiB"
+
+    def options(self, name: str) -> dict[str, Any]:
+        """Arguments of `from_pretrained`, for a model called `name`."""
+        if self.dtype not in DTYPES:
+            raise InputError(f"--dtype {self.dtype!r} is not known: use one of {', '.join(DTYPES)}")
+        options: dict[str, Any] = {"dtype": DTYPES[self.dtype]}
+        if self.offload is not None:
+            options |= {"device_map": "auto", "offload_folder": str(self.offload / name)}
+            if self.held is not None:
+                options["max_memory"] = {"cpu": self.held}
+        return options
+
+
+def build_empty(folder: Path, loading: Loading) -> Any:
+    """The model of a checkpoint folder without weights, on the meta device.
+
+    Raises InputError when transformers does not know the model.
+    """
+    dtype = loading.options("")["dtype"]
+    transformers = _transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split(". ")[0].split())
+        raise InputError(
+            f"{folder}: transformers cannot build this model: {reason}. "
+            "Leave out --text, or install a newer transformers"
+        ) from error
+
+
+def load_plain(folder: Path, name: str, loading: Loading) -> Any:
+    """A checkpoint folder as a transformers model for evaluation."""
+    transformers = _transformers()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, **loading.options(name))
+    return model.eval()
+
+
+def load_patched(original: Path, factors: Path, name: str, loading: Loading) -> Any:
+    """The original with the experts of an export of factors."""
+    from globe_stream.inference.patch import patch_model
+
+    offload = None if loading.offload is None else loading.offload / f"{name}-factors"
+    model = load_plain(original, name, loading)
+    return patch_model(model, factors, cache=loading.cache, offload_folder=offload)
+
+
+def export_variant(
+    variant: str, run: Path, out: Path, memory: int | None, progress: ProgressCall | None
+) -> ExportResult:
+    """Make what `variant` is loaded from, or find it made already, in `out`."""
+    make = {"dense": export_dense, "patched": export_factors, "svd": export_svd}[variant]
+    return make(run, out, memory=memory, progress=progress)
+
+
+def require_variants(names: tuple[str, ...]) -> None:
+    """InputError for a name that is none."""
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown or not names:
+        raise InputError(f"--models {','.join(names)!r}: use some of {','.join(VARIANTS)}")
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise InputError(
+            "eval: the transformers package is not installed. pip install 'globe-stream[hf]'"
+        ) from error

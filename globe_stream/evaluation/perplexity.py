@@ -1,0 +1,115 @@
+"""Bits per byte, perplexity, speed and memory of a language model on windows of text."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from globe_stream.evaluation.text import TokenWindow, Windows, bits_per_byte, read_windows
+from globe_stream.export.result import ProgressCall
+from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
+from globe_stream.memory.meter import Meter
+
+MAX_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model's score on a text. `perplexity` is per token; times are of the forward passes."""
+
+    bits_per_byte: float
+    perplexity: float
+    windows: int
+    tokens: int
+    bytes: int
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    price_bytes: int
+
+    def document(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def price_scoring(batch: int, length: int, vocabulary: int) -> int:
+    """Bytes of scoring a batch besides the model: logits three times in float32, tokens.
+
+    The model's own logits, their float32 copy, and the log-probabilities.
+    """
+    return batch * length * (3 * 4 * vocabulary + 2 * 8)
+
+
+def choose_batch(length: int, vocabulary: int, memory: int | None, held: int) -> int:
+    """The most windows at a time, up to 8, for which `memory` bytes suffice beside `held`."""
+    spare = COMPILED_BYTES + SLACK_BYTES
+    for batch in range(MAX_BATCH, 1, -1):
+        if memory is None or held + price_scoring(batch, length, vocabulary) + spare <= memory:
+            return batch
+    return 1
+
+
+def score(
+    model: Any,
+    text: Path,
+    model_folder: Path,
+    windows: Windows | None = None,
+    *,
+    memory: int | None = None,
+    progress: ProgressCall | None = None,
+) -> Score:
+    """Score a loaded causal language model of `model_folder` on the text file `text`.
+
+    Raises InputError when the text or the tokenizer is missing or too short.
+    """
+    chosen = windows or Windows()
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    found = read_windows(text, chosen, vocabulary, model_folder)
+    meter = Meter()
+    batch = choose_batch(chosen.length, vocabulary, memory, meter.now())
+    with meter.stage("score"):
+        start = time.perf_counter()
+        nats = _negative_log_likelihood(model, found, batch, progress)
+        seconds = time.perf_counter() - start
+    predicted = sum(len(window.tokens) - 1 for window in found)
+    size = sum(window.predicted_bytes for window in found)
+    return Score(
+        bits_per_byte=bits_per_byte(nats, size),
+        perplexity=math.exp(nats / predicted),
+        windows=len(found),
+        tokens=predicted,
+        bytes=size,
+        seconds=seconds,
+        tokens_per_second=predicted / seconds,
+        peak_memory_bytes=meter.peak,
+        price_bytes=price_scoring(batch, chosen.length, vocabulary),
+    )
+
+
+def _negative_log_likelihood(
+    model: Any, windows: Sequence[TokenWindow], batch: int, progress: ProgressCall | None
+) -> float:
+    """In nats, over all predicted tokens, summed in float64."""
+    total = 0.0
+    for start in range(0, len(windows), batch):
+        group = windows[start : start + batch]
+        tokens = torch.stack([window.tokens for window in group]).to(model.device)
+        total += float(window_losses(model, tokens).sum())
+        if progress:
+            progress(start + len(group), len(windows), "windows")
+    return total
+
+
+@torch.no_grad()
+def window_losses(model: Any, tokens: Tensor) -> Tensor:
+    """Negative log-likelihoods (b, n - 1) in nats, float64, of tokens (b, n) after the first."""
+    logits = model(input_ids=tokens).logits[:, :-1].float()
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), tokens[:, 1:].flatten().to(logits.device), reduction="none"
+    )
+    return losses.view(len(tokens), -1).double()

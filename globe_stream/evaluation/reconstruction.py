@@ -1,0 +1,177 @@
+"""Reconstruction errors by family, layer and expert, and those of the equal-parameter SVD."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from globe_stream.checkpoint.reader import ExpertReader
+from globe_stream.memory.export_plan import plan_export, plan_svd
+from globe_stream.factorization.reconstruction import BankApproximation
+from globe_stream.export.result import ProgressCall, Tally
+from globe_stream.factorization.bank_cache import BankShelf
+from globe_stream.factorization.trained_run import FittedUnit, Source, open_source
+from globe_stream.factorization.truncated import lost_energy
+from globe_stream.commands.status import status_document
+from globe_stream.store import arrays
+from globe_stream.store.run import Run
+
+
+@dataclass(frozen=True)
+class UnitErrors:
+    """Squared Frobenius errors and norms (N,) float64 of a unit's experts.
+
+    `members` (N, 3) int are layer, expert and whether it is shared.
+    """
+
+    key: str
+    family: str
+    members: Tensor
+    squared_errors: Tensor
+    squared_norms: Tensor
+
+    @property
+    def relative_error(self) -> float:
+        """relF over all experts."""
+        return _relative(self.squared_errors, self.squared_norms)
+
+    def by_layer(self) -> dict[int, float]:
+        """relF of each layer."""
+        layers = self.members[:, 0]
+        return {
+            layer: _relative(
+                self.squared_errors[layers == layer], self.squared_norms[layers == layer]
+            )
+            for layer in torch.unique(layers).tolist()
+        }
+
+    def by_expert(self) -> list[dict[str, Any]]:
+        """relF of each expert."""
+        each = (self.squared_errors / self.squared_norms).sqrt().tolist()
+        return [
+            {"layer": layer, "expert": expert, "shared": bool(shared), "relative_error": value}
+            for (layer, expert, shared), value in zip(self.members.tolist(), each, strict=True)
+        ]
+
+
+def _relative(errors: Tensor, norms: Tensor) -> float:
+    return float((errors.sum() / norms.sum()).sqrt())
+
+
+def recorded_errors(run: Path) -> list[UnitErrors]:
+    """What the run recorded about its saved state; reads no weights."""
+    with open_source(run, trained=False) as source:
+        return [
+            _unit_errors(source, fitted, _read(source, fitted, "errors")) for fitted in source.units
+        ]
+
+
+def recorded_svd(run: Path) -> dict[str, Any]:
+    """relF of the equal-parameter truncated SVD by family, as the run recorded it.
+
+    Empty unless it is known of every family. The run may have measured a sample of its experts.
+    """
+    families = status_document(Run(run, writable=False))["families"]
+    found = {
+        name: {"relative_frobenius_error": family.get("svd_equal_parameters_relative_error")}
+        for name, family in families.items()
+    }
+    known = all(one["relative_frobenius_error"] is not None for one in found.values())
+    return found if known else {}
+
+
+def measured_errors(
+    run: Path, *, memory: int | None = None, progress: ProgressCall | None = None
+) -> list[UnitErrors]:
+    """Errors measured anew, W_hat - W element by element, in one streamed pass.
+
+    `memory` is the peak resident bytes of the process; None means no limit.
+    """
+    with open_source(run, trained=False) as source:
+        plan = plan_export([fitted.unit for fitted in source.units], memory)
+        tally = Tally(sum(len(fitted.unit.experts) for fitted in source.units), progress)
+        found = []
+        with BankShelf(plan.resident) as shelf:
+            for fitted in source.units:
+                approximation = BankApproximation(fitted, shelf.bank(fitted))
+
+                def error(position: int, weights: Tensor, by: Any = approximation) -> float:
+                    original = weights.clone()
+                    return _square(by.replace(position, weights).sub_(original))
+
+                squared = _each(source, fitted, plan.batch, error, tally)
+                found.append(_unit_errors(source, fitted, squared))
+        return found
+
+
+def svd_errors(
+    run: Path, *, memory: int | None = None, progress: ProgressCall | None = None
+) -> list[UnitErrors]:
+    """Errors of every expert's truncated SVD with the unit's parameters, in one streamed pass.
+
+    The rank is `scope.Sizes.svd_rank`. Source: method.md section 1.
+    """
+    with open_source(run, trained=False) as source:
+        tally = Tally(sum(len(fitted.unit.experts) for fitted in source.units), progress)
+        found = []
+        for fitted in source.units:
+            plan = plan_svd(fitted.unit.experts, memory)
+            rank = fitted.unit.sizes.svd_rank
+
+            def error(position: int, weights: Tensor, rank: int = rank) -> float:
+                del position
+                return lost_energy(weights, rank)
+
+            squared = _each(source, fitted, plan.batch, error, tally)
+            found.append(_unit_errors(source, fitted, squared))
+        return found
+
+
+def errors_document(units: list[UnitErrors]) -> dict[str, Any]:
+    """relF by family, layer and expert, for `eval --json`."""
+    document: dict[str, Any] = {}
+    for unit in units:
+        family = document.setdefault(unit.family, {"by_layer": {}, "by_expert": [], "squares": []})
+        family["by_layer"] |= {str(layer): value for layer, value in unit.by_layer().items()}
+        family["by_expert"] += unit.by_expert()
+        family["squares"].append(
+            (float(unit.squared_errors.sum()), float(unit.squared_norms.sum()))
+        )
+    for family in document.values():
+        errors, norms = (sum(column) for column in zip(*family.pop("squares"), strict=True))
+        family["relative_frobenius_error"] = (errors / norms) ** 0.5
+    return document
+
+
+def _each(
+    source: Source,
+    fitted: FittedUnit,
+    batch: int,
+    error: Callable[[int, Tensor], float],
+    tally: Tally,
+) -> Tensor:
+    squared = torch.zeros(len(fitted.unit.experts), dtype=torch.float64)
+    source.index.fetch(fitted.unit.experts)
+    with ExpertReader(fitted.unit.experts, batch) as reader:
+        for part in reader.batches():
+            for position, weights in zip(part.positions, part.weights, strict=True):
+                squared[position] = error(position, weights)
+            tally.advance(len(part.positions), fitted.unit.key)
+    return squared
+
+
+def _unit_errors(source: Source, fitted: FittedUnit, squared: Tensor) -> UnitErrors:
+    members = torch.tensor([[e.layer, e.expert, int(e.shared)] for e in fitted.unit.experts])
+    norms = _read(source, fitted, "norms")
+    return UnitErrors(fitted.unit.key, fitted.unit.family, members, squared, norms)
+
+
+def _read(source: Source, fitted: FittedUnit, name: str) -> Tensor:
+    return torch.from_numpy(arrays.read(source.run.array(f"{fitted.unit.key}/{name}")))
+
+
+def _square(matrix: Tensor) -> float:
+    return float(matrix.norm().double().square())

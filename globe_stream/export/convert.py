@@ -1,0 +1,76 @@
+"""The content of a tensor before its replaced experts are put in: copied, cast or dequantised."""
+
+from dataclasses import replace
+
+import torch
+
+from globe_stream.checkpoint.experts import Expert
+from globe_stream.io.safetensors import ITEM_BYTES
+from globe_stream.checkpoint.index import ExpertIndex
+from globe_stream.checkpoint.reader import read_expert
+from globe_stream.checkpoint.strided import FP8_BLOCK, TORCH_DTYPES, Region, Storage, contiguous
+from globe_stream.io.safetensors_writer import OutFile, pieces
+from globe_stream.export.shard_plan import Tensor
+from globe_stream.factorization.trained_run import Key, key_of
+
+_ROW_BYTES = 32 << 20
+
+
+def fill_tensor(
+    file: OutFile, tensor: Tensor, index: ExpertIndex, dequantised: dict[Key, Region]
+) -> None:
+    """Write the content of one tensor; that of replaced experts may be left for later."""
+    if tensor.how == "copy":
+        for start, piece in _stored(tensor):
+            file.write(tensor.entry.start + start, piece)
+    elif tensor.how == "cast":
+        _cast(file, tensor)
+    elif tensor.how == "fp8":
+        _fp8(file, tensor)
+    elif tensor.how == "mxfp4":
+        _mxfp4(file, tensor, index, dequantised)
+
+
+def _stored(tensor: Tensor):  # type: ignore[no-untyped-def]
+    position = 0
+    for piece in pieces(tensor.source.path, tensor.source.start, tensor.source.stop):
+        yield position, piece
+        position += len(piece)
+
+
+def _cast(file: OutFile, tensor: Tensor) -> None:
+    before, after = TORCH_DTYPES[tensor.source.dtype], TORCH_DTYPES[tensor.entry.dtype]
+    ratio = ITEM_BYTES[tensor.source.dtype]
+    for start, piece in _stored(tensor):
+        values = torch.frombuffer(piece, dtype=before).to(after)
+        file.write_tensor(tensor.entry.start + start // ratio * after.itemsize, values)
+
+
+def _fp8(file: OutFile, tensor: Tensor) -> None:
+    """Rows at a time, each group of rows read like an expert with scales of its own."""
+    entry, scale = tensor.source, tensor.scale
+    assert scale is not None
+    rows, columns = entry.shape
+    weight = contiguous(entry, rows, columns)
+    scales = contiguous(scale, *scale.shape)
+    step = max(1, _ROW_BYTES // (4 * columns * FP8_BLOCK)) * FP8_BLOCK
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        storage = Storage(
+            weight.row_block(first, count),
+            scales.row_block(first // FP8_BLOCK, -(-count // FP8_BLOCK)),
+        )
+        part = Expert("other", 0, first, False, entry.dtype, (count, columns), storage)
+        values = read_expert(part).to(TORCH_DTYPES[tensor.entry.dtype])
+        file.write_tensor(tensor.entry.start + first * columns * values.itemsize, values)
+
+
+def _mxfp4(
+    file: OutFile, tensor: Tensor, index: ExpertIndex, dequantised: dict[Key, Region]
+) -> None:
+    """Every expert of the tensor that is not replaced, one at a time."""
+    for family in index.experts.values():
+        for expert in family:
+            place = dequantised.get(key_of(expert))
+            if place is not None and expert.storage.weight.tensor == tensor.source.name:
+                file.write_matrix(replace(place, path=tensor.entry.path), read_expert(expert))

@@ -1,0 +1,238 @@
+"""`export --format factors`: bank, codes, adapters, one streamed pass, resumable by shard.
+
+The scale of the normalisation is folded into the adapters (so the recorded scale is 1); the mean
+is a rank-one term that an adapter cannot carry, and is recorded as the offset.
+Source: contract.md, "export --format factors".
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from globe_stream.checkpoint.reader import ExpertReader
+from globe_stream.checkpoint.strided import TORCH_DTYPES
+from globe_stream.factorization import factor_files as layout
+from globe_stream.store.bank import StoredBank
+from globe_stream.export.model_card import model_card
+from globe_stream.io.safetensors_writer import OutFile, PlannedFile, plan_file
+from globe_stream.memory.export_plan import ExportPlan, plan_export
+from globe_stream.engine.precision import arithmetic_of
+from globe_stream.factorization.reconstruction import BankApproximation
+from globe_stream.export.result import (
+    ExportResult,
+    ProgressCall,
+    Tally,
+    choose_dtype,
+    finished_result,
+    relative_errors,
+)
+from globe_stream.factorization.bank_cache import BankShelf
+from globe_stream.factorization.trained_run import FittedUnit, Source, open_source
+from globe_stream.export.staging import ExportWork, open_work
+from globe_stream.memory.meter import Meter
+from globe_stream.io import files
+
+
+def export_factors(
+    run: Path,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    memory: int | None = None,
+    model: str | None = None,
+    command: str = "",
+    shard_bytes: int = layout.SHARD_BYTES,
+    progress: ProgressCall | None = None,
+) -> ExportResult:
+    """Write the factors of the run in `run` to `out`; the same call again continues.
+
+    Args:
+        dtype: of bank and adapters: bf16, fp16 or fp32; default that of the checkpoint.
+        memory: peak resident bytes of the process; None means no limit.
+        model: where the checkpoint is now, if it moved since the run was made.
+        command: the command line, for the model card.
+        shard_bytes: largest size of one file of adapters.
+
+    Raises InputError when the run is not trained, its checkpoint changed, `out` holds something
+    else, the disk is too small or the budget is; nothing loadable is left behind.
+    """
+    with open_source(run, model=model) as source:
+        stored = choose_dtype(dtype, source.units[0].unit.experts[0].dtype)
+        identity = {
+            "kind": "factors",
+            "state": source.identity(),
+            "dtype": stored,
+            "shard_bytes": shard_bytes,
+        }
+        plan = plan_export([fitted.unit for fitted in source.units], memory)
+        meter = Meter()
+        with meter.stage("export"):
+            work = open_work(out, identity, layout.INDEX)
+        if work is None:
+            return finished_result(out, source, plan.price, meter.peak)
+        with work, arithmetic_of(source.run), meter.stage("export"):
+            resumed = len(work.records())
+            adapters = layout.plan_adapters(source, out, stored, shard_bytes)
+            small = [_plan_bank(source, out, stored), _plan_codes(source, out)]
+            _require_space(work, [*small, *(shard.planned for shard in adapters)])
+            _write_bank(work, source, small[0])
+            _write_codes(work, source, small[1])
+            _write_adapters(work, source, adapters, plan, progress)
+            errors = relative_errors(source, work.records())
+            _publish(
+                work,
+                source,
+                adapters,
+                {
+                    "format": 1,
+                    "identity": identity,
+                    "kind": "factors",
+                    "dtype": stored,
+                    "command": command,
+                    "relative_frobenius_error": errors,
+                },
+            )
+        return finished_result(out, source, plan.price, meter.peak, resumed)
+
+
+def _require_space(work: ExportWork, planned: Iterable[PlannedFile]) -> None:
+    sizes = {one.path.name: one.size for one in planned}
+    files.require_free(work.out, work.remaining(sizes) + (1 << 20), "the export")
+
+
+def _plan_bank(source: Source, out: Path, dtype: str) -> PlannedFile:
+    tensors = [
+        (f"{layout.prefix(f.unit.key)}.bank", dtype, (f.unit.bases, f.unit.rank, f.unit.sizes.d))
+        for f in source.units
+    ]
+    return plan_file(out / layout.BANK, tensors, {"format": "pt"})
+
+
+def _write_bank(work: ExportWork, source: Source, planned: PlannedFile) -> None:
+    if work.record(layout.BANK):
+        return
+    with work.writing(planned, {}) as file:
+        for fitted, entry in zip(source.units, planned.entries, strict=True):
+            with StoredBank(fitted.bank, resident=False) as bank:
+                each = entry.nbytes // fitted.unit.bases
+                for atom in range(fitted.unit.bases):
+                    values = bank.atom(atom).to(TORCH_DTYPES[entry.dtype])
+                    file.write_tensor(entry.start + atom * each, values)
+
+
+def _plan_codes(source: Source, out: Path) -> PlannedFile:
+    tensors: list[tuple[str, str, tuple[int, ...]]] = []
+    for fitted in source.units:
+        name, count = layout.prefix(fitted.unit.key), len(fitted.unit.experts)
+        kept = len(fitted.codes.values)
+        tensors += [
+            (f"{name}.offsets", "I64", (count + 1,)),
+            (f"{name}.indices", "I32", (kept,)),
+            (f"{name}.values", "F32", (kept,)),
+            (f"{name}.experts", "I32", (count, 3)),
+        ]
+    return plan_file(out / layout.CODES, tensors, {"format": "pt"})
+
+
+def _write_codes(work: ExportWork, source: Source, planned: PlannedFile) -> None:
+    if work.record(layout.CODES):
+        return
+    with work.writing(planned, {}) as file:
+        for number, fitted in enumerate(source.units):
+            codes = fitted.codes
+            members = torch.tensor(
+                [
+                    [expert.layer, expert.expert, int(expert.shared)]
+                    for expert in fitted.unit.experts
+                ],
+                dtype=torch.int32,
+            )
+            values = (codes.offsets, codes.indices, codes.values, members)
+            for entry, value in zip(planned.entries[4 * number :], values, strict=False):
+                file.write_tensor(entry.start, value.contiguous())
+
+
+def _write_adapters(
+    work: ExportWork,
+    source: Source,
+    shards: list[layout.AdapterFile],
+    plan: ExportPlan,
+    progress: ProgressCall | None,
+) -> None:
+    tally = Tally(sum(len(shard.members) for shard in shards), progress)
+    with BankShelf(plan.resident) as shelf:
+        for shard in shards:
+            name = shard.planned.path.name
+            if work.record(name) is not None:
+                tally.advance(len(shard.members), name)
+                continue
+            squared: dict[str, float] = {}
+            with work.writing(shard.planned, {"squared_error": squared}) as file:
+                for fitted in _units_of(shard, source):
+                    source.index.fetch(fitted.unit.experts)
+                    approximation = BankApproximation(fitted, shelf.bank(fitted))
+                    error = _write_unit(file, shard, approximation, plan.batch, tally)
+                    squared[fitted.unit.family] = squared.get(fitted.unit.family, 0.0) + error
+
+
+def _units_of(shard: layout.AdapterFile, source: Source) -> list[FittedUnit]:
+    present = {fitted.unit.key for fitted, _ in shard.members}
+    return [fitted for fitted in source.units if fitted.unit.key in present]
+
+
+def _write_unit(
+    file: OutFile,
+    shard: layout.AdapterFile,
+    approximation: BankApproximation,
+    batch: int,
+    tally: Tally,
+) -> float:
+    """Adapters of one unit in one shard; returns their squared error on the original scale."""
+    fitted = approximation.fitted
+    chosen = [
+        (position, entry)
+        for (owner, position), entry in zip(shard.members, shard.planned.entries, strict=True)
+        if owner is fitted
+    ]
+    squared = 0.0
+    with ExpertReader([fitted.unit.experts[position] for position, _ in chosen], batch) as reader:
+        for part in reader.batches():
+            for slot, weights in zip(part.positions, part.weights, strict=True):
+                position, entry = chosen[slot]
+                fit = approximation.fit(position, weights)
+                adapter = fit.adapters[0].mul_(fitted.scale)
+                file.write_tensor(entry.start, adapter.to(TORCH_DTYPES[entry.dtype]).contiguous())
+                squared += float(fit.squared_error[0].clamp_min(0)) * fitted.scale**2
+            tally.advance(len(part.positions), fitted.unit.key)
+    return squared
+
+
+def _publish(
+    work: ExportWork, source: Source, shards: list[layout.AdapterFile], manifest: dict[str, Any]
+) -> None:
+    dtype, errors = manifest["dtype"], manifest["relative_frobenius_error"]
+    shard_names = [shard.planned.path.name for shard in shards]
+    records = work.records()
+    size = sum(records[name].bytes for name in (layout.BANK, layout.CODES, *shard_names))
+    card = model_card(
+        source,
+        kind="factors",
+        dtype=dtype,
+        size=size,
+        errors=errors,
+        command=manifest["command"],
+        hub_id=source.index.revision is not None,
+    )
+    work.add("README.md", card.encode())
+    described = layout.describe(source, dtype, errors)
+    work.add(layout.CONFIG, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+    weight_map = {
+        entry.name: shard.planned.path.name for shard in shards for entry in shard.planned.entries
+    }
+    total = sum(entry.nbytes for shard in shards for entry in shard.planned.entries)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    work.add(layout.INDEX, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+    work.publish(manifest, layout.INDEX)

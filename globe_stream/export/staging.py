@@ -1,0 +1,214 @@
+"""An export in progress: what is finished, what is left, and the order of publication.
+
+Everything is written below `OUT/.globe-export.partial` and moved into OUT when all of it is
+complete, the file that makes it loadable last; so an unfinished export can never be mistaken for a
+model. A finished file is recorded with its size and sha256, and not written again.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from globe_stream.errors import GlobeError, InputError
+from globe_stream.io.safetensors_writer import OutFile, PlannedFile, sha256_of
+from globe_stream.io.writable import (
+    make_folder,
+    remove_empty,
+    unwritable_is_input_error,
+)
+from globe_stream.io import files
+from globe_stream.store.ledger import Ledger
+from globe_stream.store.lock import RunLock
+
+WORK = ".globe-export.partial"
+MANIFEST = "globe_export.json"
+_LEDGER, _READY = "ledger.jsonl", "ready"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A finished file: its size, sha256 and what was learnt while it was written."""
+
+    bytes: int
+    sha256: str
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class ExportWork:
+    """The state of one export into `out`; opened by `open_work`."""
+
+    def __init__(self, out: Path, identity: Mapping[str, Any], made: Sequence[Path] = ()) -> None:
+        """Begin or continue; `made` are folders made for it, the deepest first."""
+        self.out = out
+        self._made = [*dict.fromkeys((out, *made))]
+        self._folder = out / WORK
+        (self._folder / _READY).mkdir(parents=True, exist_ok=True)
+        self._lock = RunLock(self._folder)
+        self._ledger = Ledger(self._folder / _LEDGER, writable=True)
+        if not self._ledger.rows:
+            self._ledger.append({"kind": "begun", "identity": dict(identity)})
+        for leftover in self._folder.glob("*.partial"):
+            files.remove(leftover)
+
+    def record(self, name: str) -> FileRecord | None:
+        """What was finished under `name`, if anything."""
+        for row in reversed(self._ledger.rows):
+            if row["kind"] == "file" and row["name"] == name:
+                return FileRecord(row["bytes"], row["sha256"], row["notes"])
+        return None
+
+    def remaining(self, planned: Mapping[str, int]) -> int:
+        """Bytes still to be written of the files in `planned` (name to size)."""
+        return sum(size for name, size in planned.items() if self.record(name) is None)
+
+    @contextmanager
+    def writing(self, planned: PlannedFile, notes: dict[str, Any]) -> Iterator[OutFile]:
+        """Write a planned file; on leaving it is finished and recorded with `notes`.
+
+        Raises InputError when the disk becomes full; the file is then to be written again.
+        """
+        name = planned.path.name
+        partial = self._folder / f"{name}.partial"
+        with files.disk_full_is_input_error(self.out, name):
+            try:
+                with OutFile(planned, partial) as out:
+                    yield out
+                    digest = out.finish()
+            except BaseException:
+                files.remove(partial)
+                raise
+            self._accept(partial, name, planned.size, digest, notes)
+
+    def add(self, name: str, content: bytes) -> None:
+        """Finish a small file with this content, in place of an earlier one of the name."""
+        partial = self._folder / f"{name}.partial"
+        with files.disk_full_is_input_error(self.out, name):
+            partial.write_bytes(content)
+            files.sync_tree(partial)
+            self._accept(partial, name, len(content), sha256_of(partial), {})
+
+    def copy(self, source: Path) -> None:
+        """Finish a copy of the file `source` under its own name, in place of an earlier one."""
+        partial = self._folder / f"{source.name}.partial"
+        with files.disk_full_is_input_error(self.out, source.name):
+            shutil.copyfile(source, partial)
+            files.sync_tree(partial)
+            self._accept(partial, source.name, partial.stat().st_size, sha256_of(partial), {})
+
+    def records(self) -> dict[str, FileRecord]:
+        """Every finished file by name."""
+        names = {row["name"] for row in self._ledger.rows if row["kind"] == "file"}
+        return {name: record for name in sorted(names) if (record := self.record(name))}
+
+    def publish(self, manifest: dict[str, Any], last: str) -> None:
+        """Move everything into `out`, with a manifest of it; the file `last` comes last."""
+        listed = {
+            name: {"bytes": record.bytes, "sha256": record.sha256}
+            for name, record in self.records().items()
+            if name != MANIFEST
+        }
+        text = json.dumps({**manifest, "files": listed}, indent=2, sort_keys=True) + "\n"
+        self.add(MANIFEST, text.encode())
+        names = [name for name in self.records() if name != last]
+        for name in [*names, last]:
+            ready = self._folder / _READY / name
+            if ready.exists():
+                os.rename(ready, self.out / name)
+                files.sync_parents(self.out / name, self.out)
+            elif not (self.out / name).exists():
+                raise GlobeError(
+                    f"{self.out}: the finished file {name} has disappeared. "
+                    "Delete the folder and export again"
+                )
+        self.close()
+        files.remove(self._folder)
+
+    def close(self) -> None:
+        """Let go of the lock; where nothing was finished, leave no trace."""
+        self._lock.release()
+        if self._folder.exists() and not self.records():
+            files.remove(self._folder)
+            remove_empty(self._made)
+
+    def __enter__(self) -> "ExportWork":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _accept(
+        self, partial: Path, name: str, size: int, digest: str, notes: dict[str, Any]
+    ) -> None:
+        ready = self._folder / _READY / name
+        os.rename(partial, ready)
+        files.sync_parents(ready, self._folder)
+        self._ledger.append(
+            {"kind": "file", "name": name, "bytes": size, "sha256": digest, "notes": notes}
+        )
+
+
+def open_work(out: Path, identity: Mapping[str, Any], last: str) -> ExportWork | None:
+    """The export `identity` into `out`, begun or continued; None when it is already complete.
+
+    Raises InputError when `out` holds anything else, or another process works on it.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file. Choose another --out")
+    unfinished = (out / WORK / _LEDGER).exists()
+    if unfinished:
+        _require_same(out, _identity_of(out / WORK / _LEDGER), identity, "an unfinished")
+    elif (out / MANIFEST).exists() and (out / last).exists():
+        found = json.loads((out / MANIFEST).read_text(encoding="utf-8")).get("identity")
+        _require_same(out, found, identity, "another")
+        return None
+    elif out.exists() and any(child.name != WORK for child in out.iterdir()):
+        raise InputError(f"{out}: exists and is not empty. Choose another --out, or empty it")
+    return _begin(out, identity)
+
+
+def _begin(out: Path, identity: Mapping[str, Any]) -> ExportWork:
+    """The work in `out`; where it cannot be begun, nothing made for it is left."""
+    fresh = not (out / WORK).exists()
+    made = make_folder(out, "--out")
+    try:
+        with (
+            unwritable_is_input_error(out, "--out"),
+            files.disk_full_is_input_error(out, "the export"),
+        ):
+            return ExportWork(out, identity, made)
+    except InputError:
+        if fresh:
+            files.remove(out / WORK)
+        remove_empty(made)
+        raise
+
+
+def _identity_of(path: Path) -> Any:
+    rows = Ledger(path, writable=False).rows
+    return rows[0]["identity"] if rows else None
+
+
+def _require_same(out: Path, found: Any, wanted: Mapping[str, Any], which: str) -> None:
+    if found is None or found == dict(wanted):
+        return
+    keys = [key for key in wanted if found.get(key) != wanted[key]]
+    what = (
+        ", ".join(
+            f"{key} {found.get(key)} instead of {wanted[key]}" for key in keys if key != "state"
+        )
+        or "the run had another state then"
+    )
+    raise InputError(
+        f"{out}: holds {which} export that differs ({what}). Choose another --out, or delete it"
+    )

@@ -1,0 +1,131 @@
+"""A pass that measures a state (bank, codes): refitted adapters and the error of every expert."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.reader import Batch
+from globe_stream.factorization.adapters import Activation, compose, fit_adapters
+from globe_stream.kernels.workspace import Workspace
+from globe_stream.seeding.statistics import Normalisation
+from globe_stream.store import arrays
+from globe_stream.store.tiles import Tiles
+from globe_stream.engine.stream import Loader
+
+
+class ErrorLog:
+    """Squared errors by expert, of the original weights, and the solver's health."""
+
+    def __init__(self, norms: Tensor, scale: float) -> None:
+        self._norms = norms
+        self._scale = scale
+        self.squared_errors = torch.full((len(norms),), torch.nan, dtype=torch.float64)
+        self.fallbacks = 0
+        self.raised = 0
+        self.worst_condition = 0.0
+
+    def add(self, positions: list[int], squared: Tensor, fit: Any) -> None:
+        """Take a batch's squared errors (b,) of the normalised weights and its `Fit.solve`."""
+        self.squared_errors[positions] = squared.clamp_min(0) * self._scale**2
+        self.fallbacks += fit.fallbacks
+        self.raised += fit.raised
+        self.worst_condition = max(self.worst_condition, float(fit.condition.max()))
+
+    def restore(self, squared_errors: Tensor, scalars: Mapping[str, Any]) -> None:
+        """Return to an earlier state."""
+        self.squared_errors = squared_errors
+        self.fallbacks, self.raised = scalars["fallbacks"], scalars["raised"]
+        self.worst_condition = scalars["worst_condition"]
+
+    def scalars(self) -> dict[str, Any]:
+        """The health counts."""
+        return {
+            "fallbacks": self.fallbacks,
+            "raised": self.raised,
+            "worst_condition": self.worst_condition,
+        }
+
+    @property
+    def relative_error(self) -> float:
+        """relF over the experts seen so far."""
+        seen = ~self.squared_errors.isnan()
+        return float((self.squared_errors[seen].sum() / self._norms[seen].sum()).sqrt())
+
+    def metrics(self, experts: Sequence[Expert]) -> dict[str, Any]:
+        """Error overall, by layer and by expert, and the health counts."""
+        each = (self.squared_errors / self._norms).sqrt()
+        return {
+            "recon/relative_frobenius_error": self.relative_error,
+            "recon/worst_expert": float(each.max()),
+            "recon/best_expert": float(each.min()),
+            "recon/by_layer": self._by_layer(experts),
+            "health/cholesky_fallbacks": self.fallbacks,
+            "health/ridge_raised": self.raised,
+            "health/condition_max": self.worst_condition,
+            "health/nonfinite": int((~torch.isfinite(each)).sum()),
+        }
+
+    def _by_layer(self, experts: Sequence[Expert]) -> dict[str, float]:
+        layers = torch.tensor([expert.layer for expert in experts])
+        return {
+            str(layer): float(
+                (
+                    self.squared_errors[layers == layer].sum() / self._norms[layers == layer].sum()
+                ).sqrt()
+            )
+            for layer in sorted(set(layers.tolist()))
+        }
+
+
+class MeasureAccumulator:
+    """Refits the adapters of every batch to a fixed bank and codes."""
+
+    def __init__(
+        self,
+        bank: Tiles,
+        codes: Tensor,
+        activation: Activation,
+        ridge: float,
+        normalisation: Normalisation,
+        norms: Tensor,
+    ) -> None:
+        self._bank = bank
+        self._codes = codes
+        self._activation = activation
+        self._ridge = ridge
+        self._normalisation = normalisation
+        self._log = ErrorLog(norms, normalisation.scale)
+        self._workspace = Workspace(bank.device)
+
+    @property
+    def squared_errors(self) -> Tensor:
+        """(N,) squared Frobenius errors of the original weights."""
+        return self._log.squared_errors
+
+    @property
+    def relative_error(self) -> float:
+        """relF over all experts."""
+        return self._log.relative_error
+
+    def metrics(self, experts: Sequence[Expert]) -> dict[str, Any]:
+        """See `ErrorLog.metrics`."""
+        return self._log.metrics(experts)
+
+    def update(self, batch: Batch) -> str:
+        weights = self._normalisation.apply_(batch.weights)
+        mixtures = compose(self._codes[batch.positions].to(weights), self._bank, self._workspace)
+        fit = fit_adapters(weights, mixtures, self._activation, self._ridge)
+        self._log.add(batch.positions, fit.squared_error, fit.solve)
+        return f"relF {self.relative_error:.4f}"
+
+    def arrays(self) -> Mapping[str, arrays.Source]:
+        return {"squared_errors": self._log.squared_errors}
+
+    def scalars(self) -> dict[str, Any]:
+        return self._log.scalars()
+
+    def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
+        self._log.restore(torch.from_numpy(arrays.read(load("squared_errors"))), scalars)

@@ -1,0 +1,43 @@
+"""The adapters of single experts, refitted one by one to a unit's bank and codes.
+
+One expert at a time: the arithmetic of an expert does not depend on which others are in the
+batch, so an export has the same bytes whatever the memory budget and wherever it was resumed.
+Source: method.md section 4, steps 1 to 3; contract.md, "export --format factors".
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from globe_stream.store.bank import StoredBank
+from globe_stream.factorization.trained_run import FittedUnit
+from globe_stream.factorization.adapters import Fit, fit_adapters
+
+
+class Approximation(Protocol):
+    """Anything that replaces the experts of a unit, given their weights."""
+
+    def replace(self, position: int, weights: Tensor) -> Tensor:
+        """The replacement (p, d) float32 of expert `position`, whose `weights` may be changed."""
+
+
+class BankApproximation:
+    """W_hat = scale A H + mean, with H = phi(gamma Z) and A refitted to the weights."""
+
+    def __init__(self, fitted: FittedUnit, bank: StoredBank) -> None:
+        self.fitted = fitted
+        self._bank = bank
+        self._mixture = torch.empty(1, *bank.shape[1:])
+
+    def replace(self, position: int, weights: Tensor) -> Tensor:
+        """scale A H + mean (p, d); `weights` (p, d) is overwritten."""
+        fit = self.fit(position, weights)
+        torch.mm(fit.adapters[0], fit.hidden[0], out=weights)
+        return weights.mul_(self.fitted.scale).add_(self.fitted.mean)
+
+    def fit(self, position: int, weights: Tensor) -> Fit:
+        """Adapters and error of `weights` (p, d), which are normalised in place."""
+        weights.sub_(self.fitted.mean).div_(self.fitted.scale)
+        self._bank.compose(*self.fitted.codes.of(position), self._mixture[0])
+        return fit_adapters(weights[None], self._mixture, self.fitted.activation, self.fitted.ridge)

@@ -1,0 +1,200 @@
+"""A run made ready for export: its units with bank, codes and normalisation, and its source."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.index import ExpertIndex, Selection, open_index
+from globe_stream.errors import InputError
+from globe_stream.factorization.adapters import Activation
+from globe_stream.factorization.groups import Unit
+from globe_stream.store import arrays
+from globe_stream.store.run import Run, State
+
+Key = tuple[str, int, bool, int]
+
+
+def key_of(expert: Expert) -> Key:
+    """What identifies an expert matrix across checkpoints of one layout."""
+    return expert.family, expert.layer, expert.shared, expert.expert
+
+
+@dataclass(frozen=True)
+class PackedCodes:
+    """Supports and values of N experts, expert after expert."""
+
+    offsets: Tensor  # (N + 1,) int64
+    indices: Tensor  # (nnz,) int32
+    values: Tensor  # (nnz,) float32
+
+    def of(self, position: int) -> tuple[Tensor, Tensor]:
+        """Atoms and values of one expert."""
+        start, stop = int(self.offsets[position]), int(self.offsets[position + 1])
+        return self.indices[start:stop], self.values[start:stop]
+
+
+@dataclass(frozen=True)
+class FittedUnit:
+    """One unit of a run and everything its reconstruction needs.
+
+    W_hat_i = scale A_i phi(gamma sum_j codes_ij B_j) + mean, with A_i refitted to the original.
+    """
+
+    unit: Unit
+    state: dict[str, Any]
+    codes: PackedCodes
+    bank: Path
+
+    @property
+    def mean(self) -> float:
+        """The recorded offset."""
+        return float(self.state["mean"])
+
+    @property
+    def scale(self) -> float:
+        """Standard deviation that the weights were divided by."""
+        return float(self.state["scale"])
+
+    @property
+    def activation(self) -> Activation:
+        """phi and its gain."""
+        return Activation(
+            str(self.state["activation"]),
+            float(self.state["activation_lambda"]),
+            float(self.state["gamma"]),
+        )
+
+    @property
+    def ridge(self) -> float:
+        """Relative ridge of the adapters."""
+        return float(self.state["lambda_a"])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run held under its lock, the checkpoint it was made from, and its units."""
+
+    run: Run
+    index: ExpertIndex
+    units: tuple[FittedUnit, ...]
+
+    def identity(self) -> str:
+        """A digest of everything an export's bytes depend on, options aside."""
+        states = [[unit.unit.record(), unit.state] for unit in self.units]
+        commits = [
+            row["sequence"]
+            for row in self.run.ledger.rows
+            if row["kind"] == "commit" and any(u.unit.key in row["states"] for u in self.units)
+        ]
+        text = json.dumps([self.index.fingerprint(), states, commits[-1:]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.run.close()
+
+
+def open_source(directory: Path, *, model: str | None = None, trained: bool = True) -> Source:
+    """Open the run in `directory`, locked, and check that its checkpoint is still the same.
+
+    `model` says where the checkpoint is now, if it moved. `trained` demands at least one epoch of
+    training. Raises InputError when the run is missing, held by another process or not trained,
+    or when the checkpoint changed.
+    """
+    run = Run(directory, writable=True)
+    try:
+        records = run.header["units"]
+        states = _ready_states(run, trained)
+        index = _open_checked(run, model)
+        units = tuple(_fitted(run, index, record, states[record["key"]]) for record in records)
+        return Source(run, index, units)
+    except BaseException:
+        run.close()
+        raise
+
+
+def _ready_states(run: Run, trained: bool) -> dict[str, State]:
+    """The state of every unit; InputError unless all are seeded, or `trained`."""
+    states = {}
+    for record in run.header["units"]:
+        key, state = record["key"], run.state(record["key"])
+        if state is None:
+            raise InputError(
+                f"{run.path}: {key} is not seeded yet. "
+                "Give the `globe-stream seed` command again to finish it"
+            )
+        if trained and state["stage"] == "seeded":
+            raise InputError(
+                f"{run.path}: {key} is seeded but not trained. "
+                f"Run `globe-stream train {run.path}` first"
+            )
+        states[key] = state
+    return states
+
+
+def _open_checked(run: Run, model: str | None) -> ExpertIndex:
+    name, revision = model or run.header["model"], run.header["revision"]
+    rows = [arrays.read(run.array(f"{record['key']}/experts")) for record in run.header["units"]]
+    index = open_index(name, revision)
+    last = max(expert.layer for members in index.experts.values() for expert in members)
+    if max(int(row[:, 0].max()) for row in rows) > last:
+        index = open_index(name, revision, include_mtp=True)
+    require_unchanged(run.header["fingerprint"], index, name)
+    if any(row[:, 2].any() for row in rows):
+        index = index.select(Selection(families=tuple(index.experts), include_shared=True))
+    return index
+
+
+def require_unchanged(recorded: dict[str, Any], index: ExpertIndex, name: str) -> None:
+    """Raise InputError, naming the first difference, unless `index` is what was recorded."""
+    found = index.fingerprint()
+    if found == recorded:
+        return
+    old, new = recorded["files"], found["files"]
+    changed = sorted(file for file in {*old, *new} if old.get(file) != new.get(file))
+    what = (
+        f"{changed[0]} is not the file it was"
+        if changed
+        else f"the revision is {found['revision']}, it was {recorded['revision']}"
+    )
+    raise InputError(
+        f"{name}: changed since the run was made: {what}. Restore the checkpoint, "
+        "or seed a new run from it"
+    )
+
+
+def _fitted(
+    run: Run, index: ExpertIndex, record: dict[str, Any], state: dict[str, Any]
+) -> FittedUnit:
+    by_key = {key_of(expert): expert for expert in index.experts[record["family"]]}
+    rows = arrays.read(run.array(f"{record['key']}/experts")).tolist()
+    experts = tuple(
+        by_key[record["family"], layer, bool(shared), number] for layer, number, shared in rows
+    )
+    unit = Unit(record["key"], record["family"], experts, record["rank"], record["bases"])
+    return FittedUnit(unit, state, read_codes(run, record["key"]), run.array(f"{unit.key}/bank"))
+
+
+def read_codes(run: Run, key: str) -> PackedCodes:
+    """The codes of unit `key`."""
+    count, indices, values = (
+        torch.from_numpy(arrays.read(run.array(f"{key}/codes/{name}")))
+        for name in ("count", "indices", "values")
+    )
+    offsets = torch.zeros(len(count) + 1, dtype=torch.int64)
+    offsets[1:] = count.long().cumsum(0)
+    return PackedCodes(offsets, indices, values)

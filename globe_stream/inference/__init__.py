@@ -1,0 +1,1 @@
+"""Exported factors as tensors and as layers of a model."""

@@ -1,0 +1,178 @@
+"""Reading exported factors: any expert's reconstruction, without holding the rest.
+
+Source: contract.md, "export --format factors".
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from globe_stream.io.safetensors import TensorEntry, read_header
+from globe_stream.checkpoint.strided import TORCH_DTYPES
+from globe_stream.errors import InputError
+from globe_stream.factorization.factor_files import BANK, CODES, CONFIG, INDEX
+from globe_stream.io.safetensors_writer import bytes_of, read_into
+from globe_stream.factorization.adapters import Activation
+
+_TORCH = {**TORCH_DTYPES, "I32": torch.int32, "I64": torch.int64}
+
+
+@dataclass(frozen=True)
+class FactorUnit:
+    """The experts that share a bank, and what their reconstruction needs besides it.
+
+    `members` (N, 3) are layer, expert, shared.
+    """
+
+    key: str
+    family: str
+    prefix: str
+    p: int
+    d: int
+    rank: int
+    bases: int
+    activation: Activation
+    scale: float
+    offset: float
+    offsets: Tensor
+    indices: Tensor
+    values: Tensor
+    members: Tensor
+
+    def code(self, position: int) -> tuple[Tensor, Tensor]:
+        """Atoms (k,) int64 and values (k,) float32 of an expert."""
+        start, stop = int(self.offsets[position]), int(self.offsets[position + 1])
+        return self.indices[start:stop].long(), self.values[start:stop]
+
+    def codes(self, positions: list[int]) -> Tensor:
+        """Dense codes (len(positions), m) float32."""
+        dense = torch.zeros(len(positions), self.bases)
+        for row, position in enumerate(positions):
+            indices, values = self.code(position)
+            dense[row, indices] = values
+        return dense
+
+
+class Factors:
+    """An export of `--format factors` in a folder; made by `load_factors`.
+
+    Only codes and file headers are held. Every method reads what it returns.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        self._entries = dict(self._all_entries())
+        self.units = tuple(self._unit(key, value) for key, value in self.config["units"].items())
+        self._where = {
+            (unit.family, layer, bool(shared), expert): (unit, position)
+            for unit in self.units
+            for position, (layer, expert, shared) in enumerate(unit.members.tolist())
+        }
+
+    def reconstruct(self, family: str, layer: int, expert: int, *, shared: bool = False) -> Tensor:
+        """W_hat (p, d) float32 = scale A phi(gain sum_j alpha_j B_j) + offset.
+
+        Raises InputError when the export does not hold that expert.
+        """
+        unit, position = self.find(family, layer, expert, shared=shared)
+        hidden = self.hidden(unit, position)
+        matrix = self.adapter(unit, position).float() @ hidden
+        return matrix.mul_(unit.scale).add_(unit.offset)
+
+    def find(
+        self, family: str, layer: int, expert: int, *, shared: bool = False
+    ) -> tuple[FactorUnit, int]:
+        """The unit that holds an expert, and its position there."""
+        try:
+            return self._where[family, layer, shared, expert]
+        except KeyError:
+            kind = "block of the shared expert" if shared else "expert"
+            raise InputError(
+                f"{self.folder}: holds no {family} matrix of layer {layer}, {kind} {expert}"
+            ) from None
+
+    def holds(self, family: str, layer: int, expert: int, *, shared: bool = False) -> bool:
+        """Whether an expert is part of the export."""
+        return (family, layer, shared, expert) in self._where
+
+    def hidden(self, unit: FactorUnit, position: int) -> Tensor:
+        """H (r, d) float32 = phi(gain sum_j alpha_j B_j), reading only the atoms it needs."""
+        mixture = torch.zeros(1, unit.rank, unit.d)
+        for number, value in zip(*(part.tolist() for part in unit.code(position)), strict=True):
+            mixture[0].add_(self.atom(unit, number).float(), alpha=value)
+        return unit.activation.apply(mixture)[0]
+
+    def adapter(self, unit: FactorUnit, position: int) -> Tensor:
+        """A (p, r) of one expert, as stored."""
+        layer, expert, shared = unit.members[position].tolist()
+        kind = "shared_experts" if shared else "experts"
+        return self._read(f"layers.{layer}.{kind}.{expert}.{unit.family}.adapter")
+
+    def atom(self, unit: FactorUnit, number: int) -> Tensor:
+        """Atom `number` (r, d) of a unit's bank, as stored."""
+        entry = self._entries[f"{unit.prefix}.bank"]
+        each = entry.nbytes // unit.bases
+        return _read_range(entry, entry.start + number * each, (unit.rank, unit.d))
+
+    def bank(self, unit: FactorUnit) -> Tensor:
+        """The whole bank (m, r, d) of a unit, as stored."""
+        return self._read(f"{unit.prefix}.bank")
+
+    def _read(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        return _read_range(entry, entry.start, entry.shape)
+
+    def _all_entries(self) -> Iterator[tuple[str, TensorEntry]]:
+        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        for name in (BANK, CODES, *sorted(set(index["weight_map"].values()))):
+            for entry in read_header(self.folder / name).tensors:
+                yield entry.name, entry
+
+    def _unit(self, key: str, described: dict[str, Any]) -> FactorUnit:
+        name = described["tensors"]
+        phi = Activation(described["activation"], described["lambda"], described["gain"])
+        return FactorUnit(
+            key,
+            described["family"],
+            name,
+            described["p"],
+            described["d"],
+            described["rank"],
+            described["bases"],
+            phi,
+            described["scale"],
+            described["offset"],
+            *(self._read(f"{name}.{part}") for part in ("offsets", "indices", "values", "experts")),
+        )
+
+
+def load_factors(path: str | Path) -> Factors:
+    """Open the folder of an `export --format factors`.
+
+    Raises InputError when `path` is no complete export, or a file of it is damaged.
+    """
+    folder = Path(path)
+    for name in (CONFIG, INDEX, BANK, CODES):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder}: is no export of factors: {name} is missing. Make one with "
+                "`globe-stream export RUN --out OUT --format factors`"
+            )
+    return Factors(folder)
+
+
+def _read_range(entry: TensorEntry, start: int, shape: tuple[int, ...]) -> Tensor:
+    values = torch.empty(shape, dtype=_TORCH[entry.dtype])
+    descriptor = os.open(entry.path, os.O_RDONLY)
+    try:
+        read_into(descriptor, start, bytes_of(values), entry.path)
+    finally:
+        os.close(descriptor)
+    return values

@@ -1,0 +1,1 @@
+"""Files: exact reads, atomic writes, safetensors, errors of the system."""

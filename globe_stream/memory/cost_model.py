@@ -1,0 +1,291 @@
+"""All byte arithmetic: what every stage needs at its peak, and the batch that fits a budget.
+
+A price is what a stage adds to the process that was measured before it began (`base`:
+interpreter, libraries, thread pools). Every term stands beside the array it pays for.
+Source: architecture.md, "Memory"; method.md section 2.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from globe_stream.errors import InputError
+from globe_stream.factorization.groups import Sizes
+from globe_stream.store.tiles import balanced_rows
+from globe_stream.formatting import format_bytes
+
+TILE_BYTES = 32 << 20
+"""Target size of one tile of a bank; also one chunk on disk."""
+PROXY_TILE_BYTES = 128 << 20
+"""Target size of one float32 tile of the proxies."""
+WORKSPACE_BYTES = 512 << 20
+"""Batches stop growing when their arrays take this much: larger ones are not faster."""
+ATOM_CHUNK_BYTES = 32 << 20
+"""Whole atoms handled together take about this much, or one atom where that is more."""
+HUGE_PAGE_BYTES = 2 << 20
+LIVE_ARRAYS = 16
+"""Arrays of a batch that are alive at once, each in huge pages of its own."""
+MAX_BATCH = 128
+COMPILED_BYTES = 16 << 20
+"""Kernels that oneDNN compiles for the shapes of a stage and keeps (allocator.py)."""
+SLACK_BYTES = 32 << 20
+"""Left free of the budget: stacks, code pages and small arrays that no formula names."""
+CHUNK_READ_COPIES = 2
+"""A checksummed chunk is held this many times while Zarr reads it (measured)."""
+BASE_SPREAD_BYTES = 4 << 20
+"""The base differs by less than this from one process to the next (measured)."""
+
+
+_EIGEN_BYTES = 8 * 5
+"""An eigendecomposition in float64, per element: matrix, vectors and 2 p^2 of LAPACK's."""
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What the planner may choose for a stage."""
+
+    batch: int = 1
+    spill: bool = False
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage's choice and its price in bytes above the base."""
+
+    stage: str
+    knobs: Knobs
+    price: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage before its plan: the knobs it may choose, best first, and what they cost.
+
+    `smallest` is the least price with the smallest bank that the experts allow.
+    """
+
+    name: str
+    candidates: Sequence[Knobs]
+    price: Callable[[Knobs], int]
+    smallest: int
+
+    def least(self, base: int) -> int:
+        """The smallest budget in which it can be carried out."""
+        return _budget(base, min(map(self.price, self.candidates)))
+
+
+ReaderBytes = Callable[[int, int | None], int]
+"""Resident bytes of a reader for (batch, rows or None)."""
+
+
+def tile_rows(sizes: Sizes) -> int:
+    """Rows in a tile of bank and proxies; depends on sizes only, so files never change shape."""
+    bank = TILE_BYTES // (4 * sizes.bases * sizes.d)
+    proxies = PROXY_TILE_BYTES // (4 * sizes.experts * sizes.d)
+    return balanced_rows(sizes.rank, min(bank, proxies))
+
+
+def bank_tile_bytes(sizes: Sizes) -> int:
+    """Bytes of one tile of the bank."""
+    return 4 * sizes.bases * tile_rows(sizes) * sizes.d
+
+
+def statistics_price(
+    sizes: Sizes, knobs: Knobs, reader: ReaderBytes, kinds: Collection[str]
+) -> int:
+    """First pass: the reader, per-row sums, and what the kinds of proxies need.
+
+    The left Gram comes with one product panel; the consensus (r, d) with the rotation of one
+    expert or, at first, its eigenvectors.
+    """
+    square = sizes.p * sizes.p
+    gram = square * (8 + 4) if "left_gram" in kinds else 0
+    one = max(rotation_bytes(sizes) + 4 * 2 * sizes.rank * sizes.d, _EIGEN_BYTES * square)
+    consensus = 4 * sizes.rank * sizes.d + one if "procrustes" in kinds else 0
+    return reader(knobs.batch, None) + gram + consensus + 48 * sizes.experts
+
+
+def rotation_bytes(sizes: Sizes) -> int:
+    """Finding one polar factor: the matrix (r, p), three like it and two (r, r)."""
+    _, rr, pr = _areas(sizes)
+    return 4 * (4 * pr + 2 * rr)
+
+
+def proxies_price(
+    sizes: Sizes, knobs: Knobs, reader: ReaderBytes, kind: str, proxy_itemsize: int
+) -> int:
+    """Second pass: the reader and the proxies of a batch in float32 and as stored.
+
+    left_gram holds A0 (p, r) too, after an eigendecomposition of the (p, p) left Gram in
+    float64; svd does the same per expert.
+    procrustes holds the consensus and the rotations of a batch.
+    """
+    rows = sizes.rank if kind == "rows" else None
+    batch = knobs.batch * sizes.rank * sizes.d * (4 + proxy_itemsize)
+    working = reader(knobs.batch, rows) + batch
+    eigen = _EIGEN_BYTES * sizes.p * sizes.p
+    if kind == "left_gram":
+        return 4 * 2 * sizes.p * sizes.rank + max(eigen, working)
+    if kind == "procrustes":
+        return 4 * sizes.rank * sizes.d + working + knobs.batch * rotation_bytes(sizes)
+    return working + (eigen if kind == "svd" else 0)
+
+
+def gram_price(sizes: Sizes, proxy_itemsize: int) -> int:
+    """Gram matrix: a tile of proxies as stored, one 4096-wide float32 slice, C and its panels."""
+    tile = sizes.experts * tile_rows(sizes) * sizes.d * proxy_itemsize
+    panels = 512 * sizes.experts * (4 + 8)
+    return tile + sizes.experts * (4096 * 4 + 8 * sizes.experts) + panels
+
+
+def atoms_price(sizes: Sizes, proxy_itemsize: int) -> int:
+    """Atoms: the method's side-N matrices; then a proxy tile in both widths and bank tiles."""
+    square = 8 * sizes.experts * sizes.experts
+    tile = sizes.experts * tile_rows(sizes) * sizes.d * (proxy_itemsize + 4)
+    writing = bank_tile_bytes(sizes) * (2 + CHUNK_READ_COPIES)
+    small = 8 * 12 * sizes.experts * sizes.bases
+    return square + small + max(6 * square, tile + 2 * bank_tile_bytes(sizes), writing)
+
+
+def fit_bytes(sizes: Sizes, curved: bool = False) -> int:
+    """Arrays of `fitting.fit_adapters` for one expert at the fit's peak.
+
+    Z and H (r, d) throughout. While factoring: H H^T, its ridged copy and the factor (r, r), and
+    W H^T (p, r). While solving: H H^T, the factor, and W H^T, its copy and the solution. In the
+    error formula: H H^T, and W H^T, the solution, A H H^T and its product. A curved activation
+    makes H from two more (r, d) before all that.
+    """
+    rd, rr, pr = _areas(sizes)
+    factoring, solving, measuring = 3 * rr + pr, 2 * rr + 3 * pr, rr + 4 * pr
+    return 4 * (2 * rd + max(factoring, solving, measuring, 2 * rd if curved else 0))
+
+
+def direction_bytes(sizes: Sizes, warmup: bool, curved: bool) -> int:
+    """Arrays of one expert at the peak of finding its direction.
+
+    Z, H, H H^T and A stay from the fit. Surrogate: A^T A (r, r), the force (r, d), and either the
+    product of A^T A with M^-1 or, with a curved activation, four more (r, d) for its slope.
+    Warm-up: the matrix whose polar factor is wanted, and three (r, p) and two (r, r) of the
+    iteration.
+    """
+    rd, rr, pr = _areas(sizes)
+    surrogate = rr + rd + max(rr, 4 * rd if curved else 0)
+    polar = rotation_bytes(sizes) if warmup else 0
+    return 4 * (2 * rd + rr + pr) + max(4 * surrogate, polar)
+
+
+def _areas(sizes: Sizes) -> tuple[int, int, int]:
+    """Elements of an (r, d), an (r, r) and a (p, r) matrix."""
+    return sizes.rank * sizes.d, sizes.rank**2, sizes.p * sizes.rank
+
+
+def resident_bank(sizes: Sizes, spill: bool) -> int:
+    """A bank in memory, or the one tile of a spilled one; loading a chunk adds its copies."""
+    held = bank_tile_bytes(sizes) if spill else sizes.bank_bytes
+    return held + CHUNK_READ_COPIES * bank_tile_bytes(sizes)
+
+
+def page_rounding(sizes: Sizes, batch: int) -> int:
+    """What huge pages add: each of a batch's arrays is rounded up, by a page at the most."""
+    return LIVE_ARRAYS * min(HUGE_PAGE_BYTES, 4 * batch * sizes.rank * sizes.d)
+
+
+def measure_price(sizes: Sizes, knobs: Knobs, reader: ReaderBytes) -> int:
+    """A pass that refits adapters and measures the error: bank, codes, reader, one batch."""
+    codes = 4 * sizes.experts * sizes.bases
+    return (
+        resident_bank(sizes, knobs.spill)
+        + codes
+        + reader(knobs.batch, None)
+        + knobs.batch * fit_bytes(sizes)
+    )
+
+
+def train_price(
+    sizes: Sizes, knobs: Knobs, reader: ReaderBytes, *, warmup: bool, curved: bool
+) -> int:
+    """An epoch: bank and sum of forces throughout, and the larger of its pass and its step.
+
+    The pass holds the metric's four matrices and two sums, the worst expert's pull (r, d), codes
+    twice, the reader, one batch, and one expert's row-space solve (three (d, r)). The step holds
+    atom chunks or a few tiles.
+    """
+    banks = 2 * (bank_tile_bytes(sizes) if knobs.spill else sizes.bank_bytes)
+    squares = 4 * (3 * (sizes.rank**2 + sizes.d**2) + sizes.rank * sizes.d)
+    codes = 2 * 4 * sizes.experts * sizes.bases + 24 * sizes.experts
+    solve = 4 * 3 * sizes.rank * sizes.d
+    one = max(fit_bytes(sizes, curved), direction_bytes(sizes, warmup, curved))
+    each = reader(knobs.batch, None) + knobs.batch * one + solve
+    each += page_rounding(sizes, knobs.batch)
+    chunk = min(sizes.bank_bytes, max(ATOM_CHUNK_BYTES, 4 * sizes.rank * sizes.d))
+    inverses = 8 * 3 * max(sizes.rank, sizes.d) ** 2
+    step = max(3 * chunk + inverses, (5 + CHUNK_READ_COPIES) * bank_tile_bytes(sizes))
+    return banks + squares + codes + max(each, step)
+
+
+def baseline_price(sizes: Sizes, knobs: Knobs, reader: ReaderBytes) -> int:
+    """Spectra: the reader, and one expert's (p, p) Gram in float32 and, three times, float64."""
+    return reader(knobs.batch, None) + sizes.p**2 * (4 + 3 * 8)
+
+
+def batches(sizes: Sizes, bytes_each: int) -> list[int]:
+    """Batch sizes worth trying, largest first, for `bytes_each` per expert."""
+    most = max(1, min(MAX_BATCH, sizes.experts, WORKSPACE_BYTES // max(1, bytes_each)))
+    sizes_down = []
+    while most >= 1:
+        sizes_down.append(most)
+        most //= 2
+    return sizes_down
+
+
+def choose(
+    stage: str,
+    candidates: Iterable[Knobs],
+    price: Callable[[Knobs], int],
+    limit: int,
+    base: int,
+    advice: str,
+) -> StagePlan:
+    """The first of `candidates` (best first) whose price and `base` stay within `limit`.
+
+    To `price` comes what compiled kernels take, once for every stage.
+    Raises InputError naming the stage, the least it needs, the limit and what to change.
+    """
+    least = None
+    for knobs in candidates:
+        cost = price(knobs)
+        if _budget(base, cost) <= limit:
+            return StagePlan(stage, knobs, cost + COMPILED_BYTES)
+        least = cost if least is None else min(least, cost)
+    raise _refusal(stage, limit, base, _budget(base, least or 0), advice)
+
+
+def require(stages: Iterable[Stage], limit: int, base: int, advice: str) -> None:
+    """Raise InputError unless all of `stages` fit `limit`, naming the one that needs most.
+
+    `advice` on smaller banks is given only where they could make the stages fit.
+    """
+    stages = list(stages)
+    greatest = max(stages, key=lambda stage: stage.least(base))
+    if greatest.least(base) <= limit:
+        return
+    helps = all(_budget(base, stage.smallest) <= limit for stage in stages)
+    raise _refusal(greatest.name, limit, base, greatest.least(base), advice if helps else "")
+
+
+def safe_budget(least: int) -> int:
+    """`least` bytes rounded up to whole MiB that suffice in another process too."""
+    return math.ceil((least + BASE_SPREAD_BYTES) / (1 << 20)) << 20
+
+
+def _budget(base: int, price: int) -> int:
+    """The budget that a price asks for: with the base, compiled kernels and slack."""
+    return base + price + COMPILED_BYTES + SLACK_BYTES
+
+
+def _refusal(stage: str, limit: int, base: int, least: int, advice: str) -> InputError:
+    return InputError(
+        f"--memory {format_bytes(limit)}: stage {stage} needs at least {format_bytes(least)} "
+        f"({format_bytes(base)} of it for the program itself). "
+        f"Raise --memory to {safe_budget(least) >> 20}MiB" + (f", or {advice}" if advice else "")
+    )

@@ -1,0 +1,85 @@
+"""What a seeding method is given and returns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from globe_stream.errors import InputError
+from globe_stream.seeding.methods.gram_view import GramView
+
+PSEUDO_INVERSE_TOLERANCE = 1e-10
+SMALLEST_SQUARED_NORM = 1e-14
+
+
+@dataclass(frozen=True)
+class SeedOptions:
+    """Options of the methods; each uses those that concern it."""
+
+    seed: int = 0
+    oversampling: int = 8  # rpca: extra columns of the range finder
+    power_iterations: int = 2  # rpca
+    pca_signs: str = "simplex"  # PCA atoms for non-negative codes: simplex or flip
+    kmeans_init: str = "kmeans++"  # or "farthest"
+    kmeans_iterations: int = 50  # Lloyd iterations at most
+    greedy_ridge: float = 0.0  # ridge of the greedy codes; atoms have unit norm
+    hybrid_ratio: float = 0.5  # part of the atoms that PCA gives
+    hybrid_variant: str = "kmeans"  # or "greedy": replace the worst PCA atoms
+    dictionary_rounds: int = 30  # MOD + NNLS rounds at most
+    dictionary_support: int | None = None  # atoms a code may use while learning; None: all
+
+    @classmethod
+    def of(cls, config: object) -> Self:
+        """The options among the attributes of `config`; defaults for those it lacks."""
+        names = [item.name for item in fields(cls) if hasattr(config, item.name)]
+        return cls(**{name: getattr(config, name) for name in names})
+
+    def generator(self) -> torch.Generator:
+        """A fresh generator for this seed."""
+        return torch.Generator().manual_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """Unit-norm atoms ``B_j = sum_i P_ij x_i`` as combinations of unit-norm proxies."""
+
+    combination: Tensor  # P (N, m) float64
+    explained_variance: float  # share of the proxies' energy that lies in the span of the atoms
+    stats: Mapping[str, Any]
+
+
+def check_count(view: GramView, count: int) -> None:
+    """Refuse a number of atoms outside 1 to N."""
+    if not 1 <= count <= view.size:
+        raise InputError(
+            f"seeding: {count} bases asked of {view.size} experts; "
+            f"give --bases from 1 to {view.size}"
+        )
+
+
+def finish(view: GramView, combination: Tensor, stats: Mapping[str, Any]) -> Atoms:
+    """Scale every atom to unit norm and measure what their span explains.
+
+    Raises:
+        InputError: an atom is zero up to rounding.
+    """
+    products = view.matmul(combination)
+    squares = (combination * products).sum(0)
+    dead = int((squares <= SMALLEST_SQUARED_NORM * combination.square().sum(0)).sum())
+    if dead:
+        raise InputError(
+            f"seeding: {dead} of {combination.shape[1]} atoms vanish: the proxies span too few "
+            f"dimensions; ask for at most {combination.shape[1] - dead} bases"
+        )
+    scales = squares.rsqrt()
+    combination, products = combination * scales, products * scales
+    return Atoms(combination, span_energy(combination, products) / view.size, stats)
+
+
+def span_energy(combination: Tensor, products: Tensor) -> float:
+    """``tr(K^+ (C P)^T (C P))``, the energy of the proxies' projections on the atoms' span."""
+    gram = combination.T @ products
+    inverse = torch.linalg.pinv((gram + gram.T) / 2, rtol=PSEUDO_INVERSE_TOLERANCE, hermitian=True)
+    return float((inverse * (products.T @ products)).sum())

@@ -1,0 +1,112 @@
+"""Atoms of a bank read straight from a run's chunks, so that no more than is asked for is held.
+
+The store keeps banks as uncompressed chunks that end in a crc32c, so an atom, or an atom's rows in
+a tiled bank, is one contiguous byte range of a chunk.
+"""
+
+import os
+from itertools import product
+from pathlib import Path
+from types import TracebackType
+
+import google_crc32c
+import torch
+from torch import Tensor
+
+from globe_stream.errors import GlobeError
+from globe_stream.io.safetensors_writer import bytes_of, read_into
+from globe_stream.store import arrays
+
+_CRC_BYTES = 4
+_PIECE = 4 << 20
+
+
+class StoredBank:
+    """The bank (m, r, d) float32 of one unit; `resident` keeps all of it in memory.
+
+    Memory: m r d elements when resident, one atom otherwise. Every chunk's checksum is verified
+    once, on opening. Raises GlobeError when a chunk is missing or damaged.
+    """
+
+    def __init__(self, path: Path, *, resident: bool) -> None:
+        self.shape, self._chunks, names = _layout(path)
+        self._path = path
+        self._files = {start: os.open(name, os.O_RDONLY) for start, name in names.items()}
+        for start, name in names.items():
+            _check(self._files[start], name)
+        self._buffer = torch.empty(self.shape if resident else (1, *self.shape[1:]))
+        self._resident = resident
+        if resident:
+            for atom in range(self.shape[0]):
+                self._read(atom, self._buffer[atom])
+
+    def atom(self, number: int) -> Tensor:
+        """Atom `number` (r, d); when not resident, a buffer that the next call overwrites."""
+        if self._resident:
+            return self._buffer[number]
+        self._read(number, self._buffer[0])
+        return self._buffer[0]
+
+    def compose(self, indices: Tensor, values: Tensor, out: Tensor) -> Tensor:
+        """Z (r, d) = sum_k values_k B_(indices_k), in `out`; atoms in the order given."""
+        out.zero_()
+        for number, value in zip(indices.tolist(), values.tolist(), strict=True):
+            out.add_(self.atom(number), alpha=value)
+        return out
+
+    def close(self) -> None:
+        """Close the files and give the memory back."""
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files = {}
+        self._buffer = torch.empty(0)
+
+    def __enter__(self) -> "StoredBank":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read(self, number: int, out: Tensor) -> None:
+        """Atom `number` into `out` (r, d), chunk by chunk of rows."""
+        atoms, rows, d = self._chunks
+        for first in range(0, self.shape[1], rows):
+            target = out[first : first + rows]
+            offset = (number % atoms) * rows * d * out.itemsize
+            chunk = self._files[number // atoms, first // rows]
+            read_into(chunk, offset, bytes_of(target), self._path)
+
+
+def _layout(
+    path: Path,
+) -> tuple[tuple[int, int, int], tuple[int, int, int], dict[tuple[int, int], Path]]:
+    """Shape, chunk shape and chunk files by (chunk of atoms, chunk of rows)."""
+    array = arrays.open_checked(path)
+    m, r, d = array.shape
+    atoms, rows, width = array.chunks
+    whole_rows = width == d and array.dtype == "float32"
+    if not whole_rows:
+        raise GlobeError(f"{path}: not a bank: {array.dtype} in chunks of {width} of {d} columns")
+    grid = product(range(-(-m // atoms)), range(-(-r // rows)))
+    files = {(a, b): path / array.metadata.encode_chunk_key((a, b, 0)) for a, b in grid}
+    return (m, r, d), (atoms, rows, width), files
+
+
+def _check(descriptor: int, name: Path) -> None:
+    """Compare the crc32c at the end of a chunk file with its content, a piece at a time."""
+    size = os.fstat(descriptor).st_size - _CRC_BYTES
+    checksum = 0
+    for start in range(0, size, _PIECE):
+        piece = os.pread(descriptor, min(_PIECE, size - start), start)
+        checksum = google_crc32c.extend(checksum, piece)
+    stored = os.pread(descriptor, _CRC_BYTES, size)
+    if checksum != int.from_bytes(stored, "little"):
+        raise GlobeError(
+            f"{name}: damaged on disk (its checksum does not match). "
+            "Restore the run directory or start over with --fresh"
+        )

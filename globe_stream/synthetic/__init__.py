@@ -1,0 +1,1 @@
+"""Planted and random checkpoints, made offline."""

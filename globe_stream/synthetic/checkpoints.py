@@ -1,0 +1,276 @@
+"""Synthetic mixture-of-experts checkpoints in the qwen2_moe layout, offline, in bounded memory.
+
+Experts are up and gate only. Unplanted ones are Gaussian; planted ones are
+`W_i = A_i sum_j alpha_ij B_j` plus noise, with atoms B_j (r, d) of unit Frobenius norm, sparse
+non-negative codes and adapters A_i (p, r), so that a bank of `planted_bases` atoms explains all but
+the noise. Every matrix comes from a generator seeded by (seed, what, family, layer, expert), so the
+files do not depend on the order of writing. Memory: a few experts; planted, also up to 512 MiB of
+atoms, those beyond being made again whenever an expert needs them.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from globe_stream.checkpoint.index import INDEX_NAME
+from globe_stream.checkpoint.strided import TORCH_DTYPES
+from globe_stream.io.shard_writer import (
+    PlannedTensor,
+    ShardWriter,
+    file_bytes,
+    require_space,
+    write_error,
+    write_text,
+)
+from globe_stream.errors import InputError
+from globe_stream.engine.progress import Bar, Progress
+
+DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+FAMILIES = ("gate", "up")
+PLANTED_RANK_RATIO = 0.75
+PLANTED_SUPPORT = 4  # atoms in one expert's code
+_METADATA = {"format": "pt"}
+MARKER = "unfinished.partial"
+"""Lies in the folder while it is being written."""
+_VOCABULARY = 64
+_KEPT_BYTES = 512 * 2**20
+_STREAMS = {"expert": 0, "atom": 1, "code": 2, "adapter": 3, "other": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticModel:
+    """Sizes and contents of a synthetic checkpoint.
+
+    `planted_rank` is r, 0.75 of min(p, d) rounded when None. `noise` is the root mean square of the
+    noise relative to that of the planted part. Raises InputError for sizes that make no model.
+    """
+
+    layers: int
+    experts: int
+    hidden: int
+    intermediate: int
+    planted_bases: int | None = None
+    planted_rank: int | None = None
+    noise: float = 0.0
+    dtype: str = "bf16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "experts", "hidden", "intermediate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} is {getattr(self, name)}: at least 1 is needed.")
+        if self.dtype not in DTYPES:
+            raise InputError(f"--dtype {self.dtype} is unknown: use {', '.join(DTYPES)}.")
+        if self.planted_bases is not None and self.planted_bases < 1:
+            raise InputError(f"--planted-bases is {self.planted_bases}: at least 1 is needed.")
+        if self.planted_bases is None and (self.noise or self.planted_rank is not None):
+            raise InputError("--noise and a planted rank need --planted-bases.")
+        if not (math.isfinite(self.noise) and self.noise >= 0):
+            raise InputError(f"--noise is {self.noise}: a number of at least 0 is needed.")
+        if not 0 < self.rank <= min(self.intermediate, self.hidden):
+            raise InputError(
+                f"the planted rank is {self.rank}: it must lie between 1 and "
+                f"{min(self.intermediate, self.hidden)}, the smaller side of an expert."
+            )
+
+    @property
+    def rank(self) -> int:
+        """r of the planted atoms."""
+        if self.planted_rank is not None:
+            return self.planted_rank
+        return max(1, round(PLANTED_RANK_RATIO * min(self.intermediate, self.hidden)))
+
+
+def write_synthetic(
+    out: Path,
+    *,
+    layers: int,
+    experts: int,
+    hidden: int,
+    intermediate: int,
+    planted_bases: int | None = None,
+    planted_rank: int | None = None,
+    noise: float = 0.0,
+    dtype: str = "bf16",
+    seed: int = 0,
+    shard_bytes: int = 2 * 2**30,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a checkpoint as `SyntheticModel` describes it into the new or empty folder `out`.
+
+    Returns what `synth --json` prints: out, shards, bytes, seconds. Raises InputError when `out`
+    has files in it, when the disk is too full (before anything is written), and when it fills up
+    on the way.
+    """
+    model = SyntheticModel(
+        layers, experts, hidden, intermediate, planted_bases, planted_rank, noise, dtype, seed
+    )
+    begin = time.perf_counter()
+    _prepare(out)
+    shards = plan_shards(model, shard_bytes)
+    size = sum(file_bytes(shard, _METADATA) for shard in shards)
+    require_space(out, size)
+    (out / MARKER).touch()
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    bar = (progress or Progress(silent=True)).bar("synth", model.layers * model.experts)
+    _write_shards(out, dict(zip(names, shards, strict=True)), _Contents(model), bar)
+    write_text(out / "config.json", json.dumps(config_of(model), indent=2) + "\n")
+    weight_map = {t.name: name for name, s in zip(names, shards, strict=True) for t in s}
+    total = sum(tensor.nbytes for shard in shards for tensor in shard)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_text(out / INDEX_NAME, json.dumps(index, indent=1) + "\n")
+    (out / MARKER).unlink()
+    seconds = time.perf_counter() - begin
+    return {"format": 1, "out": str(out), "shards": len(shards), "bytes": size, "seconds": seconds}
+
+
+def _write_shards(
+    out: Path, shards: dict[str, list[PlannedTensor]], contents: "_Contents", bar: Bar
+) -> None:
+    process = psutil.Process()
+    for name, shard in shards.items():
+        with ShardWriter(out / name, shard, _METADATA) as writer:
+            for tensor in shard:
+                writer.append(contents.tensor(tensor))
+                if tensor.name.endswith("up_proj.weight"):
+                    bar.advance(1, "", process.memory_info().rss)
+    bar.close()
+
+
+def _prepare(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(out, error) from error
+    present = list(out.iterdir())
+    if present and not is_unfinished(out):
+        raise InputError(f"{out}: is not empty. Choose a new folder.")
+    for child in present:
+        if child.is_file() and child.name != MARKER:
+            child.unlink()
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether `folder` holds what a killed `write_synthetic` left; calling that again clears it."""
+    return (folder / MARKER).exists()
+
+
+def plan_shards(model: SyntheticModel, shard_bytes: int) -> list[list[PlannedTensor]]:
+    """The tensors of `model`, shard by shard."""
+    shards: list[list[PlannedTensor]] = [[]]
+    size = 0
+    for tensor in _tensors(model):
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.nbytes
+    return shards
+
+
+def _tensors(model: SyntheticModel) -> Iterator[PlannedTensor]:
+    dtype, d, p = DTYPES[model.dtype], model.hidden, model.intermediate
+    yield PlannedTensor("model.embed_tokens.weight", dtype, (_VOCABULARY, d))
+    for layer in range(model.layers):
+        prefix = f"model.layers.{layer}"
+        yield PlannedTensor(f"{prefix}.input_layernorm.weight", dtype, (d,))
+        for expert in range(model.experts):
+            for family in FAMILIES:
+                name = f"{prefix}.mlp.experts.{expert}.{family}_proj.weight"
+                yield PlannedTensor(name, dtype, (p, d))
+        yield PlannedTensor(f"{prefix}.mlp.gate.weight", dtype, (model.experts, d))
+    yield PlannedTensor("model.norm.weight", dtype, (d,))
+
+
+class _Contents:
+    """The values of every tensor; holds as many planted atoms as `_KEPT_BYTES` allow."""
+
+    def __init__(self, model: SyntheticModel) -> None:
+        self._model = model
+        self._dtype = TORCH_DTYPES[DTYPES[model.dtype]]
+        self._atoms: dict[tuple[int, int], Tensor] = {}
+
+    def tensor(self, planned: PlannedTensor) -> Tensor:
+        parts = planned.name.split(".")
+        if "experts" in parts:
+            key = (FAMILIES.index(parts[6].removesuffix("_proj")), int(parts[2]), int(parts[5]))
+            return self._expert(key).to(self._dtype)
+        if planned.name.endswith("norm.weight"):
+            return torch.ones(planned.shape, dtype=self._dtype)
+        layer = int(parts[2]) if parts[1] == "layers" else self._model.layers
+        values = self._normal("other", (0, layer, 0), planned.shape)
+        return (values / math.sqrt(planned.shape[-1])).to(self._dtype)
+
+    def _expert(self, key: tuple[int, int, int]) -> Tensor:
+        model = self._model
+        shape = (model.intermediate, model.hidden)
+        scale = 1 / math.sqrt(model.hidden)
+        if model.planted_bases is None:
+            return self._normal("expert", key, shape).mul_(scale)
+        weights = self._planted(key)
+        weights *= scale / weights.square().mean().sqrt()
+        if model.noise:
+            weights.add_(self._normal("expert", key, shape), alpha=model.noise * scale)
+        return weights
+
+    def _planted(self, key: tuple[int, int, int]) -> Tensor:
+        model, generator = self._model, self._generator("code", key)
+        assert model.planted_bases is not None
+        count = min(PLANTED_SUPPORT, model.planted_bases)
+        chosen = generator.choice(model.planted_bases, count, replace=False)
+        mixed = torch.zeros(model.rank, model.hidden)
+        for atom, weight in zip(chosen, generator.uniform(0.5, 1.5, count), strict=True):
+            mixed.add_(self._atom(key[0], int(atom)), alpha=float(weight))
+        return self._normal("adapter", key, (model.intermediate, model.rank)) @ mixed
+
+    def _atom(self, family: int, number: int) -> Tensor:
+        """(r, d), of unit Frobenius norm."""
+        if (family, number) in self._atoms:
+            return self._atoms[family, number]
+        atom = self._normal("atom", (family, number, 0), (self._model.rank, self._model.hidden))
+        atom /= atom.norm()
+        if (len(self._atoms) + 1) * atom.nbytes <= _KEPT_BYTES:
+            self._atoms[family, number] = atom
+        return atom
+
+    def _normal(self, what: str, key: tuple[int, int, int], shape: tuple[int, ...]) -> Tensor:
+        generator = torch.Generator().manual_seed(int(self._generator(what, key).integers(2**63)))
+        return torch.randn(shape, generator=generator)
+
+    def _generator(self, what: str, key: tuple[int, int, int]) -> np.random.Generator:
+        return np.random.Generator(np.random.SFC64([self._model.seed, _STREAMS[what], *key]))
+
+
+def config_of(model: SyntheticModel) -> dict[str, Any]:
+    """A qwen2_moe config.json; `synthetic` says how the values were made."""
+    heads = next(n for n in (16, 8, 4, 2, 1) if model.hidden % n == 0)
+    return {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
+        "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[model.dtype],
+        "decoder_sparse_step": 1,
+        "hidden_act": "silu",
+        "hidden_size": model.hidden,
+        "intermediate_size": model.intermediate,
+        "max_position_embeddings": 512,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": model.intermediate,
+        "num_attention_heads": heads,
+        "num_experts": model.experts,
+        "num_experts_per_tok": min(4, model.experts),
+        "num_hidden_layers": model.layers,
+        "num_key_value_heads": heads,
+        "shared_expert_intermediate_size": model.intermediate,
+        "tie_word_embeddings": True,
+        "vocab_size": _VOCABULARY,
+        "synthetic": asdict(model),
+    }

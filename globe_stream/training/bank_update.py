@@ -1,0 +1,119 @@
+"""The dictionary step: MOD with momentum, unit-Frobenius atoms, codes that keep every product.
+
+    V <- mu V + (SA + lambda_B I)^-1 (F + D B),   B <- B + V - kappa (K - I) B
+
+Everything is a loop over tiles of rows. Source: warm-start guidelines, sections H.2 and I;
+method.md section 4, "dictionary step".
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from globe_stream.kernels.atoms import squared_norms, unit_mixture_scales
+from globe_stream.store.arrays import StoredTiles
+from globe_stream.store.tiles import Tiles
+from globe_stream.training.metric import Geometry, plain_gram, raise_forces
+from globe_stream.training.moments import EpochSums
+
+
+@dataclass(frozen=True)
+class DictionaryStep:
+    """The numbers of one step."""
+
+    momentum: float
+    ridge: float
+    coherence: float
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """The bank after a step (in the tiles that held the forces) and what goes with it."""
+
+    bank: Tiles
+    momentum: Tiles
+    codes: Tensor
+    gram: Tensor  # (m, m) float64 of the new atoms
+    condition: float  # of SA + lambda_B I
+    largest_norm_change: float  # of an atom, before it was normalised
+    revived: int  # atoms that no code used and that were replaced (0 or 1)
+
+
+def step_bank(
+    bank: Tiles,
+    previous: StoredTiles | None,
+    sums: EpochSums,
+    codes: Tensor,
+    gram: Tensor,
+    geometry: Geometry,
+    how: DictionaryStep,
+    momentum_path: Path,
+) -> Stepped:
+    """Take the step that `sums` ask for.
+
+    `bank` (m, r, d) and its `gram` (m, m) are the atoms the epoch ran with, `previous` the momentum
+    of the last step or None, `codes` (N, m) the new codes. The new bank overwrites `sums.forces`;
+    the new momentum is written to a file at `momentum_path`.
+
+    An atom that no code uses is dead: the first of them becomes what the worst-explained expert's
+    mixture should have been, and codes find it in the next epoch.
+    """
+    raise_forces(sums.forces, geometry)
+    system = sums.coupling + how.ridge * sums.coupling.diagonal().mean() * _eye(sums.coupling)
+    solver = torch.linalg.inv(system)
+    from_bank = (solver @ sums.drift).to(bank.device, torch.float32)
+    from_force = solver.to(bank.device, torch.float32)
+    repel = (how.coherence * (gram - _eye(gram))).to(bank.device, torch.float32)
+    momentum = Tiles(bank.shape, bank.tile_shape(0)[1], device=bank.device, path=momentum_path)
+    squares = torch.zeros(bank.shape[0], dtype=torch.float64)
+    dead = (codes != 0).sum(0).eq(0).nonzero()[:1, 0]
+    mixing = codes[sums.worst_position].to(bank.device)
+    missing = geometry.raise_(sums.worst_pull[None])[0] if dead.numel() else sums.worst_pull
+    for tile, (start, stop) in enumerate(bank.bounds):
+        atoms = _flat(bank.load(tile))
+        moved = from_force @ _flat(sums.forces.load(tile)) + from_bank @ atoms
+        if previous is not None:
+            moved.add_(_flat(previous.load(tile)), alpha=how.momentum)
+        moved[dead] = 0
+        momentum.store(tile, moved.view(bank.tile_shape(tile)))
+        moved += atoms
+        if how.coherence:
+            moved -= repel @ atoms
+        moved[dead] = mixing @ atoms + missing[start:stop].reshape(-1)
+        squares += squared_norms(moved).double().cpu()
+        sums.forces.store(tile, moved.view(bank.tile_shape(tile)))
+    norms = _usable(squares).sqrt()
+    _divide(sums.forces, norms)
+    _divide(momentum, norms)
+    new_gram = plain_gram(sums.forces)
+    kept = codes * norms.to(codes)
+    kept = kept * unit_mixture_scales(kept, new_gram)[:, None].to(codes)
+    return Stepped(
+        sums.forces,
+        momentum,
+        kept,
+        new_gram,
+        float(torch.linalg.cond(system)),
+        float((norms - 1).abs().max()),
+        dead.numel(),
+    )
+
+
+def _usable(squares: Tensor) -> Tensor:
+    return torch.where(squares > torch.finfo(torch.float32).tiny, squares, 1.0)
+
+
+def _divide(tiles: Tiles, norms: Tensor) -> None:
+    scale = (1 / norms).float().to(tiles.device)[:, None, None]
+    for tile, (_, values) in enumerate(tiles):
+        tiles.store(tile, values.mul_(scale))
+
+
+def _flat(tile: Tensor) -> Tensor:
+    return tile.reshape(len(tile), -1)
+
+
+def _eye(matrix: Tensor) -> Tensor:
+    return torch.eye(len(matrix), dtype=matrix.dtype)

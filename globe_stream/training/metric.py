@@ -1,0 +1,106 @@
+"""The shared metric in which one epoch measures displacements of the mixtures.
+
+`left` M (r, r) is the mean of gamma^2 A_i^T A_i: how strongly errors are seen through the
+adapters. `right` C (d, d) is the mean of I - P_i, P_i projecting on the rows of H_i: with
+adapters refitted, the loss feels a change of H_i only outside its own row space (Kaufman's form of
+variable projection). Both are estimates from the last pass; either may be absent (identity).
+Source: method.md section 4.1 (M); Golub and Pereyra, "Separable nonlinear least squares" (2003).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from globe_stream.memory.cost_model import ATOM_CHUNK_BYTES
+from globe_stream.store.tiles import Tiles
+
+RIGHT_RIDGE = 0.05
+"""Share of its mean diagonal that is added to C: directions inside every row space still move."""
+_LEFT_RIDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The metric and its inverses; None stands for the identity."""
+
+    left: Tensor
+    left_inverse: Tensor
+    right: Tensor | None
+    right_inverse: Tensor | None
+
+    @classmethod
+    def identity(cls, rank: int, device: torch.device) -> "Geometry":
+        """No preference among displacements."""
+        eye = torch.eye(rank, device=device)
+        return cls(eye, eye, None, None)
+
+    @classmethod
+    def from_sums(cls, metric: Tensor, complement: Tensor, device: torch.device) -> "Geometry":
+        """From the mean of gamma^2 A^T A (r, r) and the mean complement I - P (d, d)."""
+        left = _ridged(metric.double().cpu(), _LEFT_RIDGE)
+        right = _ridged(complement.double().cpu(), RIGHT_RIDGE)
+        right = right / right.diagonal().mean()
+        parts = (left, _inverse(left), right, _inverse(right))
+        return cls(*(part.float().to(device) for part in parts))
+
+    def lower(self, atoms: Tensor) -> Tensor:
+        """M X C of atoms X (k, r, d): from displacement to force."""
+        product = torch.matmul(self.left, atoms)
+        return product if self.right is None else torch.matmul(product, self.right)
+
+    def raise_(self, forces: Tensor) -> Tensor:
+        """M^-1 F C^-1 of forces F (k, r, d): from force to displacement."""
+        if self.right_inverse is None:
+            return torch.matmul(self.left_inverse, forces)
+        return torch.matmul(torch.matmul(self.left_inverse, forces), self.right_inverse)
+
+    @property
+    def condition(self) -> float:
+        """Condition number of M."""
+        values = torch.linalg.eigvalsh(self.left.double().cpu())
+        return float(values[-1] / values[0])
+
+
+def atom_chunks(bank: Tiles) -> list[tuple[int, int]]:
+    """Ranges of atoms that are handled together when all rows of an atom are needed."""
+    m, r, d = bank.shape
+    size = max(1, min(m, ATOM_CHUNK_BYTES // (4 * r * d)))
+    return [(first, min(first + size, m)) for first in range(0, m, size)]
+
+
+def plain_gram(bank: Tiles) -> Tensor:
+    """K (m, m) float64 = <B_j, B_k>."""
+    gram = torch.zeros(bank.shape[0], bank.shape[0], dtype=torch.float64)
+    for _, tile in bank:
+        flat = tile.reshape(len(tile), -1)
+        gram += (flat @ flat.T).double().cpu()
+    return gram
+
+
+def metric_gram(bank: Tiles, geometry: Geometry) -> Tensor:
+    """K (m, m) float64 = <B_j, M B_k C>."""
+    m = bank.shape[0]
+    gram = torch.zeros(m, m, dtype=torch.float64)
+    for first, last in atom_chunks(bank):
+        lowered = geometry.lower(bank.items(first, last))
+        for (start, stop), tile in bank:
+            part = tile.reshape(m, -1) @ lowered[:, start:stop].reshape(last - first, -1).T
+            gram[:, first:last] += part.double().cpu()
+    return (gram + gram.T) / 2
+
+
+def raise_forces(forces: Tiles, geometry: Geometry) -> None:
+    """Replace every F_j by M^-1 F_j C^-1, in place."""
+    for first, last in atom_chunks(forces):
+        forces.put_items(first, geometry.raise_(forces.items(first, last)))
+
+
+def _ridged(matrix: Tensor, share: float) -> Tensor:
+    eye = torch.eye(len(matrix), dtype=matrix.dtype)
+    return (matrix + matrix.T) / 2 + share * matrix.diagonal().mean() * eye
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    inverse: Tensor = torch.linalg.inv(matrix)
+    return (inverse + inverse.T) / 2
