@@ -47,7 +47,7 @@ class AdamResult:
 
 
 def train_adam(
-    weights: Tensor, groups: list[list[int]], how: AdamSettings, passes: int
+    weights: Tensor, groups: list[list[int]], settings: AdamSettings, passes: int
 ) -> AdamResult:
     """Fit experts W (N, p, d) in `passes` passes, the last of which only measures.
 
@@ -57,8 +57,8 @@ def train_adam(
     begin = time.monotonic()
     mean, scale = weights.mean(), weights.std()
     data = (weights - mean) / scale
-    model = _Factors(data.shape, groups, how)
-    first = {name: how.rate * rate for name, rate in RATES.items()}
+    model = _Factors(data.shape, groups, settings)
+    first = {name: settings.rate * rate for name, rate in RATES.items()}
     optimiser = torch.optim.Adam(
         [{"params": model.parts[name], "lr": rate} for name, rate in first.items()], betas=BETAS
     )
@@ -81,20 +81,22 @@ def _cosine(step: int, steps: int) -> float:
 class _Factors:
     """Adapters (N, p, r), one bank (m, r, d) a group and logits (N, m)."""
 
-    def __init__(self, shape: torch.Size, groups: list[list[int]], how: AdamSettings) -> None:
-        generator = torch.Generator().manual_seed(how.seed)
+    def __init__(self, shape: torch.Size, groups: list[list[int]], settings: AdamSettings) -> None:
+        generator = torch.Generator().manual_seed(settings.seed)
         n, p, d = shape
-        if how.bases % len(groups):
-            raise ValueError(f"{how.bases} atoms do not share out over {len(groups)} banks")
-        m = how.bases // len(groups)
+        if settings.bases % len(groups):
+            raise ValueError(f"{settings.bases} atoms do not share out over {len(groups)} banks")
+        m = settings.bases // len(groups)
         self._groups = groups
-        self._act = ACTIVATIONS[how.activation]
-        self._softmax = how.codes == "softmax"
-        self._banks = [torch.randn(m, how.rank, d, generator=generator) for _ in groups]
+        self._act = ACTIVATIONS[settings.activation]
+        self._softmax = settings.codes == "softmax"
+        self._banks = [torch.randn(m, settings.rank, d, generator=generator) for _ in groups]
         self._logits = torch.randn(n, m, generator=generator)
         if not self._softmax:
             self._logits -= math.log(m)
-        self._adapters = torch.randn(n, p, how.rank, generator=generator) * (0.1 / how.rank**0.5)
+        self._adapters = torch.randn(n, p, settings.rank, generator=generator) * (
+            0.1 / settings.rank**0.5
+        )
         self.parts = {
             "adapters": [self._adapters],
             "bank": self._banks,

@@ -32,10 +32,10 @@ from minilm import write_minilm
 from runs import Curve, Task, machine_line, markdown, scratch_folder, train_curve, worst_rise
 from updates import updates_curve
 
-from globe_stream.commands import session as api
-from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import read_expert
 from globe_stream.cli.options import options_of, record_from
+from globe_stream.commands import session as api
 from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.errors import GlobeError
 
@@ -99,7 +99,7 @@ def _run(given: dict[str, Any], scratch: Path) -> None:
 
 def _print(task: Task, passes: list[int], lines: list[Line]) -> None:
     source = api.open_source(task.model, task.selection, task.seeding)
-    sizes = source.units[0].sizes
+    sizes = source.groups[0].sizes
     ratio = sizes.parameter_ratio(0)
     click.echo(
         f"{sizes.experts} experts of {sizes.p} x {sizes.d} ({task.selection.families}), "
@@ -145,18 +145,18 @@ def _curve_line(name: str, curve: Curve, passes: list[int]) -> Line:
 
 def _adam(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -> Iterator[Line]:
     del scratch
-    unit = api.open_source(task.model, task.selection, task.seeding).units[0]
-    weights = torch.stack([read_expert(expert) for expert in unit.experts])
+    group = api.open_source(task.model, task.selection, task.seeding).groups[0]
+    weights = torch.stack([read_expert(expert) for expert in group.experts])
     chosen = _numbers(given["adam_passes"]) if given["adam_passes"] else passes
     for scope in given["adam_scopes"].split(","):
-        groups = _groups(unit.experts, scope)
+        groups = _groups(group.experts, scope)
         for activation in given["adam_activations"].split(","):
             if activation not in ACTIVATIONS:
                 raise click.BadParameter(f"{activation!r} is not one of {', '.join(ACTIVATIONS)}")
-            how = AdamSettings(
-                unit.rank, unit.bases, activation, given["adam_codes"], given["adam_rate"]
+            settings = AdamSettings(
+                group.rank, group.bases, activation, given["adam_codes"], given["adam_rate"]
             )
-            found = {k: train_adam(weights, groups, how, k) for k in chosen}
+            found = {k: train_adam(weights, groups, settings, k) for k in chosen}
             errors = [f"{found[k].error:.4f}" if k in found else "" for k in passes]
             rate = sum(r.seconds for r in found.values()) / sum(found)
             more = [f"{r.error:.4f} after {k}" for k, r in found.items() if k not in passes]
@@ -166,21 +166,21 @@ def _adam(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -
 
 def _svd(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -> Iterator[Line]:
     del given, scratch
-    unit = api.open_source(task.model, task.selection, task.seeding).units[0]
+    group = api.open_source(task.model, task.selection, task.seeding).groups[0]
     lost = whole = 0.0
-    for expert in unit.experts:
+    for expert in group.experts:
         energy = torch.linalg.svdvals(read_expert(expert).double()).square()
-        lost += float(energy[unit.sizes.svd_rank :].sum())
+        lost += float(energy[group.sizes.svd_rank :].sum())
         whole += float(energy.sum())
     error = f"{(lost / whole) ** 0.5:.4f}"
-    yield ["truncated SVD", *[error] * len(passes), "", "", f"rank {unit.sizes.svd_rank}"]
+    yield ["truncated SVD", *[error] * len(passes), "", "", f"rank {group.sizes.svd_rank}"]
 
 
 def _parts(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -> Iterator[Line]:
     chosen = {**given, "warmup_epochs": 0, "epochs": max(passes)}
-    training, how = record_from(TrainConfig, chosen), record_from(RuntimeConfig, given)
+    training, settings = record_from(TrainConfig, chosen), record_from(RuntimeConfig, given)
     for updates in (int(part) for part in given["updates"].split(",")):
-        errors, seconds = updates_curve(task, training, how, updates, scratch)
+        errors, seconds = updates_curve(task, training, settings, updates, scratch)
         shown = [f"{errors[k - 1]:.4f}" for k in passes]
         rate = f"{seconds / len(errors):.2f}"
         yield [
@@ -207,7 +207,7 @@ def _task(given: dict[str, Any], scratch: Path) -> Task:
     return Task(str(model), record_from(SelectionConfig, given), seeding)
 
 
-def _groups(experts: tuple[Expert, ...], scope: str) -> list[list[int]]:
+def _groups(experts: tuple[ExpertMatrix, ...], scope: str) -> list[list[int]]:
     """Positions of the experts that share a bank."""
     if scope == "global":
         return [list(range(len(experts)))]

@@ -21,9 +21,9 @@ import torch
 from runs import machine_line, markdown
 
 from globe_stream.commands.plan import epoch_operations
-from globe_stream.factorization.groups import Sizes
-from globe_stream.store.run import Run
 from globe_stream.engine.metrics import read_metrics
+from globe_stream.factorization.groups import GroupSizes
+from globe_stream.store.run import Run
 
 READ_BYTES = 1 << 20
 KINDS = ("float32 highest", "float32 medium", "bfloat16")
@@ -99,22 +99,22 @@ def _epochs(path: Path, rates: dict[str, float]) -> Iterator[list[str]]:
     run = Run(path, writable=False)
     precision = (run.state("machine") or {})["matmul_precision"]
     rows = [row for row in read_metrics(path / "metrics.jsonl") if row["stage"] == "train"]
-    for unit in run.header["units"]:
-        own = [r for r in rows if r["family"] == unit["key"] and not r["schedule/warmup"]]
+    for group in run.header["units"]:
+        own = [r for r in rows if r["family"] == group["key"] and not r["schedule/warmup"]]
         if own:
-            yield _epoch_row(unit, own, precision, rates[precision])
+            yield _epoch_row(group, own, precision, rates[precision])
 
 
 def _epoch_row(
-    unit: dict[str, Any], rows: list[dict[str, Any]], precision: str, rate: float
+    group: dict[str, Any], rows: list[dict[str, Any]], precision: str, rate: float
 ) -> list[str]:
     names = ("experts", "p", "d", "rank", "bases")
-    experts, p, d, rank, bases = (unit[name] for name in names)
-    operations = epoch_operations(Sizes(experts, p, d, rank, bases, itemsize=2)) / 1e9
+    experts, p, d, rank, bases = (group[name] for name in names)
+    operations = epoch_operations(GroupSizes(experts, p, d, rank, bases, itemsize=2)) / 1e9
     seconds = sorted(row["time/seconds"] for row in rows)[len(rows) // 2]
     reached = operations / seconds
     return [
-        f"{unit['key']} (median of {len(rows)}, {precision})",
+        f"{group['key']} (median of {len(rows)}, {precision})",
         f"{seconds:.2f}",
         f"{operations:.0f}",
         f"{reached:.0f}",

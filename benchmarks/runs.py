@@ -65,13 +65,15 @@ def scratch_folder(parent: Path | None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def train_curve(task: Task, training: TrainConfig, how: RuntimeConfig, scratch: Path) -> Curve:
+def train_curve(task: Task, training: TrainConfig, settings: RuntimeConfig, scratch: Path) -> Curve:
     """Seed and train in a folder below `scratch` that is deleted, and what `metrics.jsonl` says."""
     with scratch_folder(scratch) as run:
-        seeded = api.seed(task.model, run / "run", task.selection, task.seeding, how, silent=True)
+        seeded = api.seed(
+            task.model, run / "run", task.selection, task.seeding, settings, silent=True
+        )
         family = task.selection.family_names[0]
         start = seeded["families"][family]
-        api.train(run / "run", training, how, silent=True)
+        api.train(run / "run", training, settings, silent=True)
         rows = [r for r in read_metrics(run / "run" / "metrics.jsonl") if r["stage"] == "train"]
         return _curve(rows, start, seeded["seconds"])
 

@@ -15,21 +15,21 @@ import torch
 from runs import Task
 from torch import Tensor
 
-from globe_stream.commands import session as api
 from globe_stream.checkpoint.reader import Batch, read_expert
+from globe_stream.commands import session as api
 from globe_stream.config import RuntimeConfig, TrainConfig
 from globe_stream.factorization.adapters import compose, fit_adapters
+from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.kernels.workspace import Workspace
-from globe_stream.factorization.groups import Unit
-from globe_stream.seeding.statistics import Normalisation
+from globe_stream.seeding.statistics import Normalization
 from globe_stream.store import arrays, codes
 from globe_stream.store.run import Run
 from globe_stream.store.tiles import Tiles
-from globe_stream.training.bank_update import step_bank
+from globe_stream.training.bank_update import update_bank
 from globe_stream.training.epoch import EpochAccumulator
-from globe_stream.training.metric import Geometry, metric_gram, plain_gram
-from globe_stream.training.schedule import Schedule, Trajectory
-from globe_stream.training.moments import EpochSums
+from globe_stream.training.metric import Metric, metric_gram, plain_gram
+from globe_stream.training.moments import EpochMoments
+from globe_stream.training.schedule import Schedule, ScheduleState
 
 CPU = torch.device("cpu")
 
@@ -42,26 +42,26 @@ class _State:
     codes: Tensor  # (N, m)
     momentum: Tiles | None = None
     # by part, from when it was last seen
-    coupling: dict[int, Tensor] = field(default_factory=dict)
-    metric: dict[int, Tensor] = field(default_factory=dict)
-    complement: dict[int, Tensor] = field(default_factory=dict)
+    code_moment: dict[int, Tensor] = field(default_factory=dict)
+    adapter_moment: dict[int, Tensor] = field(default_factory=dict)
+    row_projector: dict[int, Tensor] = field(default_factory=dict)
 
 
 def updates_curve(
-    task: Task, training: TrainConfig, how: RuntimeConfig, updates: int, scratch: Path
+    task: Task, training: TrainConfig, settings: RuntimeConfig, updates: int, scratch: Path
 ) -> tuple[list[float], float]:
     """relF at the beginning of each of `training.epochs` passes, and the seconds of all steps."""
     run_path = scratch / f"updates-{updates}"
-    api.seed(task.model, run_path, task.selection, task.seeding, how, silent=True)
-    unit = api.open_source(task.model, task.selection, task.seeding).units[0]
+    api.seed(task.model, run_path, task.selection, task.seeding, settings, silent=True)
+    group = api.open_source(task.model, task.selection, task.seeding).groups[0]
     with Run(run_path, writable=False) as run:
-        state = _seeded(run, unit)
-        found = run.state(unit.key) or {}
-        norms = torch.from_numpy(arrays.read(run.array(f"{unit.key}/norms")))
-    by = Normalisation(found["mean"], found["scale"])
-    weights = torch.stack([read_expert(expert) for expert in unit.experts])
-    gamma = training.gain * (unit.rank * unit.sizes.d) ** 0.5
-    schedule = Schedule(training, unit.bases, gamma)
+        state = _seeded(run, group)
+        found = run.state(group.key) or {}
+        norms = torch.from_numpy(arrays.read(run.array(f"{group.key}/norms")))
+    by = Normalization(found["mean"], found["scale"])
+    weights = torch.stack([read_expert(expert) for expert in group.experts])
+    gamma = training.gain * (group.rank * group.sizes.d) ** 0.5
+    schedule = Schedule(training, group.bases, gamma)
     now, errors, seconds = schedule.first(state.codes), [], 0.0
     for _ in range(training.epochs):
         errors.append(_error(state, weights, by, schedule, now))
@@ -69,23 +69,23 @@ def updates_curve(
         for part in range(updates):
             _part(state, weights, by, norms, schedule, now, part, updates, scratch)
         seconds += time.monotonic() - begin
-        now = schedule.accept(now, errors[-1], float(unit.bases))
+        now = schedule.accept(now, errors[-1], float(group.bases))
     return errors, seconds
 
 
-def _seeded(run: Run, unit: Unit) -> _State:
-    sizes = unit.sizes
+def _seeded(run: Run, group: ExpertGroup) -> _State:
+    sizes = group.sizes
     bank = Tiles((sizes.bases, sizes.rank, sizes.d), sizes.rank)
-    arrays.read_into(run.array(f"{unit.key}/bank"), bank)
-    return _State(bank, codes.load(run, unit.key, unit.bases))
+    arrays.read_into(run.array(f"{group.key}/bank"), bank)
+    return _State(bank, codes.load(run, group.key, group.bases))
 
 
 def _error(
-    state: _State, weights: Tensor, by: Normalisation, schedule: Schedule, now: Trajectory
+    state: _State, weights: Tensor, by: Normalization, schedule: Schedule, now: ScheduleState
 ) -> float:
     mixtures = compose(state.codes, state.bank, Workspace(CPU))
-    how = schedule.activation(now.lam)
-    fit = fit_adapters(by.apply_(weights.clone()), mixtures, how, schedule.config.lambda_a)
+    settings = schedule.activation(now.lam)
+    fit = fit_adapters(by.apply_(weights.clone()), mixtures, settings, schedule.config.lambda_a)
     lost = float(fit.squared_error.double().sum()) * by.scale**2
     return (lost / float(weights.double().square().sum())) ** 0.5
 
@@ -93,37 +93,37 @@ def _error(
 def _part(
     state: _State,
     weights: Tensor,
-    by: Normalisation,
+    by: Normalization,
     norms: Tensor,
     schedule: Schedule,
-    now: Trajectory,
+    now: ScheduleState,
     part: int,
     updates: int,
     scratch: Path,
 ) -> None:
     """Take one part of a pass and its bank step."""
     bank, positions = state.bank, list(range(part, len(weights), updates))
-    geometry = Geometry.identity(bank.shape[1], CPU)
-    if state.metric:
-        geometry = Geometry.from_sums(_mean(state.metric), _mean(state.complement), CPU)
-    gram = plain_gram(bank) if geometry.right is None else metric_gram(bank, geometry)
-    sums = EpochSums.empty(Tiles(bank.shape, bank.shape[1]))
+    metric = Metric.identity(bank.shape[1], CPU)
+    if state.adapter_moment:
+        metric = Metric.from_moments(_mean(state.adapter_moment), _mean(state.row_projector), CPU)
+    gram = plain_gram(bank) if metric.right is None else metric_gram(bank, metric)
+    moments = EpochMoments.empty(Tiles(bank.shape, bank.shape[1]))
     settings = schedule.epoch_settings(now)
-    epoch = EpochAccumulator(bank, state.codes, gram, geometry, sums, settings, by, norms)
+    epoch = EpochAccumulator(bank, state.codes, gram, metric, moments, settings, by, norms)
     epoch.update(Batch(positions, weights[positions].clone()))
-    state.coupling[part] = sums.coupling.clone()
-    state.metric[part] = sums.metric / len(positions)
-    state.complement[part] = sums.mean_complement()
-    sums.coupling = _mean(state.coupling) * updates
-    how = schedule.dictionary_step(now)
+    state.code_moment[part] = moments.code_moment.clone()
+    state.adapter_moment[part] = moments.adapter_moment / len(positions)
+    state.row_projector[part] = moments.mean_residual_projector()
+    moments.code_moment = _mean(state.code_moment) * updates
+    settings = schedule.bank_update_settings(now)
     path = scratch / f"momentum-{part % 2}"
-    stepped = step_bank(
-        bank, state.momentum, sums, epoch.new_codes, plain_gram(bank), geometry, how, path
+    update = update_bank(
+        bank, state.momentum, moments, epoch.new_codes, plain_gram(bank), metric, settings, path
     )
     if state.momentum is not None:
         state.momentum.close()
-    state.momentum = stepped.momentum
-    state.bank, state.codes = stepped.bank, stepped.codes
+    state.momentum = update.momentum
+    state.bank, state.codes = update.bank, update.codes
 
 
 def _mean(parts: dict[int, Tensor]) -> Tensor:

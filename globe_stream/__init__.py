@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_factors", "patch_model"]
 
-_LAZY = {"load_factors": "globe_stream.inference.factors", "patch_model": "globe_stream.inference.patch"}
+_LAZY = {
+    "load_factors": "globe_stream.inference.factors",
+    "patch_model": "globe_stream.inference.patch",
+}
 
 
 def __getattr__(name: str) -> Any:

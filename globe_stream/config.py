@@ -134,7 +134,7 @@ class SeedConfig(Checked):
     proxies: str | None = option(
         None,
         "Proxy right factors (default: the method's own): selected rows, the common left basis, "
-        "each expert's own, or rotated to a consensus of all.",
+        "each expert's own, or rotated to the Procrustes mean of all.",
         choices=("rows", "left_gram", "svd", "procrustes"),
     )
     row_selection: str = option(

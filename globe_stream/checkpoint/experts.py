@@ -9,7 +9,7 @@ FAMILIES = ("up", "gate", "down")
 
 
 @dataclass(frozen=True, slots=True)
-class Expert:
+class ExpertMatrix:
     """One matrix of one expert: (p, d) for up and gate, (d, p) for down.
 
     `dtype` is the stored one: BF16, F16, F32, F8_E4M3 or MXFP4. `shared` experts are always
@@ -46,7 +46,7 @@ class Expert:
         return self.storage.nbytes
 
 
-def split_shared(expert: Expert, p: int) -> tuple[Expert, ...]:
+def split_shared(expert: ExpertMatrix, p: int) -> tuple[ExpertMatrix, ...]:
     """The k experts of intermediate size p in a shared expert of size k p.
 
     Raises InputError when p does not divide the shared expert's size.
@@ -61,7 +61,7 @@ def split_shared(expert: Expert, p: int) -> tuple[Expert, ...]:
     return tuple(_block(expert, number, p, down) for number in range(size // p))
 
 
-def _block(expert: Expert, number: int, p: int, down: bool) -> Expert:
+def _block(expert: ExpertMatrix, number: int, p: int, down: bool) -> ExpertMatrix:
     weight, scale, first = expert.storage.weight, expert.storage.scale, number * p
     if scale is None:
         part = weight.column_block(first, p) if down else weight.row_block(first, p)

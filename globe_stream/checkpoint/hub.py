@@ -17,7 +17,6 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its 
     hf_raise_for_status,
 )
 
-from globe_stream.io.safetensors import Header, load_header, read_header
 from globe_stream.checkpoint.index import (
     INDEX_NAME,
     SINGLE_NAME,
@@ -26,8 +25,9 @@ from globe_stream.checkpoint.index import (
     parse_weight_map,
     read_json,
 )
-from globe_stream.io.shard_writer import require_space
 from globe_stream.errors import GlobeError, InputError
+from globe_stream.io.safetensors import Header, load_header, read_header
+from globe_stream.io.shard_writer import require_space
 
 _FIRST_REQUEST = 100_000  # bytes: most headers fit, so most shards need one request
 _REQUESTS_AT_ONCE = 8

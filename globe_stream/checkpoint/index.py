@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream.checkpoint import selection as choosing
-from globe_stream.checkpoint.experts import Expert, split_shared
-from globe_stream.io.safetensors import Header, TensorEntry, read_header
+from globe_stream.checkpoint.experts import ExpertMatrix, split_shared
 from globe_stream.checkpoint.inventory import Inventory, take_inventory
 from globe_stream.checkpoint.layouts import model_type_of
 from globe_stream.checkpoint.selection import Selection
 from globe_stream.errors import InputError
+from globe_stream.io.safetensors import Header, TensorEntry, read_header
 
 __all__ = [
-    "Expert",
+    "ExpertMatrix",
     "ExpertIndex",
     "Selection",
     "build_index",
@@ -50,8 +50,8 @@ class ExpertIndex:
     root: Path
     config: dict[str, Any]
     headers: tuple[Header, ...]
-    experts: dict[str, tuple[Expert, ...]]
-    shared: dict[str, tuple[Expert, ...]] = field(default_factory=dict)
+    experts: dict[str, tuple[ExpertMatrix, ...]]
+    shared: dict[str, tuple[ExpertMatrix, ...]] = field(default_factory=dict)
     extra_layers: int = 0
     fetch_files: Callable[[Sequence[Path]], None] = _nothing_to_fetch
 
@@ -72,14 +72,16 @@ class ExpertIndex:
             chosen[family] = choosing.choose(members, selection)
         return replace(self, experts=chosen)
 
-    def _with_shared(self, family: str, members: tuple[Expert, ...]) -> tuple[Expert, ...]:
+    def _with_shared(
+        self, family: str, members: tuple[ExpertMatrix, ...]
+    ) -> tuple[ExpertMatrix, ...]:
         if not self.shared.get(family):
             raise InputError(f"{self.model}: has no shared experts. Leave out --include-shared.")
         p = members[0].shape[1 if family == "down" else 0]
         blocks = (block for expert in self.shared[family] for block in split_shared(expert, p))
         return tuple(sorted((*members, *blocks), key=lambda expert: expert.order))
 
-    def fetch(self, experts: Sequence[Expert]) -> None:
+    def fetch(self, experts: Sequence[ExpertMatrix]) -> None:
         """Make sure that every file that holds one of `experts` is on this machine."""
         regions = [expert.storage.weight for expert in experts]
         regions += [expert.storage.scale for expert in experts if expert.storage.scale]
@@ -109,7 +111,7 @@ class ExpertIndex:
         }
 
 
-def _family_summary(experts: list[Expert]) -> dict[str, Any]:
+def _family_summary(experts: list[ExpertMatrix]) -> dict[str, Any]:
     rows, columns = experts[0].shape
     p, d = (columns, rows) if experts[0].family == "down" else (rows, columns)
     layers = sorted({expert.layer for expert in experts})

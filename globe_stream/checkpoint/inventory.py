@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from globe_stream.checkpoint import resolve
-from globe_stream.checkpoint.experts import FAMILIES, Expert
-from globe_stream.io.safetensors import TensorEntry
+from globe_stream.checkpoint.experts import FAMILIES, ExpertMatrix
 from globe_stream.checkpoint.layouts import (
     MODEL_TYPES,
     UNKNOWN,
@@ -19,6 +18,7 @@ from globe_stream.checkpoint.layouts import (
     parse_name,
 )
 from globe_stream.errors import InputError
+from globe_stream.io.safetensors import TensorEntry
 
 
 @dataclass(slots=True)
@@ -28,8 +28,8 @@ class Inventory:
     `extra_layers` counts the layers for multi-token prediction that were left out.
     """
 
-    experts: dict[str, tuple[Expert, ...]]
-    shared: dict[str, tuple[Expert, ...]]
+    experts: dict[str, tuple[ExpertMatrix, ...]]
+    shared: dict[str, tuple[ExpertMatrix, ...]]
     layout: str
     extra_layers: int
 
@@ -56,14 +56,14 @@ def take_inventory(
     model_type = model_type_of(config)
     layers = config_integer(config, "num_hidden_layers|n_layers")
     found = _sort_names(entries, layers, include_mtp)
-    sizes = resolve.Sizes(model_type, MODEL_TYPES.get(model_type, UNKNOWN), config)
-    routed: list[Expert] = []
-    shared: list[Expert] = []
+    fields = resolve.LayoutFields(model_type, MODEL_TYPES.get(model_type, UNKNOWN), config)
+    routed: list[ExpertMatrix] = []
+    shared: list[ExpertMatrix] = []
     rules: set[str] = set()
     for key, tensors in found.groups.items():
         name = found.names[key]
         layer = name.layer + (layers or 0 if name.extra else 0)
-        experts, rule = resolve.experts_of(name, layer, tensors, sizes)
+        experts, rule = resolve.experts_of(name, layer, tensors, fields)
         (shared if name.form == "shared" else routed).extend(experts)
         if name.form != "shared":
             rules.add(rule)
@@ -73,7 +73,7 @@ def take_inventory(
             "Only mixture-of-experts checkpoints can be used."
         )
     families = _by_family(routed)
-    _check_complete(families, config_integer(config, sizes.model.count))
+    _check_complete(families, config_integer(config, fields.model.count))
     return Inventory(families, _by_family(shared), ", ".join(sorted(rules)), len(found.extra))
 
 
@@ -105,8 +105,8 @@ def _sort_names(entries: Iterable[TensorEntry], layers: int | None, include_mtp:
     return found
 
 
-def _by_family(experts: list[Expert]) -> dict[str, tuple[Expert, ...]]:
-    families: dict[str, list[Expert]] = {family: [] for family in FAMILIES}
+def _by_family(experts: list[ExpertMatrix]) -> dict[str, tuple[ExpertMatrix, ...]]:
+    families: dict[str, list[ExpertMatrix]] = {family: [] for family in FAMILIES}
     for expert in experts:
         families[expert.family].append(expert)
     return {
@@ -116,7 +116,7 @@ def _by_family(experts: list[Expert]) -> dict[str, tuple[Expert, ...]]:
     }
 
 
-def _check_complete(families: dict[str, tuple[Expert, ...]], count: int | None) -> None:
+def _check_complete(families: dict[str, tuple[ExpertMatrix, ...]], count: int | None) -> None:
     shapes: dict[str, tuple[int, int]] = {}
     numbers: dict[str, dict[int, list[int]]] = {}
     for family, members in families.items():

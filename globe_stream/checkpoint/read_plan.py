@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from globe_stream.checkpoint.strided import TORCH_DTYPES, Region
+from globe_stream.checkpoint.strided import TORCH_DTYPES, StridedMatrix
 
 PAGE = 4096
 
@@ -54,7 +54,7 @@ class ReadPlan:
         return chosen.T if self.transposed else chosen
 
 
-def plan_read(region: Region, rows: Sequence[int] | None = None) -> ReadPlan:
+def plan_read(region: StridedMatrix, rows: Sequence[int] | None = None) -> ReadPlan:
     """How to read `rows` of the expert's matrix (all of them by default), in that order."""
     return _plan(
         _Geometry(
@@ -104,7 +104,7 @@ def _plan(region: _Geometry, rows: tuple[int, ...] | None) -> ReadPlan:
     )
 
 
-def bound_bytes(region: Region, count: int) -> int:
+def bound_bytes(region: StridedMatrix, count: int) -> int:
     """The most bytes that any `count` rows of the expert's matrix can take to read."""
     whole = plan_read(region).nbytes
     if region.transposed:

@@ -15,11 +15,11 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from globe_stream.checkpoint.experts import Expert
 from globe_stream.checkpoint.dequantize import decode_fp8, decode_mxfp4, decode_scratch_bytes
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.read_plan import ReadPlan, bound_bytes, plan_read
 from globe_stream.checkpoint.shards import ShardFiles, should_drop
-from globe_stream.checkpoint.strided import Region
+from globe_stream.checkpoint.strided import StridedMatrix
 from globe_stream.errors import InputError
 
 _ALIGNMENT = 64
@@ -42,7 +42,7 @@ class Batch:
 class _Part:
     """One tensor's bytes of one expert: read by `plan` to `offset` in the expert's slot."""
 
-    region: Region
+    region: StridedMatrix
     plan: ReadPlan
     offset: int
 
@@ -66,7 +66,7 @@ class ExpertReader:
 
     def __init__(
         self,
-        experts: Sequence[Expert],
+        experts: Sequence[ExpertMatrix],
         batch: int,
         *,
         rows: Rows = None,
@@ -144,7 +144,7 @@ class ExpertReader:
         self.close()
 
     @staticmethod
-    def buffer_bytes(expert: Expert, batch: int, rows: int | Rows = None) -> int:
+    def buffer_bytes(expert: ExpertMatrix, batch: int, rows: int | Rows = None) -> int:
         """Bytes a reader of experts stored as `expert` is keeps resident at its peak.
 
         Exact for all rows and for a list of rows; for a number of rows it holds for any choice.
@@ -177,7 +177,7 @@ class ExpertReader:
             self._buffers = (raw, weights, staging)
         return self._buffers
 
-    def _distinct(self) -> list[Expert]:
+    def _distinct(self) -> list[ExpertMatrix]:
         """One expert of every geometry."""
         seen = {}
         for expert in self._experts:
@@ -185,7 +185,7 @@ class ExpertReader:
             seen[tuple((r.dtype, r.minor, r.rows, r.columns) for r in regions)] = expert
         return list(seen.values())
 
-    def _parts(self, expert: Expert) -> list[_Part]:
+    def _parts(self, expert: ExpertMatrix) -> list[_Part]:
         return _parts(expert, self._rows)
 
     def _positions(self, number: int) -> list[int]:
@@ -217,7 +217,9 @@ class ExpertReader:
         first, (last, length) = part.plan.ranges[0][0], part.plan.ranges[-1]
         return [(region.path, region.start + first, region.start + last + length)]
 
-    def _decode(self, expert: Expert, slot: Tensor, out: Tensor, staging: Tensor | None) -> None:
+    def _decode(
+        self, expert: ExpertMatrix, slot: Tensor, out: Tensor, staging: Tensor | None
+    ) -> None:
         parts = self._parts(expert)
         stored = parts[0].of(slot)
         if len(parts) == 1:
@@ -262,22 +264,22 @@ class ExpertReader:
             self._pending = None
 
 
-def read_expert(expert: Expert) -> Tensor:
+def read_expert(expert: ExpertMatrix) -> Tensor:
     """The matrix of one expert in its own memory: float32, (p, d), or (d, p) for down."""
     with ExpertReader([expert], 1) as reader:
         return next(reader.batches()).weights[0]
 
 
-def _file_order(expert: Expert) -> tuple[Path, int, int]:
+def _file_order(expert: ExpertMatrix) -> tuple[Path, int, int]:
     weight = expert.storage.weight
     return (weight.path, weight.start, weight.offset)
 
 
-def _scales(expert: Expert) -> list[Region]:
+def _scales(expert: ExpertMatrix) -> list[StridedMatrix]:
     return [] if expert.storage.scale is None else [expert.storage.scale]
 
 
-def _parts(expert: Expert, rows: Rows) -> list[_Part]:
+def _parts(expert: ExpertMatrix, rows: Rows) -> list[_Part]:
     """The parts of one slot. The rows of fp8 scales are few and always read whole."""
     parts, offset = [], 0
     for region in [expert.storage.weight, *_scales(expert)]:

@@ -3,11 +3,17 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from globe_stream.checkpoint.experts import Expert
-from globe_stream.io.safetensors import TensorEntry
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.layouts import ModelType, TensorName, config_integer
-from globe_stream.checkpoint.strided import FP8_BLOCK, MXFP4_GROUP, Region, Storage, contiguous
+from globe_stream.checkpoint.strided import (
+    FP8_BLOCK,
+    MXFP4_GROUP,
+    Storage,
+    StridedMatrix,
+    contiguous,
+)
 from globe_stream.errors import InputError
+from globe_stream.io.safetensors import TensorEntry
 
 Tensors = dict[tuple[str, str, int], TensorEntry]
 
@@ -15,7 +21,7 @@ _DENSE = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class LayoutFields:
     """What the model type and the config add to the names."""
 
     model_type: str
@@ -24,21 +30,21 @@ class Sizes:
 
 
 def experts_of(
-    name: TensorName, layer: int, tensors: Tensors, sizes: Sizes
-) -> tuple[list[Expert], str]:
+    name: TensorName, layer: int, tensors: Tensors, fields: LayoutFields
+) -> tuple[list[ExpertMatrix], str]:
     """The experts in `tensors`, all of one form and group, and the rule that says so."""
     if name.form == "flat":
-        return _flat(layer, tensors, sizes), f"F ({_pattern(name)}.{{w1,v1,w2}})"
+        return _flat(layer, tensors, fields), f"F ({_pattern(name)}.{{w1,v1,w2}})"
     if name.form == "shared":
-        return _shared(layer, tensors, sizes), ""
+        return _shared(layer, tensors, fields), ""
     if name.form == "per_expert":
         projections = "{w1,w3,w2}" if name.kind == "B" else "{gate,up,down}_proj"
-        experts = _per_expert(layer, tensors, sizes)
+        experts = _per_expert(layer, tensors, fields)
         return experts, f"{name.kind} ({_pattern(name)}.{{E}}.{projections}.weight)"
     projection = next(iter(tensors.values())).name.rsplit(".", 1)
     if ("gate_up", "blocks", 0) in tensors or ("down", "blocks", 0) in tensors:
         return _mxfp4(layer, tensors), f"E mxfp4 ({_pattern(name)}.*_blocks)"
-    kind = name.kind or stacked_kind(tensors, sizes)
+    kind = name.kind or stacked_kind(tensors, fields)
     suffix = ".weight" if projection[-1] == "weight" else ""
     members = "{input,output}_linear" if name.form == "linear" else "{gate_up,down}_proj"
     return _stacked(layer, tensors, kind), f"{kind} ({_pattern(name)}.{members}{suffix})"
@@ -49,12 +55,12 @@ def _pattern(name: TensorName) -> str:
 
 
 def _expert(
-    family: str, layer: int, number: int, weight: Region, *, shared: bool = False
-) -> Expert:
-    return Expert(family, layer, number, shared, weight.dtype, weight.shape, Storage(weight))
+    family: str, layer: int, number: int, weight: StridedMatrix, *, shared: bool = False
+) -> ExpertMatrix:
+    return ExpertMatrix(family, layer, number, shared, weight.dtype, weight.shape, Storage(weight))
 
 
-def _dense(expert: Expert) -> Expert:
+def _dense(expert: ExpertMatrix) -> ExpertMatrix:
     if expert.dtype not in _DENSE:
         raise InputError(
             f"{expert.where} has the dtype {expert.dtype}, which is unsupported here: "
@@ -63,7 +69,7 @@ def _dense(expert: Expert) -> Expert:
     return expert
 
 
-def _per_expert(layer: int, tensors: Tensors, sizes: Sizes) -> list[Expert]:
+def _per_expert(layer: int, tensors: Tensors, fields: LayoutFields) -> list[ExpertMatrix]:
     experts = []
     for (family, part, number), entry in tensors.items():
         if part == "scale_inv":
@@ -71,7 +77,7 @@ def _per_expert(layer: int, tensors: Tensors, sizes: Sizes) -> list[Expert]:
             continue
         _require_rank(entry, 2)
         expert = _expert(family, layer, number, contiguous(entry, *entry.shape))
-        experts.append(_linear(expert, tensors, sizes))
+        experts.append(_linear(expert, tensors, fields))
         _check_transposes(family, number, entry, tensors)
     return experts
 
@@ -87,17 +93,17 @@ def _check_transposes(family: str, number: int, entry: TensorEntry, tensors: Ten
         )
 
 
-def _linear(expert: Expert, tensors: Tensors, sizes: Sizes) -> Expert:
+def _linear(expert: ExpertMatrix, tensors: Tensors, fields: LayoutFields) -> ExpertMatrix:
     """`expert`, stored by itself, with the scale tensor beside it if it is fp8."""
     entry = tensors[expert.family, "weight", expert.expert]
     if entry.dtype != "F8_E4M3":
         return _dense(expert)
     scale = _partner(tensors, expert.family, "scale_inv", expert.expert, entry)
-    return replace(expert, storage=Storage(expert.storage.weight, _fp8_scale(entry, scale, sizes)))
+    return replace(expert, storage=Storage(expert.storage.weight, _fp8_scale(entry, scale, fields)))
 
 
-def _fp8_scale(entry: TensorEntry, scale: TensorEntry, sizes: Sizes) -> Region:
-    block = (sizes.config.get("quantization_config") or {}).get("weight_block_size")
+def _fp8_scale(entry: TensorEntry, scale: TensorEntry, fields: LayoutFields) -> StridedMatrix:
+    block = (fields.config.get("quantization_config") or {}).get("weight_block_size")
     expected = tuple(-(-side // FP8_BLOCK) for side in entry.shape)
     if scale.dtype != "F32" or scale.shape != expected or block not in (None, [FP8_BLOCK] * 2):
         raise InputError(
@@ -128,7 +134,7 @@ def _require_rank(entry: TensorEntry, rank: int) -> None:
         )
 
 
-def stacked_kind(tensors: Tensors, sizes: Sizes) -> str:
+def stacked_kind(tensors: Tensors, fields: LayoutFields) -> str:
     """C, D or E: the one of the model type's kinds whose shapes are those of the tensors.
 
     With gate_up and down together the shapes tell C from D even for p = d and 2p = d; D and E look
@@ -136,26 +142,26 @@ def stacked_kind(tensors: Tensors, sizes: Sizes) -> str:
     """
     entry = tensors.get(("gate_up", "weight", 0)) or tensors["down", "weight", 0]
     _require_rank(entry, 3)
-    candidates = [kind for kind in sizes.model.kinds if kind in "CDE"]
+    candidates = [kind for kind in fields.model.kinds if kind in "CDE"]
     if not candidates:
         raise InputError(
             f"{entry.path}: tensor {entry.name} {list(entry.shape)} is a stack of experts whose "
-            f"orientation is not known for model type {sizes.model_type}, and no shape proves it. "
+            f"orientation is not known for model type {fields.model_type}, and no shape proves it. "
             "Add the type to checkpoint/layouts.py."
         )
-    fitting = [kind for kind in candidates if _fits(kind, tensors, sizes)]
+    fitting = [kind for kind in candidates if _fits(kind, tensors, fields)]
     if len(fitting) != 1:
         raise InputError(
             f"{entry.path}: tensor {entry.name} has shape {list(entry.shape)}, which fits "
-            f"{' and '.join(fitting) or 'none'} of the layouts of model type {sizes.model_type} "
+            f"{' and '.join(fitting) or 'none'} of the layouts of model type {fields.model_type} "
             f"({', '.join(candidates)}; see checkpoint/layouts.py)."
         )
     return fitting[0]
 
 
-def _fits(kind: str, tensors: Tensors, sizes: Sizes) -> bool:
-    p = config_integer(sizes.config, sizes.model.size)
-    d = config_integer(sizes.config, "hidden_size|d_model")
+def _fits(kind: str, tensors: Tensors, fields: LayoutFields) -> bool:
+    p = config_integer(fields.config, fields.model.size)
+    d = config_integer(fields.config, "hidden_size|d_model")
     gate_up = tensors.get(("gate_up", "weight", 0))
     down = tensors.get(("down", "weight", 0))
     if down is not None:
@@ -167,7 +173,7 @@ def _fits(kind: str, tensors: Tensors, sizes: Sizes) -> bool:
     return same_count and gate_up.shape[1:] == ((2 * p, d) if kind == "C" else (d, 2 * p))
 
 
-def _stacked(layer: int, tensors: Tensors, kind: str) -> list[Expert]:
+def _stacked(layer: int, tensors: Tensors, kind: str) -> list[ExpertMatrix]:
     experts = []
     for (role, part, _), entry in tensors.items():
         if part != "weight":
@@ -187,7 +193,7 @@ def _stacked(layer: int, tensors: Tensors, kind: str) -> list[Expert]:
     return experts
 
 
-def _halves(block: Region, kind: str, entry: TensorEntry) -> dict[str, Region]:
+def _halves(block: StridedMatrix, kind: str, entry: TensorEntry) -> dict[str, StridedMatrix]:
     """Gate and up of the (2p, d) or (d, 2p) block of one expert."""
     both = block.major if kind == "C" else block.minor
     if both % 2:
@@ -205,9 +211,9 @@ def _halves(block: Region, kind: str, entry: TensorEntry) -> dict[str, Region]:
     return {"gate": gate, "up": replace(gate, minor_start=1)}
 
 
-def _flat(layer: int, tensors: Tensors, sizes: Sizes) -> list[Expert]:
-    count = config_integer(sizes.config, sizes.model.count)
-    p = config_integer(sizes.config, sizes.model.size)
+def _flat(layer: int, tensors: Tensors, fields: LayoutFields) -> list[ExpertMatrix]:
+    count = config_integer(fields.config, fields.model.count)
+    p = config_integer(fields.config, fields.model.size)
     experts = []
     for (family, _, _), entry in tensors.items():
         _require_rank(entry, 2)
@@ -223,7 +229,7 @@ def _flat(layer: int, tensors: Tensors, sizes: Sizes) -> list[Expert]:
     return experts
 
 
-def _mxfp4(layer: int, tensors: Tensors) -> list[Expert]:
+def _mxfp4(layer: int, tensors: Tensors) -> list[ExpertMatrix]:
     """Blocks (E, out, in / 32, 16) and scales (E, out, in / 32): rows are (out, in) already."""
     experts = []
     for (role, part, _), entry in tensors.items():
@@ -243,7 +249,7 @@ def _mxfp4(layer: int, tensors: Tensors) -> list[Expert]:
             for (family, weight), (_, scale) in pair:
                 shape = (weight.rows, groups * MXFP4_GROUP)
                 storage = Storage(weight, scale)
-                experts.append(Expert(family, layer, number, False, "MXFP4", shape, storage))
+                experts.append(ExpertMatrix(family, layer, number, False, "MXFP4", shape, storage))
     return experts
 
 
@@ -258,7 +264,7 @@ def _check_mxfp4(role: str, blocks: TensorEntry, scales: TensorEntry) -> None:
         )
 
 
-def _by_role(role: str, lines: Region) -> list[tuple[str, Region]]:
+def _by_role(role: str, lines: StridedMatrix) -> list[tuple[str, StridedMatrix]]:
     """Down as it is; gate the even lines and up the odd ones."""
     if role == "down":
         return [(role, lines)]
@@ -266,7 +272,7 @@ def _by_role(role: str, lines: Region) -> list[tuple[str, Region]]:
     return [("gate", half), ("up", replace(half, major_start=1))]
 
 
-def _shared(layer: int, tensors: Tensors, sizes: Sizes) -> list[Expert]:
+def _shared(layer: int, tensors: Tensors, fields: LayoutFields) -> list[ExpertMatrix]:
     """The shared expert of a layer, whole, in separate matrices or with gate and up in one."""
     experts = []
     for (role, part, _), entry in tensors.items():
@@ -275,7 +281,7 @@ def _shared(layer: int, tensors: Tensors, sizes: Sizes) -> list[Expert]:
         _require_rank(entry, 2)
         if role != "gate_up":
             expert = _expert(role, layer, 0, contiguous(entry, *entry.shape), shared=True)
-            experts.append(_linear(expert, tensors, sizes))
+            experts.append(_linear(expert, tensors, fields))
             continue
         block = contiguous(entry, *entry.shape)
         for family, region in _halves(block, "C", entry).items():

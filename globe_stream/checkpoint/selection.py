@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.errors import InputError
 
 
@@ -41,7 +41,7 @@ def parse_layers(text: str) -> tuple[int, int]:
     return begin, end
 
 
-def choose(experts: tuple[Expert, ...], selection: Selection) -> tuple[Expert, ...]:
+def choose(experts: tuple[ExpertMatrix, ...], selection: Selection) -> tuple[ExpertMatrix, ...]:
     """The experts of one family, already sorted, that `selection` takes.
 
     Raises InputError when nothing is left.
@@ -64,7 +64,7 @@ def choose(experts: tuple[Expert, ...], selection: Selection) -> tuple[Expert, .
     return tuple(chosen[i * len(chosen) // wanted] for i in range(wanted))
 
 
-def _require_layers(experts: tuple[Expert, ...], selection: Selection) -> None:
+def _require_layers(experts: tuple[ExpertMatrix, ...], selection: Selection) -> None:
     """Raise InputError when the layers asked for end beyond those there are."""
     last = experts[-1].layer
     if selection.layers is not None and selection.layers[1] > last + 1:

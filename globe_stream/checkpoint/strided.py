@@ -33,7 +33,7 @@ MXFP4_GROUP = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class StridedMatrix:
     """A matrix inside a file.
 
     Logical element (a, b) of the region, a < rows and b < columns, lies at
@@ -82,7 +82,7 @@ class Region:
         inner = self.major_start * self.minor + self.minor_start
         return self.start + inner * self.itemsize
 
-    def row_block(self, first: int, count: int) -> "Region":
+    def row_block(self, first: int, count: int) -> "StridedMatrix":
         """The region of rows `first` to `first + count` of the expert's matrix."""
         if self.transposed:
             start = self.minor_start + first * self.minor_step
@@ -90,7 +90,7 @@ class Region:
         start = self.major_start + first * self.major_step
         return replace(self, major_start=start, rows=count)
 
-    def column_block(self, first: int, count: int) -> "Region":
+    def column_block(self, first: int, count: int) -> "StridedMatrix":
         """The region of columns `first` to `first + count` of the expert's matrix."""
         flipped = replace(self, transposed=not self.transposed)
         return replace(flipped.row_block(first, count), transposed=self.transposed)
@@ -123,8 +123,8 @@ class Storage:
     zero only for a part of a matrix whose blocks it cuts.
     """
 
-    weight: Region
-    scale: Region | None = None
+    weight: StridedMatrix
+    scale: StridedMatrix | None = None
     phase: tuple[int, int] = (0, 0)
 
     @property
@@ -133,10 +133,10 @@ class Storage:
         return self.weight.nbytes + (self.scale.nbytes if self.scale else 0)
 
 
-def contiguous(entry: TensorEntry, rows: int, columns: int, number: int = 0) -> Region:
+def contiguous(entry: TensorEntry, rows: int, columns: int, number: int = 0) -> StridedMatrix:
     """The region of the row-major (rows, columns) matrix `number` of those that fill `entry`."""
     start = entry.start + number * rows * columns * ITEM_BYTES[entry.dtype]
-    return Region(
+    return StridedMatrix(
         path=entry.path,
         tensor=entry.name,
         dtype=entry.dtype,

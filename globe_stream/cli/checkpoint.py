@@ -101,8 +101,8 @@ def plan(model: str, as_json: bool, **values: Any) -> None:
 @as_json
 def synth(as_json: bool, **values: Any) -> None:
     """Write an offline MoE checkpoint in the qwen2_moe layout, in bounded memory."""
-    from globe_stream.synthetic.checkpoints import write_synthetic
     from globe_stream.engine.progress import Progress
+    from globe_stream.synthetic.checkpoints import write_synthetic
 
     document = write_synthetic(**values, progress=Progress())
     click.echo(json.dumps(document) if as_json else render.synthetic(document))

@@ -6,9 +6,9 @@ import click
 
 from globe_stream import __version__
 from globe_stream.cli import checkpoint, results, runs
-from globe_stream.io.system_errors import explain
 from globe_stream.cli.resuming import after_interruption
 from globe_stream.errors import GlobeError, InputError
+from globe_stream.io.system_errors import explain
 
 INTERRUPTED = 130
 

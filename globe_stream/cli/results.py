@@ -38,9 +38,9 @@ memory_only = options_of(RuntimeConfig, skip=("device", "checkpoint_every", "wan
 @as_json
 def sweep(model: str, methods: str, path: Path | None, as_json: bool, **values: Any) -> None:
     """Compare seeding methods on MODEL: same statistics, same proxies, quality and seconds."""
-    from globe_stream.commands.sweep import compare
+    from globe_stream.commands.sweep import sweep_methods
 
-    result = compare(
+    result = sweep_methods(
         model,
         record_from(SelectionConfig, values),
         record_from(SeedConfig, values),

@@ -121,7 +121,7 @@ def export(
         dtype=dtype,
         model=model,
         command=_command_line(),
-        how=record_from(RuntimeConfig, values),
+        runtime=record_from(RuntimeConfig, values),
     )
     if push_to_hub is not None:
         document["url"] = upload(out, push_to_hub)
@@ -133,10 +133,10 @@ def export(
 @as_json
 def run_recipe(recipe: Path, as_json: bool) -> None:
     """Carry out RECIPE (TOML): seed, train, export. Continues where it stopped."""
-    from globe_stream.commands.run_recipe import carry_out
     from globe_stream.commands.recipe import load_recipe
+    from globe_stream.commands.run_recipe import run_recipe
 
-    document = carry_out(load_recipe(recipe), command=_command_line())
+    document = run_recipe(load_recipe(recipe), command=_command_line())
     click.echo(json.dumps(document) if as_json else render.finished(document))
 
 
@@ -144,10 +144,10 @@ def run_recipe(recipe: Path, as_json: bool) -> None:
 @as_json
 def demo(as_json: bool) -> None:
     """The whole job on a small synthetic checkpoint, offline, into cache/demo."""
-    from globe_stream.commands.run_recipe import carry_out
     from globe_stream.commands.recipe import packaged_recipe
+    from globe_stream.commands.run_recipe import run_recipe
 
-    document = carry_out(packaged_recipe("demo"), command=_command_line())
+    document = run_recipe(packaged_recipe("demo"), command=_command_line())
     click.echo(json.dumps(document) if as_json else render.finished(document))
 
 

@@ -49,14 +49,14 @@ def estimate(document: Document) -> str:
     rows = [
         (
             key,
-            str(unit["experts"]),
-            f"{unit['p']} x {unit['d']}",
-            str(unit["bases"]),
-            str(unit["rank"]),
-            f"{unit['parameter_ratio']:.1%}",
-            str(unit["svd_rank"]),
+            str(group["experts"]),
+            f"{group['p']} x {group['d']}",
+            str(group["bases"]),
+            str(group["rank"]),
+            f"{group['parameter_ratio']:.1%}",
+            str(group["svd_rank"]),
         )
-        for key, unit in document["units"].items()
+        for key, group in document["units"].items()
     ]
     stages = [
         (
@@ -160,7 +160,7 @@ def sweep(document: Document) -> str:
         for row in document["rows"]
     ]
     svd = document["svd_equal_parameters_relative_error"]
-    beside = ", ".join(f"{unit} {error:.4f}" for unit, error in svd.items())
+    beside = ", ".join(f"{group} {error:.4f}" for group, error in svd.items())
     return f"{table(heads, rows)}\n\ntruncated SVD of equal size: relF {beside}"
 
 

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream.errors import InputError
-from globe_stream.evaluation.model_memory import price_model, within_memory
-from globe_stream.evaluation.perplexity import Score, score
-from globe_stream.evaluation.text import Windows, read_text, read_windows
+from globe_stream.evaluation.model_memory import estimate_model, within_memory
 from globe_stream.evaluation.models import (
     Loading,
     export_variant,
@@ -19,11 +17,13 @@ from globe_stream.evaluation.models import (
     load_plain,
     require_variants,
 )
+from globe_stream.evaluation.perplexity import Score, score
+from globe_stream.evaluation.text import Windows, read_text, read_windows
 from globe_stream.export.result import ProgressCall
-from globe_stream.factorization.trained_run import Source, open_source
+from globe_stream.factorization.trained_run import TrainedRun, open_trained_run
+from globe_stream.formatting import format_bytes
 from globe_stream.io.writable import make_folder
 from globe_stream.memory.allocator import return_freed_memory
-from globe_stream.formatting import format_bytes
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ModelComparison:
     """The rows, the original first."""
 
     text: str
@@ -92,7 +92,7 @@ _NAMES = {
 }
 
 
-def compare(
+def compare_models(
     runs: Sequence[Path],
     text: Path,
     *,
@@ -102,7 +102,7 @@ def compare(
     work: Path | None = None,
     memory: int | None = None,
     progress: ProgressCall | None = None,
-) -> Comparison:
+) -> ModelComparison:
     """Score the original of `runs` and what every run makes of it on the text file `text`.
 
     Args:
@@ -117,11 +117,11 @@ def compare(
     require_variants(models)
     read_text(text)
     return_freed_memory()
-    how, chosen = loading or Loading(), windows or Windows()
+    loading, chosen = loading or Loading(), windows or Windows()
     origin = _common_origin(runs)
-    how = _checked(runs, models, text, chosen, how, memory)
+    loading = _checked(runs, models, text, chosen, loading, memory)
     with _workspace(work) as folder:
-        job = _Job(text, chosen, how, origin, folder, memory)
+        job = _Job(text, chosen, loading, origin, folder, memory)
         made = [
             job.export(number, run, kind, progress)
             for number, run in enumerate(runs)
@@ -130,7 +130,7 @@ def compare(
         ]
         rows = [job.original(progress)] if "original" in models else []
         rows += [job.row(one, progress) for one in made]
-    return Comparison(str(text), chosen, how.dtype, tuple(rows))
+    return ModelComparison(str(text), chosen, loading.dtype, tuple(rows))
 
 
 def _checked(
@@ -145,13 +145,14 @@ def _checked(
     trained = not {"dense", "patched"}.isdisjoint(models)
     with ExitStack() as opened:
         sources = [
-            opened.enter_context(open_source(run, trained=trained)) for run in dict.fromkeys(runs)
+            opened.enter_context(open_trained_run(run, trained=trained))
+            for run in dict.fromkeys(runs)
         ]
         index = sources[0].index
         patching = sources if "patched" in models else []
-        price = price_model(index, patching, loading, windows.length)
-        read_windows(text, windows, price.vocabulary, index.root)
-        return within_memory(price, loading, memory)
+        estimate_bytes = estimate_model(index, patching, loading, windows.length)
+        read_windows(text, windows, estimate_bytes.vocabulary, index.root)
+        return within_memory(estimate_bytes, loading, memory)
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,8 @@ class _Job:
         else:
             model = load_plain(made.out, made.out.name, self.loading)
         found = self._score(model, progress)
-        with open_source(made.run, trained=False) as source:
-            first, kept = source.units[0].unit, _kept(source)
+        with open_trained_run(made.run, trained=False) as source:
+            first, kept = source.groups[0].group, _kept(source)
         return Row(
             made.run.name, made.kind, first.bases, first.rank, kept, made.relative_errors, found
         )
@@ -204,11 +205,11 @@ class _Made:
     relative_errors: dict[str, float]
 
 
-def _kept(source: Source) -> float:
+def _kept(source: TrainedRun) -> float:
     """Parameters kept over parameters replaced, all units together."""
     whole = kept = 0.0
-    for fitted in source.units:
-        sizes = fitted.unit.sizes
+    for fitted in source.groups:
+        sizes = fitted.group.sizes
         elements = sizes.experts * sizes.p * sizes.d
         whole += elements
         kept += elements * sizes.parameter_ratio(len(fitted.codes.values))
@@ -221,7 +222,7 @@ def _common_origin(runs: Sequence[Path]) -> Path:
         raise InputError("eval: give at least one run directory")
     found = {}
     for run in runs:
-        with open_source(run, trained=False) as source:
+        with open_trained_run(run, trained=False) as source:
             found[run] = source.index.root
             source.index.fetch_files(source.index.files)
     first = found[runs[0]]

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from globe_stream.commands.compare_models import Comparison, compare
+from globe_stream.commands.compare_models import ModelComparison, compare_models
+from globe_stream.evaluation.models import Loading
 from globe_stream.evaluation.reconstruction import (
     errors_document,
     measured_errors,
@@ -13,7 +14,6 @@ from globe_stream.evaluation.reconstruction import (
     svd_errors,
 )
 from globe_stream.evaluation.text import Windows
-from globe_stream.evaluation.models import Loading
 from globe_stream.export.result import ProgressCall
 
 
@@ -52,10 +52,10 @@ def evaluate_text(
     work: Path | None,
     memory: int | None,
     progress: ProgressCall | None = None,
-) -> Comparison:
+) -> ModelComparison:
     """Score the original and what every run makes of it on `text`; see `compare`."""
     loading = Loading(dtype=dtype, offload=offload)
-    return compare(
+    return compare_models(
         runs,
         text,
         models=tuple(models),

@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from globe_stream.synthetic.checkpoints import SyntheticModel
 from globe_stream.config import (
     RuntimeConfig,
     SeedConfig,
@@ -21,6 +20,7 @@ from globe_stream.config import (
     plain_value,
 )
 from globe_stream.errors import InputError
+from globe_stream.synthetic.checkpoints import SyntheticModel
 
 _TABLES = ("synth", "selection", "seed", "train", "runtime")
 _KEYS = ("model", "run", "report", "export")
@@ -103,7 +103,7 @@ def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 def packaged_recipe(name: str) -> Recipe:
     """A recipe of the `pipelines` folder, from the installed package or the source tree."""
     installed = Path(str(resources.files("globe_stream"))) / "pipelines" / f"{name}.toml"
-    source = Path(__file__).parents[1] / "pipelines" / f"{name}.toml"
+    source = Path(__file__).parents[2] / "pipelines" / f"{name}.toml"
     return load_recipe(installed if installed.exists() else source)
 
 

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream.commands import session as api
-from globe_stream.synthetic.checkpoints import SyntheticModel, is_unfinished, write_synthetic
-from globe_stream.synthetic.record import made_otherwise, planned_index
-from globe_stream.config import as_keys
-from globe_stream.errors import InputError, Mismatch
-from globe_stream.commands.completion import is_done
+from globe_stream.commands.completion import is_complete
 from globe_stream.commands.recipe import Export, Recipe
+from globe_stream.config import as_keys
+from globe_stream.engine.progress import Progress
+from globe_stream.errors import InputError, Mismatch
 from globe_stream.report.page import write_report
 from globe_stream.store.run import Run
-from globe_stream.engine.progress import Progress
+from globe_stream.synthetic.checkpoints import SyntheticModel, is_unfinished, write_synthetic
+from globe_stream.synthetic.record import made_otherwise, planned_index
 
 
-def carry_out(recipe: Recipe, *, command: str, silent: bool = False) -> dict[str, Any]:
+def run_recipe(recipe: Recipe, *, command: str, silent: bool = False) -> dict[str, Any]:
     """Do everything in `recipe` that is not done yet; returns the status and what was written."""
     with _in_words_of_recipes(recipe):
         if recipe.synth is not None:
@@ -45,7 +45,7 @@ def _synthesise(recipe: Recipe, model: SyntheticModel, silent: bool) -> None:
     there = (folder / "config.json").exists() and not is_unfinished(folder)
     if there:
         _require_same_model(folder, model)
-    api.select_source(planned_index(folder, model), recipe.selection, recipe.seed)
+    api.group_experts(planned_index(folder, model), recipe.selection, recipe.seed)
     _require_room_for_exports(recipe)
     if not there:
         write_synthetic(folder, **asdict(model), progress=Progress(silent=silent))
@@ -67,7 +67,7 @@ def _require_same_model(folder: Path, model: SyntheticModel) -> None:
 
 def _require_room_for_exports(recipe: Recipe) -> None:
     """Raise InputError when an export folder is taken and the run is still to change."""
-    if Run.exists(recipe.run) and is_done(Run(recipe.run, writable=False), recipe.train):
+    if Run.exists(recipe.run) and is_complete(Run(recipe.run, writable=False), recipe.train):
         return
     for item in recipe.exports:
         if item.out.exists() and not (item.out.is_dir() and not any(item.out.iterdir())):
@@ -92,7 +92,7 @@ def _export(recipe: Recipe, item: Export, command: str, silent: bool) -> dict[st
         item.out,
         item.format,
         dtype=item.dtype,
-        how=recipe.runtime,
+        runtime=recipe.runtime,
         command=command,
         silent=silent,
     )

@@ -9,9 +9,16 @@ from typing import Any, Literal, cast
 import psutil
 import torch
 
-from globe_stream.engine import device as runtime
 from globe_stream.checkpoint.index import ExpertIndex, open_index, require_revisions
 from globe_stream.checkpoint.selection import Selection, parse_layers
+from globe_stream.commands.compatibility import (
+    foreign_options,
+    matching_run,
+    mismatch,
+    source_changes,
+)
+from globe_stream.commands.completion import is_complete, why_complete
+from globe_stream.commands.status import status_document
 from globe_stream.config import (
     RuntimeConfig,
     SeedConfig,
@@ -20,28 +27,26 @@ from globe_stream.config import (
     differences,
     to_toml,
 )
+from globe_stream.engine import device as devices
 from globe_stream.engine.context import Context
+from globe_stream.engine.metrics import Metrics, MetricsFile, Sink
+from globe_stream.engine.progress import Bar, Progress
+from globe_stream.engine.signals import graceful_interrupts
+from globe_stream.engine.trackers import WandbSink
 from globe_stream.errors import InputError
 from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
-from globe_stream.engine.signals import graceful_interrupts
-from globe_stream.commands.compatibility import foreign_options, matching_run, mismatch, source_changes
+from globe_stream.factorization.groups import ExpertGroup, make_groups
+from globe_stream.formatting import format_bytes, parse_size
+from globe_stream.io import files
 from globe_stream.memory import allocator, planner
-from globe_stream.memory.cost_model import Knobs, StagePlan
+from globe_stream.memory.cost_model import BatchPlan, StagePlan
 from globe_stream.memory.meter import Meter
-from globe_stream.training.warnings import oddities
-from globe_stream.commands.completion import is_done, why_done
-from globe_stream.factorization.groups import Unit, make_units
 from globe_stream.seeding.methods import proxies_for
 from globe_stream.seeding.pipeline import Seeding
-from globe_stream.commands.status import status_document
-from globe_stream.io import files
 from globe_stream.store.run import Run
-from globe_stream.engine.metrics import Metrics, MetricsFile, Sink
-from globe_stream.engine.progress import Bar, Progress
-from globe_stream.engine.trackers import WandbSink
 from globe_stream.training.trainer import Trainer
-from globe_stream.formatting import format_bytes, parse_size
+from globe_stream.training.warnings import training_warnings
 
 FREE_SHARE = 0.6
 """Share of the free memory that is the budget when none is given."""
@@ -50,21 +55,23 @@ Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Source:
+class GroupedExperts:
     """The selected experts of a checkpoint and the units they form."""
 
     index: ExpertIndex
-    units: tuple[Unit, ...]
+    groups: tuple[ExpertGroup, ...]
 
 
-def open_source(model: str, selection: SelectionConfig, seeding: SeedConfig) -> Source:
+def open_experts(model: str, selection: SelectionConfig, seeding: SeedConfig) -> GroupedExperts:
     """Index `model`, select experts and cut them into units; reads headers only."""
     require_revisions(model, selection.revision)
     index = open_index(model, selection.revision, selection.include_mtp)
-    return select_source(index, selection, seeding)
+    return group_experts(index, selection, seeding)
 
 
-def select_source(index: ExpertIndex, selection: SelectionConfig, seeding: SeedConfig) -> Source:
+def group_experts(
+    index: ExpertIndex, selection: SelectionConfig, seeding: SeedConfig
+) -> GroupedExperts:
     """Select experts of `index` and cut them into units; InputError where sizes do not fit."""
     chosen = index.select(
         Selection(
@@ -77,7 +84,7 @@ def select_source(index: ExpertIndex, selection: SelectionConfig, seeding: SeedC
             include_mtp=selection.include_mtp,
         )
     )
-    return Source(chosen, tuple(make_units(chosen, selection.family_names, seeding)))
+    return GroupedExperts(chosen, tuple(make_groups(chosen, selection.family_names, seeding)))
 
 
 def seed(
@@ -85,7 +92,7 @@ def seed(
     path: Path,
     selection: SelectionConfig,
     seeding: SeedConfig,
-    how: RuntimeConfig,
+    runtime: RuntimeConfig,
     *,
     fresh: bool = False,
     silent: bool = False,
@@ -96,32 +103,32 @@ def seed(
     or configuration, unless `fresh`, which deletes that run.
     """
     allocator.return_freed_memory()
-    source = open_source(model, selection, seeding)
-    device, reason = runtime.choose_device(how.device)
+    source = open_experts(model, selection, seeding)
+    device, reason = devices.choose_device(runtime.device)
     header = _header(source, selection, seeding, device)
     run = matching_run(path, header, fresh)
     with _closing_on_error(run):
         machine = _prepare(run, device, reason)
-        limit, base = memory_limit(how, run), Meter(device).now()
-        plans = _seed_plans(source.units, seeding, limit, base)
+        limit, base = memory_limit(runtime, run), Meter(device).now()
+        plans = _seed_plans(source.groups, seeding, limit, base)
         if fresh and (path / "ledger.jsonl").exists():
             Run.erase(path)
         run = run or Run.create(path, header)
-    with run, _context(run, how, device, limit, base, silent) as context:
+    with run, _context(run, runtime, device, limit, base, silent) as context:
         _record_machine(run, machine)
         if not (run.path / "config.toml").exists():
             _write_config(run, None)
-        source.index.fetch([expert for unit in source.units for expert in unit.experts])
-        for unit in source.units:
-            chosen = _recorded_plans(run, f"{unit.key}:plans:seed", plans[unit.key], limit)
-            Seeding(context, unit, seeding, chosen).run()
+        source.index.fetch([expert for group in source.groups for expert in group.experts])
+        for group in source.groups:
+            chosen = _recorded_plans(run, f"{group.key}:plans:seed", plans[group.key], limit)
+            Seeding(context, group, seeding, chosen).run()
         return _finish(context)
 
 
 def train(
     path: Path,
     training: TrainConfig,
-    how: RuntimeConfig,
+    runtime: RuntimeConfig,
     *,
     fresh: bool = False,
     silent: bool = False,
@@ -136,18 +143,18 @@ def train(
     with Run(path, writable=True) as run:
         source = _same_source(run)
         _require_seeded(run, source)
-        device, reason = runtime.choose_device(how.device)
+        device, reason = devices.choose_device(runtime.device)
         machine = _prepare(run, device, reason)
-        limit, base = memory_limit(how, run), Meter(device).now()
-        plans = _train_plans(source.units, training, limit, base)
+        limit, base = memory_limit(runtime, run), Meter(device).now()
+        plans = _train_plans(source.groups, training, limit, base)
         _adopt_config(run, training, fresh)
         _record_machine(run, machine)
-        with _context(run, how, device, limit, base, silent) as context:
-            _say_what_to_expect(context, source.units, training)
-            source.index.fetch([expert for unit in source.units for expert in unit.experts])
-            for unit in source.units:
-                chosen = _recorded_plans(run, f"{unit.key}:plans:train", plans[unit.key], limit)
-                Trainer(context, unit, training, chosen["train"]).run()
+        with _context(run, runtime, device, limit, base, silent) as context:
+            _say_what_to_expect(context, source.groups, training)
+            source.index.fetch([expert for group in source.groups for expert in group.experts])
+            for group in source.groups:
+                chosen = _recorded_plans(run, f"{group.key}:plans:train", plans[group.key], limit)
+                Trainer(context, group, training, chosen["train"]).run()
             return _finish(context)
 
 
@@ -158,7 +165,7 @@ def export(
     *,
     dtype: str | None = None,
     model: str | None = None,
-    how: RuntimeConfig,
+    runtime: RuntimeConfig,
     command: str = "",
     silent: bool = False,
 ) -> Document:
@@ -169,7 +176,7 @@ def export(
     """
     allocator.return_freed_memory()
     writer = {"factors": export_factors, "dense": export_dense}[kind]
-    limit = memory_limit(how, None)
+    limit = memory_limit(runtime, None)
     with step_bar(f"export {kind}", silent=silent) as progress:
         return writer(
             path, out, dtype=dtype, memory=limit, model=model, command=command, progress=progress
@@ -203,10 +210,10 @@ def step_bar(title: str, *, silent: bool = False) -> Iterator[Callable[[int, int
             bar.close()
 
 
-def memory_limit(how: RuntimeConfig, run: Run | None) -> int:
+def memory_limit(runtime: RuntimeConfig, run: Run | None) -> int:
     """The budget in bytes: as given, else the run's own, else a share of what is free."""
-    if how.memory is not None:
-        return parse_size(how.memory)
+    if runtime.memory is not None:
+        return parse_size(runtime.memory)
     recorded = run.state("budget") if run is not None else None
     if recorded is not None:
         return int(recorded["bytes"])
@@ -228,7 +235,7 @@ def _closing_on_error(run: Run | None) -> Iterator[None]:
 
 
 def _header(
-    source: Source, selection: SelectionConfig, seeding: SeedConfig, device: torch.device
+    source: GroupedExperts, selection: SelectionConfig, seeding: SeedConfig, device: torch.device
 ) -> Document:
     return {
         "model": source.index.model,
@@ -240,11 +247,11 @@ def _header(
             "seed": seeding.identity(),
             "device": device.type,
         },
-        "units": [unit.record() for unit in source.units],
+        "units": [group.record() for group in source.groups],
     }
 
 
-def _same_source(run: Run) -> Source:
+def _same_source(run: Run) -> GroupedExperts:
     """The experts that the run was seeded from; InputError when they changed since."""
     config = run.header["config"]
     try:
@@ -255,7 +262,7 @@ def _same_source(run: Run) -> Source:
             f"{run.path}: begun by another version of globe-stream ({error}). "
             "Use that version, or seed again with --fresh or into a new --run"
         ) from error
-    source = open_source(run.header["model"], selection, seeding)
+    source = open_experts(run.header["model"], selection, seeding)
     changed = source_changes(run.header["fingerprint"], source.index.fingerprint())
     if changed:
         raise InputError(
@@ -265,8 +272,8 @@ def _same_source(run: Run) -> Source:
     return source
 
 
-def _require_seeded(run: Run, source: Source) -> None:
-    waiting = [unit.key for unit in source.units if run.state(unit.key) is None]
+def _require_seeded(run: Run, source: GroupedExperts) -> None:
+    waiting = [group.key for group in source.groups if run.state(group.key) is None]
     if waiting:
         raise InputError(
             f"{run.path}: seeding is not finished ({', '.join(waiting[:3])}). "
@@ -300,8 +307,8 @@ def _adopt_config(run: Run, training: TrainConfig, fresh: bool) -> None:
 
 def _forget_training(run: Run) -> None:
     """Put the seeds back in place and drop everything that training added."""
-    for unit in run.header["units"]:
-        key = unit["key"]
+    for group in run.header["units"]:
+        key = group["key"]
         seeded = run.state(f"{key}:seeded")
         move = [
             (f"{key}/seed/{name}", f"{key}/{name}")
@@ -327,44 +334,48 @@ def _write_config(run: Run, training: TrainConfig | None) -> None:
     files.replace_text(run.path / "config.toml", to_toml(sections))
 
 
-def _prepare(run: Run | None, device: torch.device, reason: str) -> runtime.Machine:
+def _prepare(run: Run | None, device: torch.device, reason: str) -> devices.Machine:
     """Choose the GEMM precision, or take the one the run began with: no bit may change."""
-    machine = runtime.prepare(device, reason, run.state("machine") if run else None)
-    runtime.warm_up(device)
+    machine = devices.prepare(device, reason, run.state("machine") if run else None)
+    devices.warm_up(device)
     return machine
 
 
-def _record_machine(run: Run, machine: runtime.Machine) -> None:
+def _record_machine(run: Run, machine: devices.Machine) -> None:
     if run.state("machine") != machine.record():
         run.commit({"machine": machine.record()})
 
 
-def _say_what_to_expect(context: Context, units: Sequence[Unit], training: TrainConfig) -> None:
+def _say_what_to_expect(
+    context: Context, groups: Sequence[ExpertGroup], training: TrainConfig
+) -> None:
     """Tell that nothing is left to do, or which settings do not do what they seem to."""
-    if is_done(context.run, training):
-        context.progress.say(why_done(context.run, training))
+    if is_complete(context.run, training):
+        context.progress.say(why_complete(context.run, training))
         return
-    lines = [line for unit in units for line in oddities(training, unit.bases)]
+    lines = [line for group in groups for line in training_warnings(training, group.bases)]
     for line in dict.fromkeys(lines):
         context.progress.say(line)
 
 
 def _seed_plans(
-    units: Sequence[Unit], seeding: SeedConfig, limit: int, base: int
+    groups: Sequence[ExpertGroup], seeding: SeedConfig, limit: int, base: int
 ) -> dict[str, dict[str, StagePlan]]:
     """The plans of every unit; InputError that names the stage that needs most of all."""
     kind = proxies_for(seeding.method, seeding.proxies)
-    stages = (s for unit in units for s in planner.seed_stages(unit, kind).values())
+    stages = (s for group in groups for s in planner.seed_stages(group, kind).values())
     planner.require(stages, limit, base)
-    return {unit.key: planner.seed_plans(unit, kind, limit, base) for unit in units}
+    return {group.key: planner.seed_plans(group, kind, limit, base) for group in groups}
 
 
 def _train_plans(
-    units: Sequence[Unit], training: TrainConfig, limit: int, base: int
+    groups: Sequence[ExpertGroup], training: TrainConfig, limit: int, base: int
 ) -> dict[str, dict[str, StagePlan]]:
     """As `_seed_plans`, of training."""
-    planner.require((planner.train_stage(unit, training) for unit in units), limit, base)
-    return {unit.key: {"train": planner.train_plan(unit, training, limit, base)} for unit in units}
+    planner.require((planner.train_stage(group, training) for group in groups), limit, base)
+    return {
+        group.key: {"train": planner.train_plan(group, training, limit, base)} for group in groups
+    }
 
 
 def _recorded_plans(
@@ -378,7 +389,7 @@ def _recorded_plans(
     recorded = run.state(key)
     if recorded is not None and recorded["limit"] == limit:
         return {
-            stage: StagePlan(stage, Knobs(**plan["knobs"]), plan["price"])
+            stage: StagePlan(stage, BatchPlan(**plan["knobs"]), plan["price"])
             for stage, plan in recorded["plans"].items()
         }
     run.commit(
@@ -386,7 +397,7 @@ def _recorded_plans(
             key: {
                 "limit": limit,
                 "plans": {
-                    stage: {"knobs": asdict(plan.knobs), "price": plan.price}
+                    stage: {"knobs": asdict(plan.batch_plan), "price": plan.estimate_bytes}
                     for stage, plan in plans.items()
                 },
             },
@@ -398,11 +409,11 @@ def _recorded_plans(
 
 @contextmanager
 def _context(
-    run: Run, how: RuntimeConfig, device: torch.device, limit: int, base: int, silent: bool
+    run: Run, runtime: RuntimeConfig, device: torch.device, limit: int, base: int, silent: bool
 ) -> Iterator[Context]:
     sinks: list[Sink] = [MetricsFile(run.path / "metrics.jsonl")]
-    if how.wandb_project is not None:
-        sinks.append(WandbSink(run.path, how.wandb_project, run.header["config"]))
+    if runtime.wandb_project is not None:
+        sinks.append(WandbSink(run.path, runtime.wandb_project, run.header["config"]))
     metrics, meter = Metrics(sinks), Meter(device)
     run.beside = lambda: _peak_state(run, meter)
     try:
@@ -417,7 +428,7 @@ def _context(
                 meter,
                 interrupt,
                 device,
-                60 * how.checkpoint_every,
+                60 * runtime.checkpoint_every,
                 limit,
                 base,
             )

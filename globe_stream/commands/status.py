@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from globe_stream.factorization.groups import Sizes
+from globe_stream.factorization.groups import GroupSizes
 from globe_stream.store import arrays
 from globe_stream.store.run import FORMAT, Run, State
 
@@ -18,11 +18,11 @@ _STATES = ("seeding", "seeded", "training", "trained")
 
 def status_document(run: Run) -> dict[str, Any]:
     """Where `run` stands."""
-    units = run.header["units"]
-    states = {unit["key"]: run.state(unit["key"]) for unit in units}
+    groups = run.header["units"]
+    states = {group["key"]: run.state(group["key"]) for group in groups}
     families = {
         family: _family(run, family, states)
-        for family in dict.fromkeys(unit["family"] for unit in units)
+        for family in dict.fromkeys(group["family"] for group in groups)
     }
     done = [state for state in states.values() if state is not None]
     config = {
@@ -61,29 +61,29 @@ def _overall(states: list[State | None]) -> str:
 
 
 def _family(run: Run, family: str, states: dict[str, State | None]) -> dict[str, Any]:
-    units = [unit for unit in run.header["units"] if unit["family"] == family]
-    first = units[0]
-    found = [(unit, state) for unit in units if (state := states[unit["key"]]) is not None]
+    groups = [group for group in run.header["units"] if group["family"] == family]
+    first = groups[0]
+    found = [(group, state) for group in groups if (state := states[group["key"]]) is not None]
     document: dict[str, Any] = {
-        "experts": sum(unit["experts"] for unit in units),
+        "experts": sum(group["experts"] for group in groups),
         "p": first["p"],
         "d": first["d"],
         "rank": first["rank"],
         "bases": first["bases"],
-        "banks": len(units),
+        "banks": len(groups),
         "seeding_method": run.header["config"]["seed"]["method"],
     }
-    if len(found) < len(units):
+    if len(found) < len(groups):
         return {**document, "state": "seeding", "units_seeded": len(found)}
     counts = torch.cat(
         [
-            torch.from_numpy(arrays.read(run.array(f"{unit['key']}/codes/count")))
-            for unit, _ in found
+            torch.from_numpy(arrays.read(run.array(f"{group['key']}/codes/count")))
+            for group, _ in found
         ]
     ).double()
     return {
         **document,
-        "parameter_ratio": _parameter_ratio(units, counts),
+        "parameter_ratio": _parameter_ratio(groups, counts),
         "svd_equal_parameters_relative_error": _pooled(found, "svd_relative_error"),
         "svd_sampled_experts": sum(state.get("svd_sampled", 0) for _, state in found),
         "explained_variance": sum(s["explained_variance"] for _, s in found) / len(found),
@@ -105,13 +105,13 @@ def _pooled(found: list[tuple[dict[str, Any], State]], name: str) -> float | Non
     return float((squares / norms) ** 0.5)
 
 
-def _parameter_ratio(units: list[dict[str, Any]], counts: torch.Tensor) -> float:
+def _parameter_ratio(groups: list[dict[str, Any]], counts: torch.Tensor) -> float:
     """Parameters kept over parameters replaced, non-zero codes counted."""
-    whole = sum(unit["experts"] * unit["p"] * unit["d"] for unit in units)
-    kept = sum(_sizes(unit).kept_parameters for unit in units)
+    whole = sum(group["experts"] * group["p"] * group["d"] for group in groups)
+    kept = sum(_sizes(group).kept_parameters for group in groups)
     return float((kept + float(counts.sum())) / whole)
 
 
-def _sizes(unit: dict[str, Any]) -> Sizes:
+def _sizes(group: dict[str, Any]) -> GroupSizes:
     names = ("experts", "p", "d", "rank", "bases")
-    return Sizes(**{name: unit[name] for name in names}, itemsize=2)
+    return GroupSizes(**{name: group[name] for name in names}, itemsize=2)

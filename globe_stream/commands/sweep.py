@@ -15,33 +15,33 @@ from typing import Any
 import torch
 
 from globe_stream.commands import session as api
-from globe_stream.engine import device as runtime
 from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig
+from globe_stream.engine import device as devices
 from globe_stream.engine.context import Context
-from globe_stream.errors import InputError, Interrupted
+from globe_stream.engine.metrics import Metrics
+from globe_stream.engine.progress import Progress
 from globe_stream.engine.signals import graceful_interrupts
+from globe_stream.engine.stream import Pass, finished, stream
+from globe_stream.errors import InputError, Interrupted
+from globe_stream.factorization.groups import ExpertGroup
+from globe_stream.factorization.svd_baseline import BaselineAccumulator, sampled_experts
+from globe_stream.io import files
 from globe_stream.memory import allocator, planner
 from globe_stream.memory.cost_model import StagePlan
 from globe_stream.memory.meter import Meter
-from globe_stream.factorization.groups import Unit
-from globe_stream.factorization.svd_baseline import BaselineAccumulator, sampled_experts
 from globe_stream.seeding.methods import proxies_for, uses_dense_gram
 from globe_stream.seeding.pipeline import Seeding
-from globe_stream.io import files
 from globe_stream.store.run import Run
-from globe_stream.engine.stream import Pass, finished, stream
-from globe_stream.engine.metrics import Metrics
-from globe_stream.engine.progress import Progress
 
 SHARED = ("statistics", "proxies", "gram")
 """Stages that methods on the same kind of proxies have in common."""
 
 
 @dataclass(frozen=True)
-class Compared:
+class SweepRow:
     """One method on one unit; costs are those of seeding with this method alone."""
 
-    unit: str
+    group: str
     method: str
     proxies: str
     relative_frobenius_error: float  # of the weights, adapters refitted
@@ -57,12 +57,12 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SweepResult:
     """What `compare` found: rows by unit, then as the methods were given, and SVD beside them."""
 
     model: str
     memory_budget_bytes: int
-    rows: tuple[Compared, ...]
+    rows: tuple[SweepRow, ...]
     svd: dict[str, float]  # equal-parameter SVD's relative error by unit
 
     def document(self) -> dict[str, Any]:
@@ -72,20 +72,25 @@ class Comparison:
             "model": self.model,
             "memory_budget_bytes": self.memory_budget_bytes,
             "svd_equal_parameters_relative_error": self.svd,
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [_row_document(row) for row in self.rows],
         }
 
 
-def compare(
+def _row_document(row: SweepRow) -> dict[str, Any]:
+    values = asdict(row)
+    return {"unit": values.pop("group"), **values}
+
+
+def sweep_methods(
     model: str,
     selection: SelectionConfig,
     seeding: SeedConfig,
     methods: Sequence[str],
-    how: RuntimeConfig,
+    runtime: RuntimeConfig,
     *,
     run: Path | None = None,
     silent: bool = False,
-) -> Comparison:
+) -> SweepResult:
     """Seed every unit of `model` with each of `methods`, other options as in `seeding`.
 
     Proxies are `seeding.proxies` for the methods that work on them, else the method's own. What is
@@ -95,56 +100,56 @@ def compare(
     allocator.return_freed_memory()
     _require_distinct(methods)
     configs = [_config(seeding, method) for method in methods]
-    source = api.open_source(model, selection, seeding)
-    device, reason = runtime.choose_device(how.device)
-    runtime.prepare(device, reason, None)
-    runtime.warm_up(device)
-    limit, base = api.memory_limit(how, None), Meter(device).now()
+    source = api.open_experts(model, selection, seeding)
+    device, reason = devices.choose_device(runtime.device)
+    devices.prepare(device, reason, None)
+    devices.warm_up(device)
+    limit, base = api.memory_limit(runtime, None), Meter(device).now()
     kinds = frozenset(_kind(config) for config in configs)
     planner.require(
         (
             stage
-            for unit in source.units
+            for group in source.groups
             for kind in kinds
-            for stage in planner.seed_stages(unit, kind, kinds).values()
+            for stage in planner.seed_stages(group, kind, kinds).values()
         ),
         limit,
         base,
     )
     plans = {
-        (unit.key, kind): planner.seed_plans(unit, kind, limit, base, kinds)
-        for unit in source.units
+        (group.key, kind): planner.seed_plans(group, kind, limit, base, kinds)
+        for group in source.groups
         for kind in kinds
     }
-    source.index.fetch([expert for unit in source.units for expert in unit.experts])
+    source.index.fetch([expert for group in source.groups for expert in group.experts])
     with _context(run, device, limit, base, silent) as context:
         rows, svd = [], {}
-        for unit in source.units:
-            chosen = {kind: plan for (key, kind), plan in plans.items() if key == unit.key}
-            rows += _compare_unit(context, unit, configs, chosen)
-            svd[unit.key] = _baseline(context, unit, next(iter(chosen.values())))
-    return Comparison(model, limit, tuple(rows), svd)
+        for group in source.groups:
+            chosen = {kind: plan for (key, kind), plan in plans.items() if key == group.key}
+            rows += _compare_group(context, group, configs, chosen)
+            svd[group.key] = _baseline(context, group, next(iter(chosen.values())))
+    return SweepResult(model, limit, tuple(rows), svd)
 
 
 # -- one unit ------------------------------------------------------------------------------------
 
 
-def _compare_unit(
+def _compare_group(
     context: Context,
-    unit: Unit,
+    group: ExpertGroup,
     configs: Sequence[SeedConfig],
     plans: dict[str, dict[str, StagePlan]],
-) -> list[Compared]:
+) -> list[SweepRow]:
     """A row for every one of `configs`, in their order; `plans` by kind of proxies."""
     found = {}
     kinds = frozenset(plans)
     for kind in sorted(kinds):
         members = [config for config in configs if _kind(config) == kind]
-        dense = [c for c in members if uses_dense_gram(c.method, unit.sizes.experts)]
+        dense = [c for c in members if uses_dense_gram(c.method, group.sizes.experts)]
         first = (dense or members)[0]
-        _share(Seeding(context, unit, first, plans[kind], kinds))
+        _share(Seeding(context, group, first, plans[kind], kinds))
         for config in members:
-            found[config.method] = _measure(Seeding(context, unit, config, plans[kind]))
+            found[config.method] = _measure(Seeding(context, group, config, plans[kind]))
     context.run.clear_spill()
     return [found[config.method] for config in configs]
 
@@ -157,7 +162,7 @@ def _share(seeding: Seeding) -> None:
         _carry_out(seeding, stage)
 
 
-def _measure(seeding: Seeding) -> Compared:
+def _measure(seeding: Seeding) -> SweepRow:
     for stage in ("atoms", "measure"):
         _carry_out(seeding, stage)
     stages = (*SHARED, "atoms", "measure")
@@ -165,8 +170,8 @@ def _measure(seeding: Seeding) -> Compared:
     context, atoms = seeding.context, done["atoms"]
     names = [seeding.stage_name(stage) for stage in stages]
     read = sum(int(facts["io/bytes_read"]) for facts in done.values())
-    return Compared(
-        unit=seeding.unit.key,
+    return SweepRow(
+        group=seeding.group.key,
         method=seeding.config.method,
         proxies=_kind(seeding.config),
         relative_frobenius_error=done["measure"]["recon/relative_frobenius_error"],
@@ -176,9 +181,9 @@ def _measure(seeding: Seeding) -> Compared:
         method_seconds=atoms["time/seconds"],
         seconds=sum(facts["time/seconds"] for facts in done.values()),
         bytes_read=read,
-        passes=read / seeding.unit.sizes.stored_bytes,
+        passes=read / seeding.group.sizes.stored_bytes,
         peak_memory_bytes=max(context.meter.peaks[name] for name in names),
-        price_bytes=context.base + max(context.prices[name] for name in names),
+        price_bytes=context.base + max(context.estimates[name] for name in names),
     )
 
 
@@ -186,16 +191,16 @@ def _carry_out(seeding: Seeding, stage: str) -> None:
     """Carry out `stage` anew, with its own peak and price."""
     context, name = seeding.context, seeding.stage_name(stage)
     context.meter.peaks.pop(name, None)
-    context.prices.pop(name, None)
-    seeding.carry_out(stage)
+    context.estimates.pop(name, None)
+    seeding.run_stage(stage)
 
 
-def _baseline(context: Context, unit: Unit, plans: dict[str, StagePlan]) -> float:
+def _baseline(context: Context, group: ExpertGroup, plans: dict[str, StagePlan]) -> float:
     """Relative error of the equal-parameter SVD, of a sample of large experts."""
-    experts = tuple(unit.experts[k] for k in sampled_experts(unit))
-    task = Pass(unit.key, "baseline", experts, plans["baseline"].knobs.batch)
-    accumulator = BaselineAccumulator(unit.sizes.svd_rank)
-    with context.stage(f"{unit.key}/seed/baseline", plans["baseline"].price):
+    experts = tuple(group.experts[k] for k in sampled_experts(group))
+    task = Pass(group.key, "baseline", experts, plans["baseline"].batch_plan.batch)
+    accumulator = BaselineAccumulator(group.sizes.svd_rank)
+    with context.stage(f"{group.key}/seed/baseline", plans["baseline"].estimate_bytes):
         stream(context, task, accumulator)
     states, drop = finished(task)
     context.run.commit(states, drop=drop)

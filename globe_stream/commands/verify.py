@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream.errors import GlobeError, InputError
-from globe_stream.io.safetensors_writer import sha256_of
 from globe_stream.export.result import ProgressCall
 from globe_stream.export.staging import MANIFEST, WORK
+from globe_stream.io.safetensors_writer import sha256_of
 from globe_stream.store import arrays
 from globe_stream.store.run import STORE, Run
 

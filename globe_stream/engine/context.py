@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from globe_stream.engine.metrics import Metrics
+from globe_stream.engine.progress import Progress
 from globe_stream.engine.signals import Interrupt
 from globe_stream.memory import allocator
 from globe_stream.memory.meter import Meter
 from globe_stream.store.run import Run
-from globe_stream.engine.metrics import Metrics
-from globe_stream.engine.progress import Progress
 
 
 @dataclass
@@ -29,23 +29,23 @@ class Context:
     checkpoint_seconds: float
     budget: int
     base: int
-    prices: dict[str, int] = field(default_factory=dict)
+    estimates: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str, price: int) -> Iterator[None]:
+    def stage(self, name: str, estimate_bytes: int) -> Iterator[None]:
         """Measure the peak memory of a stage beside its price in bytes."""
-        self.prices[name] = max(self.prices.get(name, 0), price)
+        self.estimates[name] = max(self.estimates.get(name, 0), estimate_bytes)
         allocator.trim()
         with self.meter.stage(name):
             yield
 
     def memory_values(self, name: str) -> dict[str, Any]:
         """The metric values of a stage measured by `stage`: its peak and base plus price."""
-        peak, price = self.meter.peaks[name], self.base + self.prices[name]
+        peak, estimate_bytes = self.meter.peaks[name], self.base + self.estimates[name]
         return {
             "memory/peak_bytes": peak,
-            "memory/price_bytes": price,
-            "memory/peak_over_price": peak / price,
+            "memory/price_bytes": estimate_bytes,
+            "memory/peak_over_price": peak / estimate_bytes,
         }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import Batch, ExpertReader
 from globe_stream.engine.context import Clock, Context
 from globe_stream.errors import Interrupted
@@ -27,7 +27,7 @@ class Accumulator(Protocol):
     def update(self, batch: Batch) -> str:
         """Take one batch; returns a short note for the progress line."""
 
-    def arrays(self) -> Mapping[str, arrays.Source]:
+    def arrays(self) -> Mapping[str, arrays.Storable]:
         """The arrays gathered so far, by name."""
 
     def scalars(self) -> dict[str, Any]:
@@ -41,21 +41,21 @@ class Accumulator(Protocol):
 class Pass:
     """A pass over `experts` for one stage of one unit."""
 
-    unit: str
+    group: str
     stage: str
-    experts: Sequence[Expert]
+    experts: Sequence[ExpertMatrix]
     batch: int
     rows: Sequence[int] | None = None
 
     @property
     def partial_key(self) -> str:
         """Under which a pass in progress is recorded."""
-        return f"{self.unit}:partial"
+        return f"{self.group}:partial"
 
     @property
     def partial_group(self) -> str:
         """Where its arrays are kept."""
-        return f"{self.unit}/partial"
+        return f"{self.group}/partial"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def stream(context: Context, task: Pass, accumulator: Accumulator) -> PassCost:
     """
     skip, before = _resume(context, task, accumulator)
     clock, start = Clock(context.checkpoint_seconds), time.monotonic()
-    title = f"{task.unit} {task.stage}"
+    title = f"{task.group} {task.stage}"
     with ExpertReader(task.experts, task.batch, rows=task.rows, device=context.device) as reader:
 
         def cost() -> PassCost:
@@ -124,7 +124,7 @@ def _resume(context: Context, task: Pass, accumulator: Accumulator) -> tuple[int
         lambda name: context.run.array(f"{task.partial_group}/{name}"), state["scalars"]
     )
     context.progress.say(
-        f"{task.unit} {task.stage}: continuing after "
+        f"{task.group} {task.stage}: continuing after "
         f"{state['batches'] * task.batch} of {len(task.experts)} experts"
     )
     return state["batches"], PassCost(**state["cost"])

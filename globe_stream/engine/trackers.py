@@ -11,9 +11,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from globe_stream.engine.metrics import Row
 from globe_stream.errors import InputError
 from globe_stream.io import files
-from globe_stream.engine.metrics import Row
 
 _STAMPS = ("time", "stage", "family", "epoch", "step")
 

@@ -12,16 +12,16 @@ import torch
 
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.errors import InputError
-from globe_stream.evaluation.perplexity import price_scoring
 from globe_stream.evaluation.models import Loading, build_empty
-from globe_stream.memory.export_plan import measured_base
-from globe_stream.factorization.trained_run import Source
-from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
+from globe_stream.evaluation.perplexity import estimate_scoring
+from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.formatting import format_bytes, parse_size
+from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
+from globe_stream.memory.export_plan import measured_base
 
 
 @dataclass(frozen=True)
-class ModelPrice:
+class ModelMemory:
     """Bytes of one model: the program, all weights, and what loading and scoring hold besides.
 
     `working` is the larger of a fused tensor and its parts, and of the arrays of one window;
@@ -44,9 +44,9 @@ class ModelPrice:
         return self.overhead + self.weights
 
 
-def price_model(
-    index: ExpertIndex, sources: Sequence[Source], loading: Loading, length: int
-) -> ModelPrice:
+def estimate_model(
+    index: ExpertIndex, sources: Sequence[TrainedRun], loading: Loading, length: int
+) -> ModelMemory:
     """What the checkpoint of `index` takes, scored a window of `length` tokens at a time.
 
     While a model is loaded its stored bytes stay mapped beside the weights that are made of them.
@@ -60,15 +60,15 @@ def price_model(
     gc.collect()
     stored = sum(header.size for header in index.headers)
     factors = max((factors_bytes(one, itemsize, loading.cache) for one in sources), default=0)
-    working = max(2 * max(sizes), price_scoring(1, length, vocabulary))
-    return ModelPrice(measured_base(), sum(sizes) + stored + factors, working, vocabulary)
+    working = max(2 * max(sizes), estimate_scoring(1, length, vocabulary))
+    return ModelMemory(measured_base(), sum(sizes) + stored + factors, working, vocabulary)
 
 
-def factors_bytes(source: Source, itemsize: int, cache: str | int) -> int:
+def factors_bytes(source: TrainedRun, itemsize: int, cache: str | int) -> int:
     """Banks, adapters and codes of a run's factors, and the matrices that are kept composed."""
     held = composed = 0
-    for fitted in source.units:
-        sizes = fitted.unit.sizes
+    for fitted in source.groups:
+        sizes = fitted.group.sizes
         adapters = sizes.experts * sizes.p * sizes.rank
         held += itemsize * (sizes.bases * sizes.rank * sizes.d + adapters)
         held += 4 * sizes.experts * sizes.bases
@@ -76,26 +76,26 @@ def factors_bytes(source: Source, itemsize: int, cache: str | int) -> int:
     return held + min(composed, cache if isinstance(cache, int) else parse_size(cache))
 
 
-def within_memory(price: ModelPrice, loading: Loading, memory: int | None) -> Loading:
+def within_memory(estimate_bytes: ModelMemory, loading: Loading, memory: int | None) -> Loading:
     """`loading` as it stays within `memory` bytes: with an offload folder, fewer weights are held.
 
     Raises InputError when it cannot.
     """
-    if memory is None or (loading.offload is None and price.total <= memory):
+    if memory is None or (loading.offload is None and estimate_bytes.total <= memory):
         return loading
     if loading.offload is None:
         raise InputError(
-            f"--memory {format_bytes(memory)}: scoring needs {format_bytes(price.total)} "
-            f"({format_bytes(price.base)} of it for the program itself, "
-            f"{format_bytes(price.weights)} for a model). Raise --memory, give --offload DIR, "
+            f"--memory {format_bytes(memory)}: scoring needs {format_bytes(estimate_bytes.total)} "
+            f"({format_bytes(estimate_bytes.base)} of it for the program itself, "
+            f"{format_bytes(estimate_bytes.weights)} for a model). Raise --memory, give --offload DIR, "
             "or leave out --text to see errors only"
         )
-    if price.overhead >= memory:
+    if estimate_bytes.overhead >= memory:
         raise InputError(
             f"--memory {format_bytes(memory)}: scoring with --offload needs more than "
-            f"{format_bytes(price.overhead)}. Raise --memory, or leave out --text"
+            f"{format_bytes(estimate_bytes.overhead)}. Raise --memory, or leave out --text"
         )
-    return replace(loading, held=memory - price.overhead)
+    return replace(loading, held=memory - estimate_bytes.overhead)
 
 
 def _tensors(model: Any) -> list[torch.Tensor]:

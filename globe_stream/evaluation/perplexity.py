@@ -37,7 +37,7 @@ class Score:
         return asdict(self)
 
 
-def price_scoring(batch: int, length: int, vocabulary: int) -> int:
+def estimate_scoring(batch: int, length: int, vocabulary: int) -> int:
     """Bytes of scoring a batch besides the model: logits three times in float32, tokens.
 
     The model's own logits, their float32 copy, and the log-probabilities.
@@ -49,7 +49,7 @@ def choose_batch(length: int, vocabulary: int, memory: int | None, held: int) ->
     """The most windows at a time, up to 8, for which `memory` bytes suffice beside `held`."""
     spare = COMPILED_BYTES + SLACK_BYTES
     for batch in range(MAX_BATCH, 1, -1):
-        if memory is None or held + price_scoring(batch, length, vocabulary) + spare <= memory:
+        if memory is None or held + estimate_scoring(batch, length, vocabulary) + spare <= memory:
             return batch
     return 1
 
@@ -87,7 +87,7 @@ def score(
         seconds=seconds,
         tokens_per_second=predicted / seconds,
         peak_memory_bytes=meter.peak,
-        price_bytes=price_scoring(batch, chosen.length, vocabulary),
+        price_bytes=estimate_scoring(batch, chosen.length, vocabulary),
     )
 
 

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import ExpertReader
-from globe_stream.memory.export_plan import plan_export, plan_svd
-from globe_stream.factorization.reconstruction import BankApproximation
-from globe_stream.export.result import ProgressCall, Tally
-from globe_stream.factorization.bank_cache import BankShelf
-from globe_stream.factorization.trained_run import FittedUnit, Source, open_source
-from globe_stream.factorization.truncated import lost_energy
 from globe_stream.commands.status import status_document
+from globe_stream.export.result import ProgressCall, Tally
+from globe_stream.factorization.bank_cache import BankCache
+from globe_stream.factorization.reconstruction import BankApproximation
+from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
+from globe_stream.factorization.truncated import lost_energy
+from globe_stream.memory.export_plan import plan_export, plan_svd
 from globe_stream.store import arrays
 from globe_stream.store.run import Run
 
 
 @dataclass(frozen=True)
-class UnitErrors:
+class GroupErrors:
     """Squared Frobenius errors and norms (N,) float64 of a unit's experts.
 
     `members` (N, 3) int are layer, expert and whether it is shared.
@@ -61,11 +61,12 @@ def _relative(errors: Tensor, norms: Tensor) -> float:
     return float((errors.sum() / norms.sum()).sqrt())
 
 
-def recorded_errors(run: Path) -> list[UnitErrors]:
+def recorded_errors(run: Path) -> list[GroupErrors]:
     """What the run recorded about its saved state; reads no weights."""
-    with open_source(run, trained=False) as source:
+    with open_trained_run(run, trained=False) as source:
         return [
-            _unit_errors(source, fitted, _read(source, fitted, "errors")) for fitted in source.units
+            _group_errors(source, fitted, _read(source, fitted, "errors"))
+            for fitted in source.groups
         ]
 
 
@@ -85,60 +86,60 @@ def recorded_svd(run: Path) -> dict[str, Any]:
 
 def measured_errors(
     run: Path, *, memory: int | None = None, progress: ProgressCall | None = None
-) -> list[UnitErrors]:
+) -> list[GroupErrors]:
     """Errors measured anew, W_hat - W element by element, in one streamed pass.
 
     `memory` is the peak resident bytes of the process; None means no limit.
     """
-    with open_source(run, trained=False) as source:
-        plan = plan_export([fitted.unit for fitted in source.units], memory)
-        tally = Tally(sum(len(fitted.unit.experts) for fitted in source.units), progress)
+    with open_trained_run(run, trained=False) as source:
+        plan = plan_export([fitted.group for fitted in source.groups], memory)
+        tally = Tally(sum(len(fitted.group.experts) for fitted in source.groups), progress)
         found = []
-        with BankShelf(plan.resident) as shelf:
-            for fitted in source.units:
-                approximation = BankApproximation(fitted, shelf.bank(fitted))
+        with BankCache(plan.resident) as banks:
+            for fitted in source.groups:
+                approximation = BankApproximation(fitted, banks.bank(fitted))
 
                 def error(position: int, weights: Tensor, by: Any = approximation) -> float:
                     original = weights.clone()
                     return _square(by.replace(position, weights).sub_(original))
 
                 squared = _each(source, fitted, plan.batch, error, tally)
-                found.append(_unit_errors(source, fitted, squared))
+                found.append(_group_errors(source, fitted, squared))
         return found
 
 
 def svd_errors(
     run: Path, *, memory: int | None = None, progress: ProgressCall | None = None
-) -> list[UnitErrors]:
+) -> list[GroupErrors]:
     """Errors of every expert's truncated SVD with the unit's parameters, in one streamed pass.
 
     The rank is `scope.Sizes.svd_rank`. Source: method.md section 1.
     """
-    with open_source(run, trained=False) as source:
-        tally = Tally(sum(len(fitted.unit.experts) for fitted in source.units), progress)
+    with open_trained_run(run, trained=False) as source:
+        tally = Tally(sum(len(fitted.group.experts) for fitted in source.groups), progress)
         found = []
-        for fitted in source.units:
-            plan = plan_svd(fitted.unit.experts, memory)
-            rank = fitted.unit.sizes.svd_rank
+        for fitted in source.groups:
+            plan = plan_svd(fitted.group.experts, memory)
+            rank = fitted.group.sizes.svd_rank
 
             def error(position: int, weights: Tensor, rank: int = rank) -> float:
                 del position
                 return lost_energy(weights, rank)
 
             squared = _each(source, fitted, plan.batch, error, tally)
-            found.append(_unit_errors(source, fitted, squared))
+            found.append(_group_errors(source, fitted, squared))
         return found
 
 
-def errors_document(units: list[UnitErrors]) -> dict[str, Any]:
+def errors_document(groups: list[GroupErrors]) -> dict[str, Any]:
     """relF by family, layer and expert, for `eval --json`."""
     document: dict[str, Any] = {}
-    for unit in units:
-        family = document.setdefault(unit.family, {"by_layer": {}, "by_expert": [], "squares": []})
-        family["by_layer"] |= {str(layer): value for layer, value in unit.by_layer().items()}
-        family["by_expert"] += unit.by_expert()
+    for group in groups:
+        family = document.setdefault(group.family, {"by_layer": {}, "by_expert": [], "squares": []})
+        family["by_layer"] |= {str(layer): value for layer, value in group.by_layer().items()}
+        family["by_expert"] += group.by_expert()
         family["squares"].append(
-            (float(unit.squared_errors.sum()), float(unit.squared_norms.sum()))
+            (float(group.squared_errors.sum()), float(group.squared_norms.sum()))
         )
     for family in document.values():
         errors, norms = (sum(column) for column in zip(*family.pop("squares"), strict=True))
@@ -147,30 +148,30 @@ def errors_document(units: list[UnitErrors]) -> dict[str, Any]:
 
 
 def _each(
-    source: Source,
-    fitted: FittedUnit,
+    source: TrainedRun,
+    fitted: FittedGroup,
     batch: int,
     error: Callable[[int, Tensor], float],
     tally: Tally,
 ) -> Tensor:
-    squared = torch.zeros(len(fitted.unit.experts), dtype=torch.float64)
-    source.index.fetch(fitted.unit.experts)
-    with ExpertReader(fitted.unit.experts, batch) as reader:
+    squared = torch.zeros(len(fitted.group.experts), dtype=torch.float64)
+    source.index.fetch(fitted.group.experts)
+    with ExpertReader(fitted.group.experts, batch) as reader:
         for part in reader.batches():
             for position, weights in zip(part.positions, part.weights, strict=True):
                 squared[position] = error(position, weights)
-            tally.advance(len(part.positions), fitted.unit.key)
+            tally.advance(len(part.positions), fitted.group.key)
     return squared
 
 
-def _unit_errors(source: Source, fitted: FittedUnit, squared: Tensor) -> UnitErrors:
-    members = torch.tensor([[e.layer, e.expert, int(e.shared)] for e in fitted.unit.experts])
+def _group_errors(source: TrainedRun, fitted: FittedGroup, squared: Tensor) -> GroupErrors:
+    members = torch.tensor([[e.layer, e.expert, int(e.shared)] for e in fitted.group.experts])
     norms = _read(source, fitted, "norms")
-    return UnitErrors(fitted.unit.key, fitted.unit.family, members, squared, norms)
+    return GroupErrors(fitted.group.key, fitted.group.family, members, squared, norms)
 
 
-def _read(source: Source, fitted: FittedUnit, name: str) -> Tensor:
-    return torch.from_numpy(arrays.read(source.run.array(f"{fitted.unit.key}/{name}")))
+def _read(source: TrainedRun, fitted: FittedGroup, name: str) -> Tensor:
+    return torch.from_numpy(arrays.read(source.run.array(f"{fitted.group.key}/{name}")))
 
 
 def _square(matrix: Tensor) -> float:

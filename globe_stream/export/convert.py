@@ -4,30 +4,36 @@ from dataclasses import replace
 
 import torch
 
-from globe_stream.checkpoint.experts import Expert
-from globe_stream.io.safetensors import ITEM_BYTES
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.checkpoint.reader import read_expert
-from globe_stream.checkpoint.strided import FP8_BLOCK, TORCH_DTYPES, Region, Storage, contiguous
-from globe_stream.io.safetensors_writer import OutFile, pieces
+from globe_stream.checkpoint.strided import (
+    FP8_BLOCK,
+    TORCH_DTYPES,
+    Storage,
+    StridedMatrix,
+    contiguous,
+)
 from globe_stream.export.shard_plan import Tensor
 from globe_stream.factorization.trained_run import Key, key_of
+from globe_stream.io.safetensors import ITEM_BYTES
+from globe_stream.io.safetensors_writer import OutFile, pieces
 
 _ROW_BYTES = 32 << 20
 
 
 def fill_tensor(
-    file: OutFile, tensor: Tensor, index: ExpertIndex, dequantised: dict[Key, Region]
+    file: OutFile, tensor: Tensor, index: ExpertIndex, dequantised: dict[Key, StridedMatrix]
 ) -> None:
     """Write the content of one tensor; that of replaced experts may be left for later."""
-    if tensor.how == "copy":
+    if tensor.conversion == "copy":
         for start, piece in _stored(tensor):
             file.write(tensor.entry.start + start, piece)
-    elif tensor.how == "cast":
+    elif tensor.conversion == "cast":
         _cast(file, tensor)
-    elif tensor.how == "fp8":
+    elif tensor.conversion == "fp8":
         _fp8(file, tensor)
-    elif tensor.how == "mxfp4":
+    elif tensor.conversion == "mxfp4":
         _mxfp4(file, tensor, index, dequantised)
 
 
@@ -60,13 +66,13 @@ def _fp8(file: OutFile, tensor: Tensor) -> None:
             weight.row_block(first, count),
             scales.row_block(first // FP8_BLOCK, -(-count // FP8_BLOCK)),
         )
-        part = Expert("other", 0, first, False, entry.dtype, (count, columns), storage)
+        part = ExpertMatrix("other", 0, first, False, entry.dtype, (count, columns), storage)
         values = read_expert(part).to(TORCH_DTYPES[tensor.entry.dtype])
         file.write_tensor(tensor.entry.start + first * columns * values.itemsize, values)
 
 
 def _mxfp4(
-    file: OutFile, tensor: Tensor, index: ExpertIndex, dequantised: dict[Key, Region]
+    file: OutFile, tensor: Tensor, index: ExpertIndex, dequantised: dict[Key, StridedMatrix]
 ) -> None:
     """Every expert of the tensor that is not replaced, one at a time."""
     for family in index.experts.values():

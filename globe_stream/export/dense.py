@@ -13,13 +13,10 @@ from typing import Any
 
 from globe_stream.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from globe_stream.checkpoint.reader import ExpertReader
-from globe_stream.export import auxiliary_files as companions
-from globe_stream.export.model_card import model_card
-from globe_stream.export.convert import fill_tensor
-from globe_stream.io.safetensors_writer import OutFile
-from globe_stream.memory.export_plan import ExportPlan, plan_export, plan_svd
 from globe_stream.engine.precision import arithmetic_of
-from globe_stream.factorization.reconstruction import Approximation, BankApproximation
+from globe_stream.export import auxiliary_files as companions
+from globe_stream.export.convert import fill_tensor
+from globe_stream.export.model_card import model_card
 from globe_stream.export.result import (
     ExportResult,
     ProgressCall,
@@ -29,12 +26,15 @@ from globe_stream.export.result import (
     relative_errors,
 )
 from globe_stream.export.shard_plan import Rewrite, Shard, plan_rewrite
-from globe_stream.factorization.bank_cache import BankShelf
-from globe_stream.factorization.trained_run import Source, key_of, open_source
-from globe_stream.factorization.truncated import SvdApproximation
 from globe_stream.export.staging import ExportWork, open_work
-from globe_stream.memory.meter import Meter
+from globe_stream.factorization.bank_cache import BankCache
+from globe_stream.factorization.reconstruction import Approximation, BankApproximation
+from globe_stream.factorization.trained_run import TrainedRun, key_of, open_trained_run
+from globe_stream.factorization.truncated import SvdApproximation
 from globe_stream.io import files
+from globe_stream.io.safetensors_writer import OutFile
+from globe_stream.memory.export_plan import ExportPlan, plan_export, plan_svd
+from globe_stream.memory.meter import Meter
 
 Provider = Callable[[int], Approximation]
 """The approximation of the unit with this number."""
@@ -66,8 +66,8 @@ def export_dense(
     Raises InputError when the run is not trained, its checkpoint changed, `out` holds something
     else, the disk is too small or the budget is; nothing loadable is left behind.
     """
-    with open_source(run, model=model) as source:
-        plan = plan_export([fitted.unit for fitted in source.units], memory)
+    with open_trained_run(run, model=model) as source:
+        plan = plan_export([fitted.group for fitted in source.groups], memory)
         order = _Order(source, out, "dense", {}, dtype, command, plan)
         return _carry_out(order, _banks(source, plan), progress)
 
@@ -87,10 +87,10 @@ def export_svd(
     The rank of a unit's experts is `scope.Sizes.svd_rank`. The run need not be trained: only its
     sizes are used. Source: method.md section 1.
     """
-    with open_source(run, model=model, trained=False) as source:
-        ranks = [fitted.unit.sizes.svd_rank for fitted in source.units]
-        plans = [plan_svd(fitted.unit.experts, memory) for fitted in source.units]
-        plan = max(plans, key=lambda one: one.price)
+    with open_trained_run(run, model=model, trained=False) as source:
+        ranks = [fitted.group.sizes.svd_rank for fitted in source.groups]
+        plans = [plan_svd(fitted.group.experts, memory) for fitted in source.groups]
+        plan = max(plans, key=lambda one: one.estimate_bytes)
 
         def provide(number: int) -> Approximation:
             return SvdApproximation(ranks[number])
@@ -100,10 +100,10 @@ def export_svd(
 
 
 @contextmanager
-def _banks(source: Source, plan: ExportPlan) -> Iterator[Provider]:
-    with BankShelf(plan.resident) as shelf:
+def _banks(source: TrainedRun, plan: ExportPlan) -> Iterator[Provider]:
+    with BankCache(plan.resident) as banks:
         yield lambda number: BankApproximation(
-            source.units[number], shelf.bank(source.units[number])
+            source.groups[number], banks.bank(source.groups[number])
         )
 
 
@@ -111,7 +111,7 @@ def _banks(source: Source, plan: ExportPlan) -> Iterator[Provider]:
 class _Order:
     """What is to be exported, and how."""
 
-    source: Source
+    source: TrainedRun
     out: Path
     kind: str
     settings: dict[str, Any]
@@ -122,7 +122,7 @@ class _Order:
     @property
     def stored(self) -> str:
         """The dtype of tensors that hold replaced experts."""
-        return choose_dtype(self.dtype, self.source.units[0].unit.experts[0].dtype)
+        return choose_dtype(self.dtype, self.source.groups[0].group.experts[0].dtype)
 
     @property
     def last(self) -> str:
@@ -150,11 +150,11 @@ def _carry_out(
     with meter.stage("export"):
         work = open_work(out, order.identity, order.last)
     if work is None:
-        return finished_result(out, source, order.plan.price, meter.peak)
+        return finished_result(out, source, order.plan.estimate_bytes, meter.peak)
     arithmetic = arithmetic_of(source.run)
     with work, arithmetic, meter.stage("export"), provider as provide:
         resumed = len(work.records())
-        experts = [expert for fitted in source.units for expert in fitted.unit.experts]
+        experts = [expert for fitted in source.groups for expert in fitted.group.experts]
         rewrite = plan_rewrite(source.index, experts, order.stored, out, order.dtype is not None)
         sizes = {shard.planned.path.name: shard.planned.size for shard in rewrite.shards}
         companions.fetch_companions(source.index)
@@ -165,14 +165,14 @@ def _carry_out(
         for shard in rewrite.shards:
             writer.write(work, shard)
         _publish(work, order, rewrite, sum(sizes.values()))
-    return finished_result(out, source, order.plan.price, meter.peak, resumed)
+    return finished_result(out, source, order.plan.estimate_bytes, meter.peak, resumed)
 
 
 @dataclass(frozen=True)
 class _ShardWriter:
     """Writes shards one by one: first what is kept, then every replaced expert in its place."""
 
-    source: Source
+    source: TrainedRun
     rewrite: Rewrite
     provide: Provider
     batch: int
@@ -189,9 +189,9 @@ class _ShardWriter:
         with work.writing(shard.planned, {"squared_error": squared}) as file:
             for tensor in shard.tensors:
                 fill_tensor(file, tensor, self.source.index, self.rewrite.dequantised)
-            for number, fitted in enumerate(self.source.units):
-                error = self._replace_unit(file, shard, number)
-                family = fitted.unit.family
+            for number, fitted in enumerate(self.source.groups):
+                error = self._replace_group(file, shard, number)
+                family = fitted.group.family
                 squared[family] = squared.get(family, 0.0) + error
 
     def _fetch(self, shard: Shard) -> None:
@@ -199,17 +199,17 @@ class _ShardWriter:
         paths |= {tensor.scale.path for tensor in shard.tensors if tensor.scale}
         self.source.index.fetch_files(sorted(paths))
 
-    def _replace_unit(self, file: OutFile, shard: Shard, number: int) -> float:
+    def _replace_group(self, file: OutFile, shard: Shard, number: int) -> float:
         """Replace one unit's experts in one shard; returns their squared error as stored."""
-        unit = self.source.units[number].unit
+        group = self.source.groups[number].group
         positions = [
             position
-            for position, expert in enumerate(unit.experts)
+            for position, expert in enumerate(group.experts)
             if key_of(expert) in shard.places
         ]
         if not positions:
             return 0.0
-        chosen = [unit.experts[position] for position in positions]
+        chosen = [group.experts[position] for position in positions]
         self.source.index.fetch(chosen)
         approximation, squared = self.provide(number), 0.0
         with ExpertReader(chosen, self.batch) as reader:
@@ -220,7 +220,7 @@ class _ShardWriter:
                     place = shard.places[key_of(chosen[slot])]
                     stored = file.write_matrix(place, replacement)
                     squared += float(original.sub_(stored).norm().double().square())
-                self.tally.advance(len(part.positions), unit.key)
+                self.tally.advance(len(part.positions), group.key)
         return squared
 
 

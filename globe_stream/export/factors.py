@@ -14,13 +14,8 @@ import torch
 
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.checkpoint.strided import TORCH_DTYPES
-from globe_stream.factorization import factor_files as layout
-from globe_stream.store.bank import StoredBank
-from globe_stream.export.model_card import model_card
-from globe_stream.io.safetensors_writer import OutFile, PlannedFile, plan_file
-from globe_stream.memory.export_plan import ExportPlan, plan_export
 from globe_stream.engine.precision import arithmetic_of
-from globe_stream.factorization.reconstruction import BankApproximation
+from globe_stream.export.model_card import model_card
 from globe_stream.export.result import (
     ExportResult,
     ProgressCall,
@@ -29,11 +24,16 @@ from globe_stream.export.result import (
     finished_result,
     relative_errors,
 )
-from globe_stream.factorization.bank_cache import BankShelf
-from globe_stream.factorization.trained_run import FittedUnit, Source, open_source
 from globe_stream.export.staging import ExportWork, open_work
-from globe_stream.memory.meter import Meter
+from globe_stream.factorization import factor_files as layout
+from globe_stream.factorization.bank_cache import BankCache
+from globe_stream.factorization.reconstruction import BankApproximation
+from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
 from globe_stream.io import files
+from globe_stream.io.safetensors_writer import OutFile, PlannedFile, plan_file
+from globe_stream.memory.export_plan import ExportPlan, plan_export
+from globe_stream.memory.meter import Meter
+from globe_stream.store.bank import StoredBank
 
 
 def export_factors(
@@ -59,20 +59,20 @@ def export_factors(
     Raises InputError when the run is not trained, its checkpoint changed, `out` holds something
     else, the disk is too small or the budget is; nothing loadable is left behind.
     """
-    with open_source(run, model=model) as source:
-        stored = choose_dtype(dtype, source.units[0].unit.experts[0].dtype)
+    with open_trained_run(run, model=model) as source:
+        stored = choose_dtype(dtype, source.groups[0].group.experts[0].dtype)
         identity = {
             "kind": "factors",
             "state": source.identity(),
             "dtype": stored,
             "shard_bytes": shard_bytes,
         }
-        plan = plan_export([fitted.unit for fitted in source.units], memory)
+        plan = plan_export([fitted.group for fitted in source.groups], memory)
         meter = Meter()
         with meter.stage("export"):
             work = open_work(out, identity, layout.INDEX)
         if work is None:
-            return finished_result(out, source, plan.price, meter.peak)
+            return finished_result(out, source, plan.estimate_bytes, meter.peak)
         with work, arithmetic_of(source.run), meter.stage("export"):
             resumed = len(work.records())
             adapters = layout.plan_adapters(source, out, stored, shard_bytes)
@@ -95,7 +95,7 @@ def export_factors(
                     "relative_frobenius_error": errors,
                 },
             )
-        return finished_result(out, source, plan.price, meter.peak, resumed)
+        return finished_result(out, source, plan.estimate_bytes, meter.peak, resumed)
 
 
 def _require_space(work: ExportWork, planned: Iterable[PlannedFile]) -> None:
@@ -103,30 +103,34 @@ def _require_space(work: ExportWork, planned: Iterable[PlannedFile]) -> None:
     files.require_free(work.out, work.remaining(sizes) + (1 << 20), "the export")
 
 
-def _plan_bank(source: Source, out: Path, dtype: str) -> PlannedFile:
+def _plan_bank(source: TrainedRun, out: Path, dtype: str) -> PlannedFile:
     tensors = [
-        (f"{layout.prefix(f.unit.key)}.bank", dtype, (f.unit.bases, f.unit.rank, f.unit.sizes.d))
-        for f in source.units
+        (
+            f"{layout.prefix(f.group.key)}.bank",
+            dtype,
+            (f.group.bases, f.group.rank, f.group.sizes.d),
+        )
+        for f in source.groups
     ]
     return plan_file(out / layout.BANK, tensors, {"format": "pt"})
 
 
-def _write_bank(work: ExportWork, source: Source, planned: PlannedFile) -> None:
+def _write_bank(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> None:
     if work.record(layout.BANK):
         return
     with work.writing(planned, {}) as file:
-        for fitted, entry in zip(source.units, planned.entries, strict=True):
+        for fitted, entry in zip(source.groups, planned.entries, strict=True):
             with StoredBank(fitted.bank, resident=False) as bank:
-                each = entry.nbytes // fitted.unit.bases
-                for atom in range(fitted.unit.bases):
+                each = entry.nbytes // fitted.group.bases
+                for atom in range(fitted.group.bases):
                     values = bank.atom(atom).to(TORCH_DTYPES[entry.dtype])
                     file.write_tensor(entry.start + atom * each, values)
 
 
-def _plan_codes(source: Source, out: Path) -> PlannedFile:
+def _plan_codes(source: TrainedRun, out: Path) -> PlannedFile:
     tensors: list[tuple[str, str, tuple[int, ...]]] = []
-    for fitted in source.units:
-        name, count = layout.prefix(fitted.unit.key), len(fitted.unit.experts)
+    for fitted in source.groups:
+        name, count = layout.prefix(fitted.group.key), len(fitted.group.experts)
         kept = len(fitted.codes.values)
         tensors += [
             (f"{name}.offsets", "I64", (count + 1,)),
@@ -137,16 +141,16 @@ def _plan_codes(source: Source, out: Path) -> PlannedFile:
     return plan_file(out / layout.CODES, tensors, {"format": "pt"})
 
 
-def _write_codes(work: ExportWork, source: Source, planned: PlannedFile) -> None:
+def _write_codes(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> None:
     if work.record(layout.CODES):
         return
     with work.writing(planned, {}) as file:
-        for number, fitted in enumerate(source.units):
+        for number, fitted in enumerate(source.groups):
             codes = fitted.codes
             members = torch.tensor(
                 [
                     [expert.layer, expert.expert, int(expert.shared)]
-                    for expert in fitted.unit.experts
+                    for expert in fitted.group.experts
                 ],
                 dtype=torch.int32,
             )
@@ -157,13 +161,13 @@ def _write_codes(work: ExportWork, source: Source, planned: PlannedFile) -> None
 
 def _write_adapters(
     work: ExportWork,
-    source: Source,
+    source: TrainedRun,
     shards: list[layout.AdapterFile],
     plan: ExportPlan,
     progress: ProgressCall | None,
 ) -> None:
     tally = Tally(sum(len(shard.members) for shard in shards), progress)
-    with BankShelf(plan.resident) as shelf:
+    with BankCache(plan.resident) as banks:
         for shard in shards:
             name = shard.planned.path.name
             if work.record(name) is not None:
@@ -171,19 +175,19 @@ def _write_adapters(
                 continue
             squared: dict[str, float] = {}
             with work.writing(shard.planned, {"squared_error": squared}) as file:
-                for fitted in _units_of(shard, source):
-                    source.index.fetch(fitted.unit.experts)
-                    approximation = BankApproximation(fitted, shelf.bank(fitted))
-                    error = _write_unit(file, shard, approximation, plan.batch, tally)
-                    squared[fitted.unit.family] = squared.get(fitted.unit.family, 0.0) + error
+                for fitted in _groups_of(shard, source):
+                    source.index.fetch(fitted.group.experts)
+                    approximation = BankApproximation(fitted, banks.bank(fitted))
+                    error = _write_group(file, shard, approximation, plan.batch, tally)
+                    squared[fitted.group.family] = squared.get(fitted.group.family, 0.0) + error
 
 
-def _units_of(shard: layout.AdapterFile, source: Source) -> list[FittedUnit]:
-    present = {fitted.unit.key for fitted, _ in shard.members}
-    return [fitted for fitted in source.units if fitted.unit.key in present]
+def _groups_of(shard: layout.AdapterFile, source: TrainedRun) -> list[FittedGroup]:
+    present = {fitted.group.key for fitted, _ in shard.members}
+    return [fitted for fitted in source.groups if fitted.group.key in present]
 
 
-def _write_unit(
+def _write_group(
     file: OutFile,
     shard: layout.AdapterFile,
     approximation: BankApproximation,
@@ -198,7 +202,7 @@ def _write_unit(
         if owner is fitted
     ]
     squared = 0.0
-    with ExpertReader([fitted.unit.experts[position] for position, _ in chosen], batch) as reader:
+    with ExpertReader([fitted.group.experts[position] for position, _ in chosen], batch) as reader:
         for part in reader.batches():
             for slot, weights in zip(part.positions, part.weights, strict=True):
                 position, entry = chosen[slot]
@@ -206,12 +210,12 @@ def _write_unit(
                 adapter = fit.adapters[0].mul_(fitted.scale)
                 file.write_tensor(entry.start, adapter.to(TORCH_DTYPES[entry.dtype]).contiguous())
                 squared += float(fit.squared_error[0].clamp_min(0)) * fitted.scale**2
-            tally.advance(len(part.positions), fitted.unit.key)
+            tally.advance(len(part.positions), fitted.group.key)
     return squared
 
 
 def _publish(
-    work: ExportWork, source: Source, shards: list[layout.AdapterFile], manifest: dict[str, Any]
+    work: ExportWork, source: TrainedRun, shards: list[layout.AdapterFile], manifest: dict[str, Any]
 ) -> None:
     dtype, errors = manifest["dtype"], manifest["relative_frobenius_error"]
     shard_names = [shard.planned.path.name for shard in shards]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from globe_stream import __version__
-from globe_stream.factorization.trained_run import Source
+from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.formatting import format_bytes
 
 NO_SAVING = (
@@ -14,7 +14,7 @@ NO_SAVING = (
 
 
 def model_card(
-    source: Source,
+    source: TrainedRun,
     *,
     kind: str,
     dtype: str,
@@ -50,7 +50,7 @@ _TITLES = {
 }
 
 
-def _intro(source: Source, kind: str) -> str:
+def _intro(source: TrainedRun, kind: str) -> str:
     where = source.index.model + (f" at {source.index.revision}" if source.index.revision else "")
     made = f"Made from {where} with globe-stream {__version__}. Type `{source.index.model_type}`."
     if kind == "factors":
@@ -68,24 +68,24 @@ def _intro(source: Source, kind: str) -> str:
     return "\n\n".join(notice)
 
 
-def _sizes(source: Source, dtype: str, size: int) -> str:
+def _sizes(source: TrainedRun, dtype: str, size: int) -> str:
     lines = [
         "## Sizes",
         "",
         "| unit | experts | p x d | atoms | atom rows | parameters kept |",
         "|---|---|---|---|---|---|",
     ]
-    for fitted in source.units:
-        sizes = fitted.unit.sizes
+    for fitted in source.groups:
+        sizes = fitted.group.sizes
         ratio = sizes.parameter_ratio(len(fitted.codes.values))
         lines.append(
-            f"| {fitted.unit.key} | {sizes.experts} | {sizes.p} x {sizes.d} | "
+            f"| {fitted.group.key} | {sizes.experts} | {sizes.p} x {sizes.d} | "
             f"{sizes.bases} | {sizes.rank} | {ratio:.1%} |"
         )
     return "\n".join([*lines, "", f"Stored as {dtype}, {format_bytes(size)} in all."])
 
 
-def _errors(source: Source, errors: Mapping[str, float]) -> str:
+def _errors(source: TrainedRun, errors: Mapping[str, float]) -> str:
     lines = [
         "## Errors",
         "",
@@ -95,25 +95,25 @@ def _errors(source: Source, errors: Mapping[str, float]) -> str:
         "|---|---|---|---|",
     ]
     for family, value in errors.items():
-        units = [unit for unit in source.units if unit.unit.family == family]
-        weights = [unit.unit.sizes.experts for unit in units]
+        groups = [group for group in source.groups if group.group.family == family]
+        weights = [group.group.sizes.experts for group in groups]
         run = sum(
-            unit.state["relative_frobenius_error"] * count
-            for unit, count in zip(units, weights, strict=True)
+            group.state["relative_frobenius_error"] * count
+            for group, count in zip(groups, weights, strict=True)
         ) / sum(weights)
-        epochs = sorted({int(unit.state.get("epoch", 0)) for unit in units})
+        epochs = sorted({int(group.state.get("epoch", 0)) for group in groups})
         lines.append(
             f"| {family} | {value:.4f} | {run:.4f} | {', '.join(str(epoch) for epoch in epochs)} |"
         )
     return "\n".join(lines)
 
 
-def _settings(source: Source) -> str:
+def _settings(source: TrainedRun) -> str:
     lines = ["## Settings", "", "| setting | value |", "|---|---|"]
-    for fitted in source.units:
+    for fitted in source.groups:
         state = fitted.state
         lines += [
-            f"| {fitted.unit.key}: {name} | {state[name]} |"
+            f"| {fitted.group.key}: {name} | {state[name]} |"
             for name in (
                 "seeding_method",
                 "activation",

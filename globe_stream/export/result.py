@@ -8,8 +8,8 @@ from typing import Any
 
 from globe_stream.errors import InputError
 from globe_stream.export.model_card import NO_SAVING
-from globe_stream.factorization.trained_run import Source
 from globe_stream.export.staging import MANIFEST, FileRecord
+from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.store import arrays
 
 ProgressCall = Callable[[int, int, str], None]
@@ -67,7 +67,7 @@ def choose_dtype(name: str | None, source: str) -> str:
     return DTYPES[name.lower()]
 
 
-def relative_errors(source: Source, records: Mapping[str, FileRecord]) -> dict[str, float]:
+def relative_errors(source: TrainedRun, records: Mapping[str, FileRecord]) -> dict[str, float]:
     """relF by family from the squared errors noted beside the finished files."""
     squared: dict[str, float] = {}
     for record in records.values():
@@ -79,14 +79,14 @@ def relative_errors(source: Source, records: Mapping[str, FileRecord]) -> dict[s
     }
 
 
-def squared_norm(source: Source, family: str) -> float:
+def squared_norm(source: TrainedRun, family: str) -> float:
     """Squared Frobenius norm of a family's experts."""
-    keys = [unit.unit.key for unit in source.units if unit.unit.family == family]
+    keys = [group.group.key for group in source.groups if group.group.family == family]
     return sum(float(arrays.read(source.run.array(f"{key}/norms")).sum()) for key in keys)
 
 
 def finished_result(
-    out: Path, source: Source, price: int, peak: int, resumed: int | None = None
+    out: Path, source: TrainedRun, estimate_bytes: int, peak: int, resumed: int | None = None
 ) -> ExportResult:
     """The result recorded in the manifest of `out`; `resumed` None says it was complete already."""
     manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
@@ -100,15 +100,15 @@ def finished_result(
         source_bytes=_source_bytes(source, manifest["kind"]),
         relative_errors=manifest["relative_frobenius_error"],
         resumed_files=len(listed) if resumed is None else resumed,
-        price_bytes=price,
+        price_bytes=estimate_bytes,
         peak_bytes=peak,
         note=_note(manifest["kind"], resumed is None),
     )
 
 
-def _source_bytes(source: Source, kind: str) -> int:
+def _source_bytes(source: TrainedRun, kind: str) -> int:
     if kind == "factors":
-        return sum(e.nbytes for fitted in source.units for e in fitted.unit.experts)
+        return sum(e.nbytes for fitted in source.groups for e in fitted.group.experts)
     return sum(header.size for header in source.index.headers)
 
 

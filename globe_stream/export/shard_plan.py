@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from globe_stream.checkpoint.experts import Expert, split_shared
-from globe_stream.io.safetensors import Header, TensorEntry
+from globe_stream.checkpoint.experts import ExpertMatrix, split_shared
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.checkpoint.inventory import take_inventory
-from globe_stream.checkpoint.strided import Region
+from globe_stream.checkpoint.strided import StridedMatrix
 from globe_stream.errors import InputError
-from globe_stream.io.safetensors_writer import PlannedFile, plan_file
 from globe_stream.factorization.trained_run import Key, key_of
+from globe_stream.io.safetensors import Header, TensorEntry
+from globe_stream.io.safetensors_writer import PlannedFile, plan_file
 
 _FP8 = "F8_E4M3"
 _SCALE = "_scale_inv"
@@ -36,7 +36,7 @@ class Tensor:
     entry: TensorEntry
     source: TensorEntry
     scale: TensorEntry | None
-    how: str
+    conversion: str
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Shard:
 
     planned: PlannedFile
     tensors: tuple[Tensor, ...]
-    places: dict[Key, Region]
+    places: dict[Key, StridedMatrix]
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Rewrite:
 
     shards: tuple[Shard, ...]
     config: dict[str, Any]
-    dequantised: dict[Key, Region]
+    dequantised: dict[Key, StridedMatrix]
     quantised: bool
 
 
 def plan_rewrite(
-    index: ExpertIndex, replaced: Iterable[Expert], dtype: str, out: Path, chosen: bool
+    index: ExpertIndex, replaced: Iterable[ExpertMatrix], dtype: str, out: Path, chosen: bool
 ) -> Rewrite:
     """Plan the rewriting of `index` with the experts `replaced` stored as `dtype`.
 
@@ -89,7 +89,7 @@ class _Draft:
     shape: tuple[int, ...]
     source: TensorEntry
     scale: TensorEntry | None
-    how: str
+    conversion: str
 
 
 def _draft(
@@ -149,8 +149,8 @@ def _config(config: dict[str, Any], dtype: str, chosen: bool, quantised: bool) -
 
 
 def _places(
-    planned: list[PlannedFile], config: dict[str, Any], members: list[Expert]
-) -> dict[Key, Region]:
+    planned: list[PlannedFile], config: dict[str, Any], members: list[ExpertMatrix]
+) -> dict[Key, StridedMatrix]:
     """Where every expert lies in the planned files, by key; shared ones as the blocks taken."""
     inventory = take_inventory(
         [entry for one in planned for entry in one.entries],
@@ -169,20 +169,20 @@ def _places(
     return {key_of(expert): expert.storage.weight for expert in experts}
 
 
-def _beyond(config: dict[str, Any], members: list[Expert]) -> bool:
+def _beyond(config: dict[str, Any], members: list[ExpertMatrix]) -> bool:
     """Whether experts of multi-token-prediction layers are among `members`."""
     part = config.get("text_config") or config
     layers = part.get("num_hidden_layers", part.get("n_layers"))
     return layers is not None and max(expert.layer for expert in members) >= layers
 
 
-def _shard(planned: PlannedFile, drafts: list[_Draft], places: dict[Key, Region]) -> Shard:
+def _shard(planned: PlannedFile, drafts: list[_Draft], places: dict[Key, StridedMatrix]) -> Shard:
     own = {key: place for key, place in places.items() if place.path == planned.path}
     covered: dict[str, int] = {}
     for place in own.values():
         covered[place.tensor] = covered.get(place.tensor, 0) + place.nbytes
     tensors = []
     for draft, entry in zip(drafts, planned.entries, strict=True):
-        how = "replaced" if covered.get(entry.name) == entry.nbytes else draft.how
-        tensors.append(Tensor(entry, draft.source, draft.scale, how))
+        conversion = "replaced" if covered.get(entry.name) == entry.nbytes else draft.conversion
+        tensors.append(Tensor(entry, draft.source, draft.scale, conversion))
     return Shard(planned, tuple(tensors), own)

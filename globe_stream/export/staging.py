@@ -16,13 +16,13 @@ from types import TracebackType
 from typing import Any
 
 from globe_stream.errors import GlobeError, InputError
+from globe_stream.io import files
 from globe_stream.io.safetensors_writer import OutFile, PlannedFile, sha256_of
 from globe_stream.io.writable import (
     make_folder,
     remove_empty,
     unwritable_is_input_error,
 )
-from globe_stream.io import files
 from globe_stream.store.ledger import Ledger
 from globe_stream.store.lock import RunLock
 

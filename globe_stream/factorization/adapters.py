@@ -40,7 +40,7 @@ class Activation:
 
 
 @dataclass(frozen=True)
-class Fit:
+class AdapterFit:
     """Adapters of a batch and what they achieve; squared norms are of the normalised weights."""
 
     hidden: Tensor  # H (b, r, d)
@@ -64,14 +64,16 @@ def compose(codes: Tensor, bank: Tiles, workspace: Workspace, name: str = "mixtu
     return mixtures
 
 
-def fit_adapters(weights: Tensor, mixtures: Tensor, activation: Activation, ridge: float) -> Fit:
+def fit_adapters(
+    weights: Tensor, mixtures: Tensor, activation: Activation, ridge: float
+) -> AdapterFit:
     """Refit the adapters of W (b, p, d) to Z (b, r, d) and measure the error."""
     hidden = activation.apply(mixtures)
     gram = torch.bmm(hidden, hidden.mT)
     projected = torch.bmm(weights, hidden.mT)
     solve = ridge_solve(gram, projected, ridge)
     error = squared_error(weights, hidden, gram, projected, solve.solution)
-    return Fit(hidden, gram, solve, error)
+    return AdapterFit(hidden, gram, solve, error)
 
 
 def squared_error(

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.experts import ExpertMatrix
+from globe_stream.factorization.trained_run import FittedGroup, TrainedRun
 from globe_stream.io.safetensors import ITEM_BYTES
 from globe_stream.io.safetensors_writer import PlannedFile, plan_file
-from globe_stream.factorization.trained_run import FittedUnit, Source
 
 BANK, CODES, CONFIG = "bank.safetensors", "codes.safetensors", "globe_config.json"
 INDEX = "adapters.safetensors.index.json"
@@ -22,7 +22,7 @@ class AdapterFile:
     """One shard of adapters: the plan, and for each tensor its unit and position."""
 
     planned: PlannedFile
-    members: tuple[tuple[FittedUnit, int], ...]
+    members: tuple[tuple[FittedGroup, int], ...]
 
 
 def prefix(key: str) -> str:
@@ -30,18 +30,18 @@ def prefix(key: str) -> str:
     return key.replace("/", ".")
 
 
-def adapter_name(expert: Expert) -> str:
+def adapter_name(expert: ExpertMatrix) -> str:
     """The tensor that holds the adapter of `expert`."""
     kind = "shared_experts" if expert.shared else "experts"
     return f"layers.{expert.layer}.{kind}.{expert.expert}.{expert.family}.adapter"
 
 
-def plan_adapters(source: Source, out: Path, dtype: str, shard_bytes: int) -> list[AdapterFile]:
+def plan_adapters(source: TrainedRun, out: Path, dtype: str, shard_bytes: int) -> list[AdapterFile]:
     """Deal the adapters, unit by unit and by position, to shards of at most `shard_bytes`."""
-    shards: list[list[tuple[FittedUnit, int]]] = [[]]
+    shards: list[list[tuple[FittedGroup, int]]] = [[]]
     filled = 0
-    for fitted in source.units:
-        sizes = fitted.unit.sizes
+    for fitted in source.groups:
+        sizes = fitted.group.sizes
         each = sizes.p * sizes.rank * ITEM_BYTES[dtype]
         for position in range(sizes.experts):
             if shards[-1] and filled + each > shard_bytes:
@@ -56,13 +56,13 @@ def plan_adapters(source: Source, out: Path, dtype: str, shard_bytes: int) -> li
 
 
 def _adapter_file(
-    out: Path, number: int, count: int, members: list[tuple[FittedUnit, int]], dtype: str
+    out: Path, number: int, count: int, members: list[tuple[FittedGroup, int]], dtype: str
 ) -> AdapterFile:
     tensors = [
         (
-            adapter_name(fitted.unit.experts[position]),
+            adapter_name(fitted.group.experts[position]),
             dtype,
-            (fitted.unit.sizes.p, fitted.unit.rank),
+            (fitted.group.sizes.p, fitted.group.rank),
         )
         for fitted, position in members
     ]
@@ -70,7 +70,7 @@ def _adapter_file(
     return AdapterFile(plan_file(out / name, tensors, {"format": "pt"}), tuple(members))
 
 
-def describe(source: Source, dtype: str, errors: dict[str, float]) -> dict[str, Any]:
+def describe(source: TrainedRun, dtype: str, errors: dict[str, float]) -> dict[str, Any]:
     """The content of globe_config.json."""
     index = source.index
     return {
@@ -84,16 +84,16 @@ def describe(source: Source, dtype: str, errors: dict[str, float]) -> dict[str, 
         "relative_frobenius_error": errors,
         "reconstruction": "scale * A @ phi(gain * sum_j alpha_j B_j) + offset, "
         "phi(x) = (1 - lambda) x + lambda act(x)",
-        "units": {fitted.unit.key: _unit(fitted) for fitted in source.units},
+        "units": {fitted.group.key: _group(fitted) for fitted in source.groups},
     }
 
 
-def _unit(fitted: FittedUnit) -> dict[str, Any]:
-    sizes, phi = fitted.unit.sizes, fitted.activation
+def _group(fitted: FittedGroup) -> dict[str, Any]:
+    sizes, phi = fitted.group.sizes, fitted.activation
     return {
-        "family": fitted.unit.family,
-        "tensors": prefix(fitted.unit.key),
-        "layers": sorted({expert.layer for expert in fitted.unit.experts}),
+        "family": fitted.group.family,
+        "tensors": prefix(fitted.group.key),
+        "layers": sorted({expert.layer for expert in fitted.group.experts}),
         "experts": sizes.experts,
         "p": sizes.p,
         "d": sizes.d,

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.config import SeedConfig
 from globe_stream.errors import InputError
 
 
 @dataclass(frozen=True)
-class Sizes:
+class GroupSizes:
     """The numbers that decide operations and bytes: N experts of p x d, m atoms of r x d."""
 
     experts: int
@@ -56,21 +56,21 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Unit:
+class ExpertGroup:
     """The experts that share a bank, in position order, and the bank's size."""
 
     key: str
     family: str
-    experts: tuple[Expert, ...]
+    experts: tuple[ExpertMatrix, ...]
     rank: int
     bases: int
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> GroupSizes:
         """Its sizes."""
         p, d = self.experts[0].shape
         per_weight = self.experts[0].nbytes / (p * d)
-        return Sizes(len(self.experts), p, d, self.rank, self.bases, max(1, round(per_weight)))
+        return GroupSizes(len(self.experts), p, d, self.rank, self.bases, max(1, round(per_weight)))
 
     @property
     def proxy_dtype(self) -> torch.dtype:
@@ -91,20 +91,26 @@ class Unit:
         }
 
 
-def make_units(index: ExpertIndex, families: Sequence[str], config: SeedConfig) -> list[Unit]:
+def make_groups(
+    index: ExpertIndex, families: Sequence[str], config: SeedConfig
+) -> list[ExpertGroup]:
     """Cut the selected experts into units.
 
     Raises InputError when shapes differ, or bases and rank do not fit the experts.
     """
     return [
-        unit for family in families for unit in _family_units(family, index.experts[family], config)
+        group
+        for family in families
+        for group in _family_groups(family, index.experts[family], config)
     ]
 
 
-def _family_units(family: str, experts: Sequence[Expert], config: SeedConfig) -> list[Unit]:
+def _family_groups(
+    family: str, experts: Sequence[ExpertMatrix], config: SeedConfig
+) -> list[ExpertGroup]:
     span = config.scope_layers()
     if span is None:
-        return [_unit(family, family, tuple(experts), config)]
+        return [_group(family, family, tuple(experts), config)]
     layers = sorted({expert.layer for expert in experts})
     if span > len(layers):
         raise InputError(
@@ -112,15 +118,17 @@ def _family_units(family: str, experts: Sequence[Expert], config: SeedConfig) ->
             "Use global for one bank of all of them, or a smaller K"
         )
     group_of = {layer: number // span for number, layer in enumerate(layers)}
-    units = []
+    groups = []
     for _, members in groupby(experts, key=lambda expert: group_of[expert.layer]):
         chosen = tuple(members)
         key = f"{family}/layers-{chosen[0].layer:03d}-{chosen[-1].layer:03d}"
-        units.append(_unit(key, family, chosen, config))
-    return units
+        groups.append(_group(key, family, chosen, config))
+    return groups
 
 
-def _unit(key: str, family: str, experts: tuple[Expert, ...], config: SeedConfig) -> Unit:
+def _group(
+    key: str, family: str, experts: tuple[ExpertMatrix, ...], config: SeedConfig
+) -> ExpertGroup:
     _require_one_shape(experts)
     p = experts[0].shape[0]
     rank = config.rank if config.rank is not None else max(1, round(config.rank_ratio * p))
@@ -138,10 +146,10 @@ def _unit(key: str, family: str, experts: tuple[Expert, ...], config: SeedConfig
             f"--bases {bases}: more atoms than the {len(experts)} experts that share the bank "
             f"{key}. Use at most {len(experts)}, or a wider --bank-scope"
         )
-    return Unit(key, family, experts, rank, bases)
+    return ExpertGroup(key, family, experts, rank, bases)
 
 
-def _require_one_shape(experts: Sequence[Expert]) -> None:
+def _require_one_shape(experts: Sequence[ExpertMatrix]) -> None:
     first = experts[0]
     for expert in experts:
         if expert.shape != first.shape:

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import Batch
+from globe_stream.engine.stream import Loader
 from globe_stream.factorization.adapters import Activation, compose, fit_adapters
 from globe_stream.kernels.workspace import Workspace
-from globe_stream.seeding.statistics import Normalisation
+from globe_stream.seeding.statistics import Normalization
 from globe_stream.store import arrays
 from globe_stream.store.tiles import Tiles
-from globe_stream.engine.stream import Loader
 
 
 class ErrorLog:
@@ -54,7 +54,7 @@ class ErrorLog:
         seen = ~self.squared_errors.isnan()
         return float((self.squared_errors[seen].sum() / self._norms[seen].sum()).sqrt())
 
-    def metrics(self, experts: Sequence[Expert]) -> dict[str, Any]:
+    def metrics(self, experts: Sequence[ExpertMatrix]) -> dict[str, Any]:
         """Error overall, by layer and by expert, and the health counts."""
         each = (self.squared_errors / self._norms).sqrt()
         return {
@@ -68,7 +68,7 @@ class ErrorLog:
             "health/nonfinite": int((~torch.isfinite(each)).sum()),
         }
 
-    def _by_layer(self, experts: Sequence[Expert]) -> dict[str, float]:
+    def _by_layer(self, experts: Sequence[ExpertMatrix]) -> dict[str, float]:
         layers = torch.tensor([expert.layer for expert in experts])
         return {
             str(layer): float(
@@ -89,15 +89,15 @@ class MeasureAccumulator:
         codes: Tensor,
         activation: Activation,
         ridge: float,
-        normalisation: Normalisation,
+        normalization: Normalization,
         norms: Tensor,
     ) -> None:
         self._bank = bank
         self._codes = codes
         self._activation = activation
         self._ridge = ridge
-        self._normalisation = normalisation
-        self._log = ErrorLog(norms, normalisation.scale)
+        self._normalization = normalization
+        self._log = ErrorLog(norms, normalization.scale)
         self._workspace = Workspace(bank.device)
 
     @property
@@ -110,18 +110,18 @@ class MeasureAccumulator:
         """relF over all experts."""
         return self._log.relative_error
 
-    def metrics(self, experts: Sequence[Expert]) -> dict[str, Any]:
+    def metrics(self, experts: Sequence[ExpertMatrix]) -> dict[str, Any]:
         """See `ErrorLog.metrics`."""
         return self._log.metrics(experts)
 
     def update(self, batch: Batch) -> str:
-        weights = self._normalisation.apply_(batch.weights)
+        weights = self._normalization.apply_(batch.weights)
         mixtures = compose(self._codes[batch.positions].to(weights), self._bank, self._workspace)
         fit = fit_adapters(weights, mixtures, self._activation, self._ridge)
         self._log.add(batch.positions, fit.squared_error, fit.solve)
         return f"relF {self.relative_error:.4f}"
 
-    def arrays(self) -> Mapping[str, arrays.Source]:
+    def arrays(self) -> Mapping[str, arrays.Storable]:
         return {"squared_errors": self._log.squared_errors}
 
     def scalars(self) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from globe_stream.factorization.adapters import AdapterFit, fit_adapters
+from globe_stream.factorization.trained_run import FittedGroup
 from globe_stream.store.bank import StoredBank
-from globe_stream.factorization.trained_run import FittedUnit
-from globe_stream.factorization.adapters import Fit, fit_adapters
 
 
 class Approximation(Protocol):
@@ -25,7 +25,7 @@ class Approximation(Protocol):
 class BankApproximation:
     """W_hat = scale A H + mean, with H = phi(gamma Z) and A refitted to the weights."""
 
-    def __init__(self, fitted: FittedUnit, bank: StoredBank) -> None:
+    def __init__(self, fitted: FittedGroup, bank: StoredBank) -> None:
         self.fitted = fitted
         self._bank = bank
         self._mixture = torch.empty(1, *bank.shape[1:])
@@ -36,7 +36,7 @@ class BankApproximation:
         torch.mm(fit.adapters[0], fit.hidden[0], out=weights)
         return weights.mul_(self.fitted.scale).add_(self.fitted.mean)
 
-    def fit(self, position: int, weights: Tensor) -> Fit:
+    def fit(self, position: int, weights: Tensor) -> AdapterFit:
         """Adapters and error of `weights` (p, d), which are normalised in place."""
         weights.sub_(self.fitted.mean).div_(self.fitted.scale)
         self._bank.compose(*self.fitted.codes.of(position), self._mixture[0])

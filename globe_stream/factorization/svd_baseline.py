@@ -11,29 +11,29 @@ from typing import Any
 import torch
 
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.factorization.groups import Sizes, Unit
-from globe_stream.store import arrays
 from globe_stream.engine.stream import Loader
+from globe_stream.factorization.groups import ExpertGroup, GroupSizes
+from globe_stream.store import arrays
 
 MAX_OPERATIONS = 5e11
 MIN_EXPERTS = 8
 
 
-def sampled_experts(unit: Unit) -> list[int]:
+def sampled_experts(group: ExpertGroup) -> list[int]:
     """Positions of the experts whose spectra are computed: all, or an even sample of large ones."""
-    sizes = unit.sizes
+    sizes = group.sizes
     count = min(sizes.experts, max(MIN_EXPERTS, int(MAX_OPERATIONS / operations(sizes))))
     return [k * sizes.experts // count for k in range(count)]
 
 
-def seed_passes(unit: Unit) -> int:
+def seed_passes(group: ExpertGroup) -> int:
     """Passes of seeding over the unit's experts: statistics, proxies, measure; where the
     baseline reads every expert, that too.
     """
-    return 3 + (len(sampled_experts(unit)) == unit.sizes.experts)
+    return 3 + (len(sampled_experts(group)) == group.sizes.experts)
 
 
-def operations(sizes: Sizes) -> float:
+def operations(sizes: GroupSizes) -> float:
     """Floating-point operations of one expert: the Gram, then its eigenvalues."""
     return 2.0 * sizes.p**2 * sizes.d + 4 / 3 * sizes.p**3
 
@@ -53,7 +53,7 @@ class BaselineAccumulator:
             self._whole += float(values.sum())
         return f"SVD relF {self.relative_error:.4f}"
 
-    def arrays(self) -> Mapping[str, arrays.Source]:
+    def arrays(self) -> Mapping[str, arrays.Storable]:
         return {}
 
     def scalars(self) -> dict[str, Any]:

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import ExpertIndex, Selection, open_index
 from globe_stream.errors import InputError
 from globe_stream.factorization.adapters import Activation
-from globe_stream.factorization.groups import Unit
+from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.store import arrays
 from globe_stream.store.run import Run, State
 
 Key = tuple[str, int, bool, int]
 
 
-def key_of(expert: Expert) -> Key:
+def key_of(expert: ExpertMatrix) -> Key:
     """What identifies an expert matrix across checkpoints of one layout."""
     return expert.family, expert.layer, expert.shared, expert.expert
 
@@ -41,13 +41,13 @@ class PackedCodes:
 
 
 @dataclass(frozen=True)
-class FittedUnit:
+class FittedGroup:
     """One unit of a run and everything its reconstruction needs.
 
     W_hat_i = scale A_i phi(gamma sum_j codes_ij B_j) + mean, with A_i refitted to the original.
     """
 
-    unit: Unit
+    group: ExpertGroup
     state: dict[str, Any]
     codes: PackedCodes
     bank: Path
@@ -78,25 +78,25 @@ class FittedUnit:
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainedRun:
     """A run held under its lock, the checkpoint it was made from, and its units."""
 
     run: Run
     index: ExpertIndex
-    units: tuple[FittedUnit, ...]
+    groups: tuple[FittedGroup, ...]
 
     def identity(self) -> str:
         """A digest of everything an export's bytes depend on, options aside."""
-        states = [[unit.unit.record(), unit.state] for unit in self.units]
+        states = [[group.group.record(), group.state] for group in self.groups]
         commits = [
             row["sequence"]
             for row in self.run.ledger.rows
-            if row["kind"] == "commit" and any(u.unit.key in row["states"] for u in self.units)
+            if row["kind"] == "commit" and any(u.group.key in row["states"] for u in self.groups)
         ]
         text = json.dumps([self.index.fingerprint(), states, commits[-1:]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def __enter__(self) -> "Source":
+    def __enter__(self) -> "TrainedRun":
         return self
 
     def __exit__(
@@ -108,7 +108,9 @@ class Source:
         self.run.close()
 
 
-def open_source(directory: Path, *, model: str | None = None, trained: bool = True) -> Source:
+def open_trained_run(
+    directory: Path, *, model: str | None = None, trained: bool = True
+) -> TrainedRun:
     """Open the run in `directory`, locked, and check that its checkpoint is still the same.
 
     `model` says where the checkpoint is now, if it moved. `trained` demands at least one epoch of
@@ -120,8 +122,8 @@ def open_source(directory: Path, *, model: str | None = None, trained: bool = Tr
         records = run.header["units"]
         states = _ready_states(run, trained)
         index = _open_checked(run, model)
-        units = tuple(_fitted(run, index, record, states[record["key"]]) for record in records)
-        return Source(run, index, units)
+        groups = tuple(_fitted(run, index, record, states[record["key"]]) for record in records)
+        return TrainedRun(run, index, groups)
     except BaseException:
         run.close()
         raise
@@ -179,14 +181,14 @@ def require_unchanged(recorded: dict[str, Any], index: ExpertIndex, name: str) -
 
 def _fitted(
     run: Run, index: ExpertIndex, record: dict[str, Any], state: dict[str, Any]
-) -> FittedUnit:
+) -> FittedGroup:
     by_key = {key_of(expert): expert for expert in index.experts[record["family"]]}
     rows = arrays.read(run.array(f"{record['key']}/experts")).tolist()
     experts = tuple(
         by_key[record["family"], layer, bool(shared), number] for layer, number, shared in rows
     )
-    unit = Unit(record["key"], record["family"], experts, record["rank"], record["bases"])
-    return FittedUnit(unit, state, read_codes(run, record["key"]), run.array(f"{unit.key}/bank"))
+    group = ExpertGroup(record["key"], record["family"], experts, record["rank"], record["bases"])
+    return FittedGroup(group, state, read_codes(run, record["key"]), run.array(f"{group.key}/bank"))
 
 
 def read_codes(run: Run, key: str) -> PackedCodes:

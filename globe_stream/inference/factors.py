@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globe_stream.io.safetensors import TensorEntry, read_header
 from globe_stream.checkpoint.strided import TORCH_DTYPES
 from globe_stream.errors import InputError
-from globe_stream.factorization.factor_files import BANK, CODES, CONFIG, INDEX
-from globe_stream.io.safetensors_writer import bytes_of, read_into
 from globe_stream.factorization.adapters import Activation
+from globe_stream.factorization.factor_files import BANK, CODES, CONFIG, INDEX
+from globe_stream.io.safetensors import TensorEntry, read_header
+from globe_stream.io.safetensors_writer import bytes_of, read_into
 
 _TORCH = {**TORCH_DTYPES, "I32": torch.int32, "I64": torch.int64}
 
 
 @dataclass(frozen=True)
-class FactorUnit:
+class FactorGroup:
     """The experts that share a bank, and what their reconstruction needs besides it.
 
     `members` (N, 3) are layer, expert, shared.
@@ -69,11 +69,11 @@ class Factors:
         self.folder = folder
         self.config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         self._entries = dict(self._all_entries())
-        self.units = tuple(self._unit(key, value) for key, value in self.config["units"].items())
+        self.groups = tuple(self._group(key, value) for key, value in self.config["units"].items())
         self._where = {
-            (unit.family, layer, bool(shared), expert): (unit, position)
-            for unit in self.units
-            for position, (layer, expert, shared) in enumerate(unit.members.tolist())
+            (group.family, layer, bool(shared), expert): (group, position)
+            for group in self.groups
+            for position, (layer, expert, shared) in enumerate(group.members.tolist())
         }
 
     def reconstruct(self, family: str, layer: int, expert: int, *, shared: bool = False) -> Tensor:
@@ -81,14 +81,14 @@ class Factors:
 
         Raises InputError when the export does not hold that expert.
         """
-        unit, position = self.find(family, layer, expert, shared=shared)
-        hidden = self.hidden(unit, position)
-        matrix = self.adapter(unit, position).float() @ hidden
-        return matrix.mul_(unit.scale).add_(unit.offset)
+        group, position = self.find(family, layer, expert, shared=shared)
+        hidden = self.hidden(group, position)
+        matrix = self.adapter(group, position).float() @ hidden
+        return matrix.mul_(group.scale).add_(group.offset)
 
     def find(
         self, family: str, layer: int, expert: int, *, shared: bool = False
-    ) -> tuple[FactorUnit, int]:
+    ) -> tuple[FactorGroup, int]:
         """The unit that holds an expert, and its position there."""
         try:
             return self._where[family, layer, shared, expert]
@@ -102,28 +102,28 @@ class Factors:
         """Whether an expert is part of the export."""
         return (family, layer, shared, expert) in self._where
 
-    def hidden(self, unit: FactorUnit, position: int) -> Tensor:
+    def hidden(self, group: FactorGroup, position: int) -> Tensor:
         """H (r, d) float32 = phi(gain sum_j alpha_j B_j), reading only the atoms it needs."""
-        mixture = torch.zeros(1, unit.rank, unit.d)
-        for number, value in zip(*(part.tolist() for part in unit.code(position)), strict=True):
-            mixture[0].add_(self.atom(unit, number).float(), alpha=value)
-        return unit.activation.apply(mixture)[0]
+        mixture = torch.zeros(1, group.rank, group.d)
+        for number, value in zip(*(part.tolist() for part in group.code(position)), strict=True):
+            mixture[0].add_(self.atom(group, number).float(), alpha=value)
+        return group.activation.apply(mixture)[0]
 
-    def adapter(self, unit: FactorUnit, position: int) -> Tensor:
+    def adapter(self, group: FactorGroup, position: int) -> Tensor:
         """A (p, r) of one expert, as stored."""
-        layer, expert, shared = unit.members[position].tolist()
+        layer, expert, shared = group.members[position].tolist()
         kind = "shared_experts" if shared else "experts"
-        return self._read(f"layers.{layer}.{kind}.{expert}.{unit.family}.adapter")
+        return self._read(f"layers.{layer}.{kind}.{expert}.{group.family}.adapter")
 
-    def atom(self, unit: FactorUnit, number: int) -> Tensor:
+    def atom(self, group: FactorGroup, number: int) -> Tensor:
         """Atom `number` (r, d) of a unit's bank, as stored."""
-        entry = self._entries[f"{unit.prefix}.bank"]
-        each = entry.nbytes // unit.bases
-        return _read_range(entry, entry.start + number * each, (unit.rank, unit.d))
+        entry = self._entries[f"{group.prefix}.bank"]
+        each = entry.nbytes // group.bases
+        return _read_range(entry, entry.start + number * each, (group.rank, group.d))
 
-    def bank(self, unit: FactorUnit) -> Tensor:
+    def bank(self, group: FactorGroup) -> Tensor:
         """The whole bank (m, r, d) of a unit, as stored."""
-        return self._read(f"{unit.prefix}.bank")
+        return self._read(f"{group.prefix}.bank")
 
     def _read(self, name: str) -> Tensor:
         entry = self._entries[name]
@@ -135,10 +135,10 @@ class Factors:
             for entry in read_header(self.folder / name).tensors:
                 yield entry.name, entry
 
-    def _unit(self, key: str, described: dict[str, Any]) -> FactorUnit:
+    def _group(self, key: str, described: dict[str, Any]) -> FactorGroup:
         name = described["tensors"]
         phi = Activation(described["activation"], described["lambda"], described["gain"])
-        return FactorUnit(
+        return FactorGroup(
             key,
             described["family"],
             name,

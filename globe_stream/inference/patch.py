@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from globe_stream.inference.layers import Bank, ComposedCache, ComposedExperts
 from globe_stream.errors import InputError
-from globe_stream.inference.factors import Factors, FactorUnit, load_factors
+from globe_stream.formatting import parse_size
+from globe_stream.inference.factors import FactorGroup, Factors, load_factors
+from globe_stream.inference.layers import Bank, ComposedCache, ComposedExperts
 from globe_stream.inference.pretrained import (
     CACHE,
     FIELD,
@@ -30,7 +31,6 @@ from globe_stream.inference.pretrained import (
     module_name,
     patched_class,
 )
-from globe_stream.formatting import parse_size
 
 
 def patch_model(
@@ -61,8 +61,8 @@ def patch_model(
     compute = dtype or model.dtype
     banks = nn.ModuleDict(
         {
-            module_name(unit.key): Bank(factors.bank(unit).to(compute), unit.activation)
-            for unit in factors.units
+            module_name(group.key): Bank(factors.bank(group).to(compute), group.activation)
+            for group in factors.groups
         }
     )
     shared = ComposedCache(cache if isinstance(cache, int) else parse_size(cache))
@@ -131,11 +131,11 @@ def _fitting(ranked: list[Any], owner: dict[Any, ComposedExperts], budget: int) 
 def _describe(factors: Factors, modules: dict[int, Any]) -> dict[str, Any]:
     """What a saved config must say to rebuild the structure: units, and experts by layer."""
     routed: dict[int, dict[str, dict[str, Any]]] = {}
-    for unit in factors.units:
-        for layer, expert, shared in unit.members.tolist():
+    for group in factors.groups:
+        for layer, expert, shared in group.members.tolist():
             if not shared:
                 part = routed.setdefault(layer, {}).setdefault(
-                    unit.family, {"unit": unit.key, "experts": []}
+                    group.family, {"unit": group.key, "experts": []}
                 )
                 part["experts"].append(expert)
     for layer in routed:
@@ -148,34 +148,34 @@ def _describe(factors: Factors, modules: dict[int, Any]) -> dict[str, Any]:
         _check_shapes(factors, layer, modules[layer])
     return {
         "format": 1,
-        "units": {unit.key: _describe_unit(unit) for unit in factors.units},
+        "units": {group.key: _describe_group(group) for group in factors.groups},
         "layers": {str(layer): parts for layer, parts in sorted(routed.items())},
     }
 
 
 def _check_shapes(factors: Factors, layer: int, module: Any) -> None:
     count, p, d = expert_sizes(module)
-    for unit in factors.units:
-        members = unit.members[unit.members[:, 0] == layer]
+    for group in factors.groups:
+        members = group.members[group.members[:, 0] == layer]
         routed = members[members[:, 2] == 0]
-        if len(routed) and ((unit.p, unit.d) != (p, d) or int(routed[:, 1].max()) >= count):
+        if len(routed) and ((group.p, group.d) != (p, d) or int(routed[:, 1].max()) >= count):
             raise InputError(
-                f"{factors.folder}: made for experts of {unit.p} x {unit.d}; layer {layer} of the "
+                f"{factors.folder}: made for experts of {group.p} x {group.d}; layer {layer} of the "
                 f"model has {count} of {p} x {d}. Use the model the factors were made from"
             )
 
 
-def _describe_unit(unit: FactorUnit) -> dict[str, Any]:
-    phi = unit.activation
+def _describe_group(group: FactorGroup) -> dict[str, Any]:
+    phi = group.activation
     return {
-        "rank": unit.rank,
-        "bases": unit.bases,
-        "d": unit.d,
+        "rank": group.rank,
+        "bases": group.bases,
+        "d": group.d,
         "activation": phi.name,
         "lambda": phi.lam,
         "gain": phi.gamma,
-        "scale": unit.scale,
-        "offset": unit.offset,
+        "scale": group.scale,
+        "offset": group.offset,
     }
 
 
@@ -210,9 +210,9 @@ def _stack(factors: Factors, family: str, layer: int, experts: list[int]) -> tup
     if not experts:
         return torch.empty(0), torch.empty(0)
     found = [factors.find(family, layer, expert) for expert in experts]
-    unit = found[0][0]
-    adapters = torch.stack([factors.adapter(unit, position) for _, position in found])
-    return adapters, unit.codes([position for _, position in found])
+    group = found[0][0]
+    adapters = torch.stack([factors.adapter(group, position) for _, position in found])
+    return adapters, group.codes([position for _, position in found])
 
 
 def _dense(fused: Tensor, module: Any, family: str, experts: list[int]) -> Tensor:
@@ -230,14 +230,14 @@ def _dense(fused: Tensor, module: Any, family: str, experts: list[int]) -> Tenso
 def _patch_shared_experts(model: nn.Module, factors: Factors) -> None:
     """Put the reconstruction of shared experts' blocks in their rows, where a run took them."""
     names = {"up": ("up_proj",), "gate": ("gate_proj",)}
-    for unit in factors.units:
-        for layer, block, shared in unit.members.tolist():
+    for group in factors.groups:
+        for layer, block, shared in group.members.tolist():
             if not shared:
                 continue
-            linear = _shared_linear(model, layer, names[unit.family])
-            matrix = factors.reconstruct(unit.family, layer, block, shared=True)
+            linear = _shared_linear(model, layer, names[group.family])
+            matrix = factors.reconstruct(group.family, layer, block, shared=True)
             with torch.no_grad():
-                linear.weight[block * unit.p : (block + 1) * unit.p].copy_(matrix)
+                linear.weight[block * group.p : (block + 1) * group.p].copy_(matrix)
 
 
 def _shared_linear(model: nn.Module, layer: int, names: tuple[str, ...]) -> Any:

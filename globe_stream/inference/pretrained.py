@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from globe_stream.inference.layers import FAMILIES, Bank, ComposedCache, ComposedExperts, FamilyPart
 from globe_stream.factorization.adapters import Activation
 from globe_stream.formatting import parse_size
+from globe_stream.inference.layers import FAMILIES, Bank, ComposedCache, ComposedExperts, FamilyPart
 
 CACHE = "2GiB"
 FIELD = "globe_stream"
@@ -57,15 +57,15 @@ def family_parts(
         part = described["layers"][str(layer)].get(family)
         key = part["unit"] if part else next(iter(described["units"]))
         members = part["experts"] if part else []
-        unit, bank = described["units"][key], banks[module_name(key)]
+        group, bank = described["units"][key], banks[module_name(key)]
         assert isinstance(bank, Bank)
         others = [expert for expert in range(count) if expert not in set(members)]
         parts[family] = FamilyPart(
             bank,
             {expert: row for row, expert in enumerate(members)},
             {expert: row for row, expert in enumerate(others)},
-            unit["scale"],
-            unit["offset"],
+            group["scale"],
+            group["offset"],
         )
     return parts
 
@@ -125,9 +125,9 @@ def patched_class(base: Any, base_config: Any) -> Any:
 def _build(model: Any, described: dict[str, Any]) -> None:
     """Give a freshly made model the patched structure, to be filled from a checkpoint."""
     banks = nn.ModuleDict()
-    for key, unit in described["units"].items():
-        phi = Activation(unit["activation"], unit["lambda"], unit["gain"])
-        empty = torch.empty(unit["bases"], unit["rank"], unit["d"])
+    for key, group in described["units"].items():
+        phi = Activation(group["activation"], group["lambda"], group["gain"])
+        empty = torch.empty(group["bases"], group["rank"], group["d"])
         banks[module_name(key)] = Bank(empty, phi)
     cache = ComposedCache(parse_size(CACHE))
     for layer, module in dict(experts_modules(model)).items():

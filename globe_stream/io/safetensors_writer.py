@@ -13,10 +13,10 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from globe_stream.io.safetensors import TensorEntry
-from globe_stream.checkpoint.strided import TORCH_DTYPES, Region
-from globe_stream.io.shard_writer import PlannedTensor, plan_header
+from globe_stream.checkpoint.strided import TORCH_DTYPES, StridedMatrix
 from globe_stream.errors import GlobeError
+from globe_stream.io.safetensors import TensorEntry
+from globe_stream.io.shard_writer import PlannedTensor, plan_header
 
 PIECE_BYTES = 8 << 20
 """Bytes that are copied or hashed at a time."""
@@ -68,7 +68,7 @@ class OutFile:
         """Put the bytes of `values`, already of the stored dtype, at byte `offset`."""
         self.write(offset, bytes_of(values))
 
-    def write_matrix(self, region: Region, matrix: Tensor) -> Tensor:
+    def write_matrix(self, region: StridedMatrix, matrix: Tensor) -> Tensor:
         """Round `matrix` to the region's dtype and put it in its place; returns it rounded.
 
         Elements of the region's block that belong to others keep their value, so blocks shared by

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globe_stream.io.safetensors import ITEM_BYTES, PREFIX_BYTES
 from globe_stream.errors import InputError
-from globe_stream.io.files import FULL
 from globe_stream.formatting import format_bytes
+from globe_stream.io.files import FULL
+from globe_stream.io.safetensors import ITEM_BYTES, PREFIX_BYTES
 
 PARTIAL = ".partial"
 _SPARE_BYTES = 2**20  # file system records

@@ -65,7 +65,7 @@ def fix_signs(vectors: Tensor) -> Tensor:
     return torch.where(peaks < 0, -vectors, vectors)
 
 
-def normalised(gram: Tensor) -> tuple[Tensor, Tensor]:
+def normalized(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Scale a Gram matrix to unit diagonal.
 
     Args:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from globe_stream.errors import InputError
-from globe_stream.factorization.groups import Sizes
-from globe_stream.store.tiles import balanced_rows
+from globe_stream.factorization.groups import GroupSizes
 from globe_stream.formatting import format_bytes
+from globe_stream.store.tiles import balanced_rows
 
 TILE_BYTES = 32 << 20
 """Target size of one tile of a bank; also one chunk on disk."""
@@ -41,7 +41,7 @@ _EIGEN_BYTES = 8 * 5
 
 
 @dataclass(frozen=True)
-class Knobs:
+class BatchPlan:
     """What the planner may choose for a stage."""
 
     batch: int = 1
@@ -53,8 +53,8 @@ class StagePlan:
     """A stage's choice and its price in bytes above the base."""
 
     stage: str
-    knobs: Knobs
-    price: int
+    batch_plan: BatchPlan
+    estimate_bytes: int
 
 
 @dataclass(frozen=True)
@@ -65,80 +65,80 @@ class Stage:
     """
 
     name: str
-    candidates: Sequence[Knobs]
-    price: Callable[[Knobs], int]
+    candidates: Sequence[BatchPlan]
+    estimate_bytes: Callable[[BatchPlan], int]
     smallest: int
 
     def least(self, base: int) -> int:
         """The smallest budget in which it can be carried out."""
-        return _budget(base, min(map(self.price, self.candidates)))
+        return _budget(base, min(map(self.estimate_bytes, self.candidates)))
 
 
 ReaderBytes = Callable[[int, int | None], int]
 """Resident bytes of a reader for (batch, rows or None)."""
 
 
-def tile_rows(sizes: Sizes) -> int:
+def tile_rows(sizes: GroupSizes) -> int:
     """Rows in a tile of bank and proxies; depends on sizes only, so files never change shape."""
     bank = TILE_BYTES // (4 * sizes.bases * sizes.d)
     proxies = PROXY_TILE_BYTES // (4 * sizes.experts * sizes.d)
     return balanced_rows(sizes.rank, min(bank, proxies))
 
 
-def bank_tile_bytes(sizes: Sizes) -> int:
+def bank_tile_bytes(sizes: GroupSizes) -> int:
     """Bytes of one tile of the bank."""
     return 4 * sizes.bases * tile_rows(sizes) * sizes.d
 
 
-def statistics_price(
-    sizes: Sizes, knobs: Knobs, reader: ReaderBytes, kinds: Collection[str]
+def statistics_bytes(
+    sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes, kinds: Collection[str]
 ) -> int:
     """First pass: the reader, per-row sums, and what the kinds of proxies need.
 
-    The left Gram comes with one product panel; the consensus (r, d) with the rotation of one
+    The left Gram comes with one product panel; the Procrustes mean (r, d) with the rotation of one
     expert or, at first, its eigenvectors.
     """
     square = sizes.p * sizes.p
     gram = square * (8 + 4) if "left_gram" in kinds else 0
     one = max(rotation_bytes(sizes) + 4 * 2 * sizes.rank * sizes.d, _EIGEN_BYTES * square)
-    consensus = 4 * sizes.rank * sizes.d + one if "procrustes" in kinds else 0
-    return reader(knobs.batch, None) + gram + consensus + 48 * sizes.experts
+    procrustes_mean = 4 * sizes.rank * sizes.d + one if "procrustes" in kinds else 0
+    return reader(batch_plan.batch, None) + gram + procrustes_mean + 48 * sizes.experts
 
 
-def rotation_bytes(sizes: Sizes) -> int:
+def rotation_bytes(sizes: GroupSizes) -> int:
     """Finding one polar factor: the matrix (r, p), three like it and two (r, r)."""
     _, rr, pr = _areas(sizes)
     return 4 * (4 * pr + 2 * rr)
 
 
-def proxies_price(
-    sizes: Sizes, knobs: Knobs, reader: ReaderBytes, kind: str, proxy_itemsize: int
+def proxies_bytes(
+    sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes, kind: str, proxy_itemsize: int
 ) -> int:
     """Second pass: the reader and the proxies of a batch in float32 and as stored.
 
     left_gram holds A0 (p, r) too, after an eigendecomposition of the (p, p) left Gram in
     float64; svd does the same per expert.
-    procrustes holds the consensus and the rotations of a batch.
+    procrustes holds the Procrustes mean and the rotations of a batch.
     """
     rows = sizes.rank if kind == "rows" else None
-    batch = knobs.batch * sizes.rank * sizes.d * (4 + proxy_itemsize)
-    working = reader(knobs.batch, rows) + batch
+    batch = batch_plan.batch * sizes.rank * sizes.d * (4 + proxy_itemsize)
+    working = reader(batch_plan.batch, rows) + batch
     eigen = _EIGEN_BYTES * sizes.p * sizes.p
     if kind == "left_gram":
         return 4 * 2 * sizes.p * sizes.rank + max(eigen, working)
     if kind == "procrustes":
-        return 4 * sizes.rank * sizes.d + working + knobs.batch * rotation_bytes(sizes)
+        return 4 * sizes.rank * sizes.d + working + batch_plan.batch * rotation_bytes(sizes)
     return working + (eigen if kind == "svd" else 0)
 
 
-def gram_price(sizes: Sizes, proxy_itemsize: int) -> int:
+def gram_bytes(sizes: GroupSizes, proxy_itemsize: int) -> int:
     """Gram matrix: a tile of proxies as stored, one 4096-wide float32 slice, C and its panels."""
     tile = sizes.experts * tile_rows(sizes) * sizes.d * proxy_itemsize
     panels = 512 * sizes.experts * (4 + 8)
     return tile + sizes.experts * (4096 * 4 + 8 * sizes.experts) + panels
 
 
-def atoms_price(sizes: Sizes, proxy_itemsize: int) -> int:
+def atoms_bytes(sizes: GroupSizes, proxy_itemsize: int) -> int:
     """Atoms: the method's side-N matrices; then a proxy tile in both widths and bank tiles."""
     square = 8 * sizes.experts * sizes.experts
     tile = sizes.experts * tile_rows(sizes) * sizes.d * (proxy_itemsize + 4)
@@ -147,7 +147,7 @@ def atoms_price(sizes: Sizes, proxy_itemsize: int) -> int:
     return square + small + max(6 * square, tile + 2 * bank_tile_bytes(sizes), writing)
 
 
-def fit_bytes(sizes: Sizes, curved: bool = False) -> int:
+def fit_bytes(sizes: GroupSizes, curved: bool = False) -> int:
     """Arrays of `fitting.fit_adapters` for one expert at the fit's peak.
 
     Z and H (r, d) throughout. While factoring: H H^T, its ridged copy and the factor (r, r), and
@@ -160,7 +160,7 @@ def fit_bytes(sizes: Sizes, curved: bool = False) -> int:
     return 4 * (2 * rd + max(factoring, solving, measuring, 2 * rd if curved else 0))
 
 
-def direction_bytes(sizes: Sizes, warmup: bool, curved: bool) -> int:
+def direction_bytes(sizes: GroupSizes, warmup: bool, curved: bool) -> int:
     """Arrays of one expert at the peak of finding its direction.
 
     Z, H, H H^T and A stay from the fit. Surrogate: A^T A (r, r), the force (r, d), and either the
@@ -174,35 +174,35 @@ def direction_bytes(sizes: Sizes, warmup: bool, curved: bool) -> int:
     return 4 * (2 * rd + rr + pr) + max(4 * surrogate, polar)
 
 
-def _areas(sizes: Sizes) -> tuple[int, int, int]:
+def _areas(sizes: GroupSizes) -> tuple[int, int, int]:
     """Elements of an (r, d), an (r, r) and a (p, r) matrix."""
     return sizes.rank * sizes.d, sizes.rank**2, sizes.p * sizes.rank
 
 
-def resident_bank(sizes: Sizes, spill: bool) -> int:
+def resident_bank(sizes: GroupSizes, spill: bool) -> int:
     """A bank in memory, or the one tile of a spilled one; loading a chunk adds its copies."""
     held = bank_tile_bytes(sizes) if spill else sizes.bank_bytes
     return held + CHUNK_READ_COPIES * bank_tile_bytes(sizes)
 
 
-def page_rounding(sizes: Sizes, batch: int) -> int:
+def page_rounding(sizes: GroupSizes, batch: int) -> int:
     """What huge pages add: each of a batch's arrays is rounded up, by a page at the most."""
     return LIVE_ARRAYS * min(HUGE_PAGE_BYTES, 4 * batch * sizes.rank * sizes.d)
 
 
-def measure_price(sizes: Sizes, knobs: Knobs, reader: ReaderBytes) -> int:
+def measure_bytes(sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes) -> int:
     """A pass that refits adapters and measures the error: bank, codes, reader, one batch."""
     codes = 4 * sizes.experts * sizes.bases
     return (
-        resident_bank(sizes, knobs.spill)
+        resident_bank(sizes, batch_plan.spill)
         + codes
-        + reader(knobs.batch, None)
-        + knobs.batch * fit_bytes(sizes)
+        + reader(batch_plan.batch, None)
+        + batch_plan.batch * fit_bytes(sizes)
     )
 
 
-def train_price(
-    sizes: Sizes, knobs: Knobs, reader: ReaderBytes, *, warmup: bool, curved: bool
+def train_bytes(
+    sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes, *, warmup: bool, curved: bool
 ) -> int:
     """An epoch: bank and sum of forces throughout, and the larger of its pass and its step.
 
@@ -210,25 +210,25 @@ def train_price(
     twice, the reader, one batch, and one expert's row-space solve (three (d, r)). The step holds
     atom chunks or a few tiles.
     """
-    banks = 2 * (bank_tile_bytes(sizes) if knobs.spill else sizes.bank_bytes)
+    banks = 2 * (bank_tile_bytes(sizes) if batch_plan.spill else sizes.bank_bytes)
     squares = 4 * (3 * (sizes.rank**2 + sizes.d**2) + sizes.rank * sizes.d)
     codes = 2 * 4 * sizes.experts * sizes.bases + 24 * sizes.experts
     solve = 4 * 3 * sizes.rank * sizes.d
     one = max(fit_bytes(sizes, curved), direction_bytes(sizes, warmup, curved))
-    each = reader(knobs.batch, None) + knobs.batch * one + solve
-    each += page_rounding(sizes, knobs.batch)
+    each = reader(batch_plan.batch, None) + batch_plan.batch * one + solve
+    each += page_rounding(sizes, batch_plan.batch)
     chunk = min(sizes.bank_bytes, max(ATOM_CHUNK_BYTES, 4 * sizes.rank * sizes.d))
     inverses = 8 * 3 * max(sizes.rank, sizes.d) ** 2
     step = max(3 * chunk + inverses, (5 + CHUNK_READ_COPIES) * bank_tile_bytes(sizes))
     return banks + squares + codes + max(each, step)
 
 
-def baseline_price(sizes: Sizes, knobs: Knobs, reader: ReaderBytes) -> int:
+def baseline_bytes(sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes) -> int:
     """Spectra: the reader, and one expert's (p, p) Gram in float32 and, three times, float64."""
-    return reader(knobs.batch, None) + sizes.p**2 * (4 + 3 * 8)
+    return reader(batch_plan.batch, None) + sizes.p**2 * (4 + 3 * 8)
 
 
-def batches(sizes: Sizes, bytes_each: int) -> list[int]:
+def batches(sizes: GroupSizes, bytes_each: int) -> list[int]:
     """Batch sizes worth trying, largest first, for `bytes_each` per expert."""
     most = max(1, min(MAX_BATCH, sizes.experts, WORKSPACE_BYTES // max(1, bytes_each)))
     sizes_down = []
@@ -240,8 +240,8 @@ def batches(sizes: Sizes, bytes_each: int) -> list[int]:
 
 def choose(
     stage: str,
-    candidates: Iterable[Knobs],
-    price: Callable[[Knobs], int],
+    candidates: Iterable[BatchPlan],
+    estimate_bytes: Callable[[BatchPlan], int],
     limit: int,
     base: int,
     advice: str,
@@ -252,10 +252,10 @@ def choose(
     Raises InputError naming the stage, the least it needs, the limit and what to change.
     """
     least = None
-    for knobs in candidates:
-        cost = price(knobs)
+    for batch_plan in candidates:
+        cost = estimate_bytes(batch_plan)
         if _budget(base, cost) <= limit:
-            return StagePlan(stage, knobs, cost + COMPILED_BYTES)
+            return StagePlan(stage, batch_plan, cost + COMPILED_BYTES)
         least = cost if least is None else min(least, cost)
     raise _refusal(stage, limit, base, _budget(base, least or 0), advice)
 
@@ -278,9 +278,9 @@ def safe_budget(least: int) -> int:
     return math.ceil((least + BASE_SPREAD_BYTES) / (1 << 20)) << 20
 
 
-def _budget(base: int, price: int) -> int:
+def _budget(base: int, estimate_bytes: int) -> int:
     """The budget that a price asks for: with the base, compiled kernels and slack."""
-    return base + price + COMPILED_BYTES + SLACK_BYTES
+    return base + estimate_bytes + COMPILED_BYTES + SLACK_BYTES
 
 
 def _refusal(stage: str, limit: int, base: int, least: int, advice: str) -> InputError:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import ExpertReader
+from globe_stream.engine.device import warm_up
 from globe_stream.errors import InputError
+from globe_stream.factorization.groups import ExpertGroup, GroupSizes
+from globe_stream.formatting import format_bytes
 from globe_stream.io.safetensors_writer import PIECE_BYTES
 from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES, fit_bytes
-from globe_stream.engine.device import warm_up
-from globe_stream.factorization.groups import Sizes, Unit
-from globe_stream.formatting import format_bytes
 
 _BATCHES = (8, 4, 2, 1)
 
@@ -28,10 +28,10 @@ class ExportPlan:
 
     resident: int
     batch: int
-    price: int
+    estimate_bytes: int
 
 
-def price_export(sizes: Sizes, reader: int, banks: int) -> int:
+def estimate_export(sizes: GroupSizes, reader: int, banks: int) -> int:
     """Bytes of an export above the base, for `banks` resident bytes of banks and a `reader`.
 
     One expert's fit (see `memory.budget.fit_bytes`) and two more (r, d) inside a curved
@@ -43,7 +43,7 @@ def price_export(sizes: Sizes, reader: int, banks: int) -> int:
     return banks + reader + one + 4 * r * d + 2 * PIECE_BYTES + 8 * sizes.experts * sizes.bases
 
 
-def price_svd(p: int, d: int, reader: int) -> int:
+def estimate_svd(p: int, d: int, reader: int) -> int:
     """Bytes of replacing experts by their truncated SVD: Gram, vectors and work in float64.
 
     Four (p, p) in float64, the weights in float64 and three (p, d) in float32.
@@ -51,43 +51,47 @@ def price_svd(p: int, d: int, reader: int) -> int:
     return reader + 8 * (4 * p * p + p * d) + 4 * 3 * p * d + 2 * PIECE_BYTES
 
 
-def plan_export(units: Sequence[Unit], memory: int | None) -> ExportPlan:
+def plan_export(groups: Sequence[ExpertGroup], memory: int | None) -> ExportPlan:
     """The largest choice that fits `memory` bytes, base included; None means no limit.
 
     Raises InputError when even one expert at a time does not fit.
     """
     base = measured_base()
-    largest = max(units, key=lambda unit: unit.sizes.bank_bytes).sizes.bank_bytes
-    total = sum(unit.sizes.bank_bytes for unit in units)
-    choices = [(len(units), total), (1, largest), (0, 0)]
+    largest = max(groups, key=lambda group: group.sizes.bank_bytes).sizes.bank_bytes
+    total = sum(group.sizes.bank_bytes for group in groups)
+    choices = [(len(groups), total), (1, largest), (0, 0)]
     for resident, banks in choices:
         for batch in _BATCHES:
-            price = base + COMPILED_BYTES + max(_price(unit, batch, banks) for unit in units)
-            if fits(price, memory):
-                return ExportPlan(resident, batch, price)
-    raise _too_little("export", memory, base, price)
+            estimate_bytes = (
+                base
+                + COMPILED_BYTES
+                + max(_estimate_bytes(group, batch, banks) for group in groups)
+            )
+            if fits(estimate_bytes, memory):
+                return ExportPlan(resident, batch, estimate_bytes)
+    raise _too_little("export", memory, base, estimate_bytes)
 
 
-def plan_svd(experts: Sequence[Expert], memory: int | None) -> ExportPlan:
+def plan_svd(experts: Sequence[ExpertMatrix], memory: int | None) -> ExportPlan:
     """As `plan_export`, for the truncated SVD of `experts`."""
     base = measured_base()
     p, d = experts[0].shape
     for batch in _BATCHES:
-        price = base + COMPILED_BYTES + price_svd(p, d, _reader_bytes(experts, batch))
-        if fits(price, memory):
-            return ExportPlan(0, batch, price)
-    raise _too_little("the truncated SVD", memory, base, price)
+        estimate_bytes = base + COMPILED_BYTES + estimate_svd(p, d, _reader_bytes(experts, batch))
+        if fits(estimate_bytes, memory):
+            return ExportPlan(0, batch, estimate_bytes)
+    raise _too_little("the truncated SVD", memory, base, estimate_bytes)
 
 
-def fits(price: int, memory: int | None) -> bool:
+def fits(estimate_bytes: int, memory: int | None) -> bool:
     """Whether a peak of `price` bytes leaves the slack of every stage; None means no limit."""
-    return memory is None or price + SLACK_BYTES <= memory
+    return memory is None or estimate_bytes + SLACK_BYTES <= memory
 
 
-def _too_little(what: str, memory: int | None, base: int, price: int) -> InputError:
+def _too_little(what: str, memory: int | None, base: int, estimate_bytes: int) -> InputError:
     return InputError(
         f"--memory {format_bytes(memory or 0)}: {what} needs at least "
-        f"{format_bytes(price + SLACK_BYTES)} ({format_bytes(base)} of it for the program itself). "
+        f"{format_bytes(estimate_bytes + SLACK_BYTES)} ({format_bytes(base)} of it for the program itself). "
         "Raise --memory"
     )
 
@@ -98,10 +102,10 @@ def measured_base() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _price(unit: Unit, batch: int, banks: int) -> int:
-    return price_export(unit.sizes, _reader_bytes(unit.experts, batch), banks)
+def _estimate_bytes(group: ExpertGroup, batch: int, banks: int) -> int:
+    return estimate_export(group.sizes, _reader_bytes(group.experts, batch), banks)
 
 
-def _reader_bytes(experts: Sequence[Expert], batch: int) -> int:
+def _reader_bytes(experts: Sequence[ExpertMatrix], batch: int) -> int:
     kinds = {expert.dtype: expert for expert in experts}
     return max(ExpertReader.buffer_bytes(expert, batch) for expert in kinds.values())

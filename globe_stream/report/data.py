@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from globe_stream.commands.status import status_document
+from globe_stream.engine.metrics import Row, read_metrics
 from globe_stream.store import arrays
 from globe_stream.store.run import Run
-from globe_stream.engine.metrics import Row, read_metrics
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class UnitData:
+class GroupData:
     """One unit. `errors` (N,) are relF by expert; `members` (N, 3) layer, expert, shared.
 
     `curve` is (epoch, relF), seeding being epoch 0; `popularity` (m,) how many experts use an atom;
@@ -42,7 +42,7 @@ class StageMemory:
     """Price and measured peak of one stage, in bytes."""
 
     stage: str
-    price: int
+    estimate_bytes: int
     peak: int
 
 
@@ -51,16 +51,16 @@ class ReportData:
     """Everything the report needs."""
 
     status: dict[str, Any]
-    units: tuple[UnitData, ...]
+    groups: tuple[GroupData, ...]
     memory: tuple[StageMemory, ...] = field(default=())
 
     def document(self) -> dict[str, Any]:
         """The status document with curves and stages beside it, as plain values."""
         return {
             **self.status,
-            "curves": {unit.key: [list(point) for point in unit.curve] for unit in self.units},
+            "curves": {group.key: [list(point) for point in group.curve] for group in self.groups},
             "memory": [
-                {"stage": one.stage, "price_bytes": one.price, "peak_bytes": one.peak}
+                {"stage": one.stage, "price_bytes": one.estimate_bytes, "peak_bytes": one.peak}
                 for one in self.memory
             ],
         }
@@ -70,22 +70,22 @@ def gather(path: Path) -> ReportData:
     """Read the run at `path`. Raises InputError when it is no run, GlobeError when damaged."""
     run = Run(path, writable=False)
     rows = read_metrics(path / "metrics.jsonl")
-    units = tuple(
-        _unit(run, record, rows)
+    groups = tuple(
+        _group(run, record, rows)
         for record in run.header["units"]
         if run.state(record["key"]) is not None
     )
-    return ReportData(status_document(run), units, _memory(rows))
+    return ReportData(status_document(run), groups, _memory(rows))
 
 
-def _unit(run: Run, record: dict[str, Any], rows: list[Row]) -> UnitData:
+def _group(run: Run, record: dict[str, Any], rows: list[Row]) -> GroupData:
     key = record["key"]
     state = run.state(key) or {}
     counts = arrays.read(run.array(f"{key}/codes/count"))
     indices = arrays.read(run.array(f"{key}/codes/indices"))
     squared = arrays.read(run.array(f"{key}/errors")) / arrays.read(run.array(f"{key}/norms"))
     spectrum = f"{key}/eigenvalues"
-    return UnitData(
+    return GroupData(
         key,
         record["family"],
         state,
@@ -112,9 +112,11 @@ def _curve(rows: list[Row], key: str) -> tuple[tuple[int, float], ...]:
 def _memory(rows: list[Row]) -> tuple[StageMemory, ...]:
     found: dict[str, StageMemory] = {}
     for row in rows:
-        price, peak = row.get("memory/price_bytes"), row.get("memory/peak_bytes")
-        if price and peak:
+        estimate_bytes, peak = row.get("memory/price_bytes"), row.get("memory/peak_bytes")
+        if estimate_bytes and peak:
             name = f"{row['family']} {row['stage'].removesuffix('/memory')}"
             before = found.get(name, StageMemory(name, 0, 0))
-            found[name] = StageMemory(name, max(price, before.price), max(peak, before.peak))
+            found[name] = StageMemory(
+                name, max(estimate_bytes, before.estimate_bytes), max(peak, before.peak)
+            )
     return tuple(found.values())

@@ -8,16 +8,16 @@ from typing import Any
 
 from globe_stream import __version__
 from globe_stream.errors import InputError
+from globe_stream.formatting import format_bytes, format_seconds
+from globe_stream.io import files
 from globe_stream.io.writable import (
     make_folder,
     remove_empty,
     unwritable_is_input_error,
 )
 from globe_stream.report import plots as pictures
-from globe_stream.report.data import ReportData, UnitData, gather
+from globe_stream.report.data import GroupData, ReportData, gather
 from globe_stream.report.pooling import pool_stages
-from globe_stream.io import files
-from globe_stream.formatting import format_bytes, format_seconds
 
 NAME = "report.html"
 
@@ -68,7 +68,7 @@ def render(data: ReportData) -> str:
         _families(status),
         *(_verdicts(status)),
     ]
-    if data.units:
+    if data.groups:
         parts += _pictures(data)
     parts += [
         "<h2>Memory and time</h2>",
@@ -146,32 +146,32 @@ def _verdicts(status: dict[str, Any]) -> list[str]:
 
 
 def _pictures(data: ReportData) -> list[str]:
-    units = data.units
-    families = dict.fromkeys(unit.family for unit in units)
+    groups = data.groups
+    families = dict.fromkeys(group.family for group in groups)
     maps = [
-        _image(pictures.error_map(family, _of(units, family)), f"error of every expert, {family}")
+        _image(pictures.error_map(family, _of(groups, family)), f"error of every expert, {family}")
         for family in families
     ]
     parts = [
         "<h2>Error by epoch</h2>",
-        _image(pictures.error_curve(units), "error by epoch"),
+        _image(pictures.error_curve(groups), "error by epoch"),
         "<h2>Error by layer and expert</h2>",
         *maps,
         "<h2>Supports</h2>",
-        _image(pictures.supports(units), "histogram of supports"),
+        _image(pictures.supports(groups), "histogram of supports"),
         "<h2>Popularity of atoms</h2>",
-        _image(pictures.popularity(units), "popularity"),
+        _image(pictures.popularity(groups), "popularity"),
     ]
-    if any(unit.eigenvalues is not None for unit in units):
+    if any(group.eigenvalues is not None for group in groups):
         parts += [
             "<h2>Spectrum of the proxies</h2>",
-            _image(pictures.spectrum(units), "eigenvalues of the Gram matrix"),
+            _image(pictures.spectrum(groups), "eigenvalues of the Gram matrix"),
         ]
     return parts
 
 
-def _of(units: Sequence[UnitData], family: str) -> list[UnitData]:
-    return [unit for unit in units if unit.family == family]
+def _of(groups: Sequence[GroupData], family: str) -> list[GroupData]:
+    return [group for group in groups if group.family == family]
 
 
 def _costs(data: ReportData) -> str:
@@ -190,7 +190,12 @@ def _costs(data: ReportData) -> str:
     stages = pool_stages(data.memory)
     head = "stage" if len(stages) == len(data.memory) else "stage, highest peak of all banks"
     rows = [
-        (one.stage, format_bytes(one.price), format_bytes(one.peak), f"{one.peak / one.price:.1%}")
+        (
+            one.stage,
+            format_bytes(one.estimate_bytes),
+            format_bytes(one.peak),
+            f"{one.peak / one.estimate_bytes:.1%}",
+        )
         for one in stages
     ]
     return "\n".join(

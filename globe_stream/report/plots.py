@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from globe_stream.report.data import Array, StageMemory, UnitData
+from globe_stream.report.data import Array, GroupData, StageMemory
 from globe_stream.report.pooling import MANY_UNITS, pool_curves, spread
 
 _COLOURS = {"up": "#1f5fa8", "gate": "#c4541a"}
@@ -18,25 +18,25 @@ _STYLES = ("-", "--", ":", "-.")
 _DPI = 130
 
 
-def error_curve(units: Sequence[UnitData]) -> bytes:
+def error_curve(groups: Sequence[GroupData]) -> bytes:
     """relF by epoch, and the equal-parameter SVD as a horizontal line.
 
     Many units are one line a family, with a band from the lowest to the highest.
     """
     figure, axes = _figure(6.4, 3.6)
-    if len(units) > MANY_UNITS:
-        _pooled_curves(axes, units)
+    if len(groups) > MANY_UNITS:
+        _pooled_curves(axes, groups)
     else:
-        _unit_curves(axes, units)
+        _group_curves(axes, groups)
     axes.set(xlabel="epoch (0 is the seed)", ylabel="relative Frobenius error", ylim=(0, None))
     _integer(axes.xaxis)
     return _png(figure, legend=axes)
 
 
-def _unit_curves(axes: Axes, units: Sequence[UnitData]) -> None:
-    for number, unit in enumerate(units):
-        epochs, errors = zip(*unit.curve, strict=True) if unit.curve else ((), ())
-        colour, style = _look(unit, number, units)
+def _group_curves(axes: Axes, groups: Sequence[GroupData]) -> None:
+    for number, group in enumerate(groups):
+        epochs, errors = zip(*group.curve, strict=True) if group.curve else ((), ())
+        colour, style = _look(group, number, groups)
         axes.plot(
             epochs,
             errors,
@@ -44,16 +44,16 @@ def _unit_curves(axes: Axes, units: Sequence[UnitData]) -> None:
             linestyle=style,
             marker="o",
             markersize=2.5,
-            label=unit.key,
+            label=group.key,
         )
-        if unit.svd_error is not None and len(units) <= 2:
-            _svd_line(axes, unit.svd_error, colour, unit.key)
+        if group.svd_error is not None and len(groups) <= 2:
+            _svd_line(axes, group.svd_error, colour, group.key)
 
 
-def _pooled_curves(axes: Axes, units: Sequence[UnitData]) -> None:
-    for one in pool_curves(units):
+def _pooled_curves(axes: Axes, groups: Sequence[GroupData]) -> None:
+    for one in pool_curves(groups):
         colour = _COLOURS.get(one.family)
-        count = sum(unit.family == one.family for unit in units)
+        count = sum(group.family == one.family for group in groups)
         label = f"{one.family}, all {count} banks (band: lowest to highest)"
         axes.fill_between(
             one.epochs, one.lowest, one.highest, color=colour, alpha=0.18, linewidth=0
@@ -74,10 +74,10 @@ def _svd_line(axes: Axes, error: float, colour: str | None, name: str) -> None:
     )
 
 
-def error_map(family: str, units: Sequence[UnitData]) -> bytes:
+def error_map(family: str, groups: Sequence[GroupData]) -> bytes:
     """relF of every expert: layers down, experts across."""
-    members = np.concatenate([unit.members for unit in units])
-    errors = np.concatenate([unit.errors for unit in units])
+    members = np.concatenate([group.members for group in groups])
+    errors = np.concatenate([group.errors for group in groups])
     layers = np.unique(members[:, 0])
     routed = int(members[members[:, 2] == 0, 1].max(initial=-1)) + 1
     columns = np.where(members[:, 2] == 1, routed + members[:, 1], members[:, 1])
@@ -94,12 +94,12 @@ def error_map(family: str, units: Sequence[UnitData]) -> bytes:
     return _png(figure)
 
 
-def supports(units: Sequence[UnitData]) -> bytes:
+def supports(groups: Sequence[GroupData]) -> bytes:
     """How many atoms the experts use."""
     figure, axes = _figure(6.4, 3.0)
-    highest = max(int(unit.supports.max(initial=1)) for unit in units)
+    highest = max(int(group.supports.max(initial=1)) for group in groups)
     bins = np.arange(0, highest + 2) - 0.5 if highest < 80 else np.linspace(0, highest, 60)
-    for family, counts in _by_family(units, "supports").items():
+    for family, counts in _by_family(groups, "supports").items():
         axes.hist(counts, bins=list(bins), color=_COLOURS.get(family), alpha=0.55, label=family)
     axes.set(xlabel="atoms in an expert's code", ylabel="experts")
     _integer(axes.xaxis)
@@ -107,43 +107,43 @@ def supports(units: Sequence[UnitData]) -> bytes:
     return _png(figure, legend=axes)
 
 
-def popularity(units: Sequence[UnitData]) -> bytes:
+def popularity(groups: Sequence[GroupData]) -> bytes:
     """How many experts use each atom, most used first; many units as a band a family."""
     figure, axes = _figure(6.4, 3.0)
-    _ranked(axes, units, [np.sort(unit.popularity)[::-1] for unit in units])
+    _ranked(axes, groups, [np.sort(group.popularity)[::-1] for group in groups])
     axes.set(xlabel="atoms, most used first", ylabel="experts that use it", ylim=(0, None))
     _integer(axes.yaxis)
     return _png(figure, legend=axes)
 
 
-def spectrum(units: Sequence[UnitData]) -> bytes:
+def spectrum(groups: Sequence[GroupData]) -> bytes:
     """Eigenvalues of the proxies' Gram matrix, and where the bank's size cuts them."""
     figure, axes = _figure(6.4, 3.2)
-    kept = [unit for unit in units if unit.eigenvalues is not None]
-    _ranked(axes, kept, [np.clip(_eigenvalues(unit), 1e-12, None) for unit in kept])
-    for family, atoms in dict.fromkeys((unit.family, len(unit.popularity)) for unit in kept):
+    kept = [group for group in groups if group.eigenvalues is not None]
+    _ranked(axes, kept, [np.clip(_eigenvalues(group), 1e-12, None) for group in kept])
+    for family, atoms in dict.fromkeys((group.family, len(group.popularity)) for group in kept):
         axes.axvline(atoms, color=_COLOURS.get(family), linewidth=0.8, alpha=0.6)
     axes.set(xlabel="index (the line marks the number of atoms)", ylabel="eigenvalue")
     axes.set_yscale("log")
     return _png(figure, legend=axes)
 
 
-def _eigenvalues(unit: UnitData) -> Array:
-    assert unit.eigenvalues is not None
-    return unit.eigenvalues
+def _eigenvalues(group: GroupData) -> Array:
+    assert group.eigenvalues is not None
+    return group.eigenvalues
 
 
-def _ranked(axes: Axes, units: Sequence[UnitData], rows: Sequence[Array]) -> None:
+def _ranked(axes: Axes, groups: Sequence[GroupData], rows: Sequence[Array]) -> None:
     """One line a unit over 1, 2, ...; of many units the median of a family, and a band."""
     _integer(axes.xaxis)
-    if len(units) <= MANY_UNITS:
-        for number, (unit, row) in enumerate(zip(units, rows, strict=True)):
-            colour, style = _look(unit, number, units)
+    if len(groups) <= MANY_UNITS:
+        for number, (group, row) in enumerate(zip(groups, rows, strict=True)):
+            colour, style = _look(group, number, groups)
             places = np.arange(1, len(row) + 1)
-            axes.plot(places, row, color=colour, linestyle=style, label=unit.key)
+            axes.plot(places, row, color=colour, linestyle=style, label=group.key)
         return
-    for family in dict.fromkeys(unit.family for unit in units):
-        own = [row for unit, row in zip(units, rows, strict=True) if unit.family == family]
+    for family in dict.fromkeys(group.family for group in groups):
+        own = [row for group, row in zip(groups, rows, strict=True) if group.family == family]
         lowest, median, highest = spread(own)
         colour, places = _COLOURS.get(family), np.arange(1, len(median) + 1)
         axes.fill_between(places, lowest, highest, color=colour, alpha=0.18, linewidth=0)
@@ -155,17 +155,17 @@ def memory(stages: Sequence[StageMemory]) -> bytes:
     """Price beside measured peak of every stage."""
     figure, axes = _figure(6.4, 0.8 + 0.32 * len(stages))
     places = np.arange(len(stages))
-    unit = 2**20
+    mebibyte = 2**20
     axes.barh(
         places - 0.19,
-        [one.price / unit for one in stages],
+        [one.estimate_bytes / mebibyte for one in stages],
         height=0.36,
         color="#9aa7b5",
         label="price",
     )
     axes.barh(
         places + 0.19,
-        [one.peak / unit for one in stages],
+        [one.peak / mebibyte for one in stages],
         height=0.36,
         color="#1f5fa8",
         label="peak",
@@ -177,18 +177,18 @@ def memory(stages: Sequence[StageMemory]) -> bytes:
     return _png(figure)
 
 
-def _by_family(units: Sequence[UnitData], name: str) -> dict[str, Array]:
-    families = dict.fromkeys(unit.family for unit in units)
+def _by_family(groups: Sequence[GroupData], name: str) -> dict[str, Array]:
+    families = dict.fromkeys(group.family for group in groups)
     return {
-        family: np.concatenate([getattr(unit, name) for unit in units if unit.family == family])
+        family: np.concatenate([getattr(group, name) for group in groups if group.family == family])
         for family in families
     }
 
 
-def _look(unit: UnitData, number: int, units: Sequence[UnitData]) -> tuple[str | None, str]:
+def _look(group: GroupData, number: int, groups: Sequence[GroupData]) -> tuple[str | None, str]:
     """Families by colour, units of a family by line style."""
-    same = [other.key for other in units[:number] if other.family == unit.family]
-    return _COLOURS.get(unit.family), _STYLES[len(same) % len(_STYLES)]
+    same = [other.key for other in groups[:number] if other.family == group.family]
+    return _COLOURS.get(group.family), _STYLES[len(same) % len(_STYLES)]
 
 
 def _integer(axis: Axis) -> None:

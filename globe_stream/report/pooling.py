@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from globe_stream.report.data import Array, StageMemory, UnitData
+from globe_stream.report.data import Array, GroupData, StageMemory
 
 MANY_UNITS = 8
 """More units than these are pooled by family."""
@@ -25,19 +25,19 @@ class FamilyCurve:
     svd_error: float | None
 
 
-def pool_curves(units: Sequence[UnitData]) -> list[FamilyCurve]:
+def pool_curves(groups: Sequence[GroupData]) -> list[FamilyCurve]:
     """One curve a family, over the epochs that every unit of it has done."""
-    families = dict.fromkeys(unit.family for unit in units)
-    return [_pool(name, [unit for unit in units if unit.family == name]) for name in families]
+    families = dict.fromkeys(group.family for group in groups)
+    return [_pool(name, [group for group in groups if group.family == name]) for name in families]
 
 
-def _pool(family: str, units: Sequence[UnitData]) -> FamilyCurve:
-    curves = [dict(unit.curve) for unit in units]
+def _pool(family: str, groups: Sequence[GroupData]) -> FamilyCurve:
+    curves = [dict(group.curve) for group in groups]
     epochs = tuple(sorted(set.intersection(*(set(curve) for curve in curves))))
     errors = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
-    norms = np.array([unit.state["squared_norm"] for unit in units])
-    known = [unit.svd_error for unit in units if unit.svd_error is not None]
-    svd = float(_pooled(np.array(known), norms)) if len(known) == len(units) else None
+    norms = np.array([group.state["squared_norm"] for group in groups])
+    known = [group.svd_error for group in groups if group.svd_error is not None]
+    svd = float(_pooled(np.array(known), norms)) if len(known) == len(groups) else None
     return FamilyCurve(
         family, epochs, _pooled(errors, norms), errors.min(axis=0), errors.max(axis=0), svd
     )
@@ -57,7 +57,7 @@ def pool_stages(stages: Sequence[StageMemory]) -> list[StageMemory]:
     for one in stages:
         kind = one.stage.split(" ", 1)[-1]
         if kind not in found or one.peak > found[kind].peak:
-            found[kind] = StageMemory(kind, one.price, one.peak)
+            found[kind] = StageMemory(kind, one.estimate_bytes, one.peak)
     return list(found.values())
 
 

@@ -14,17 +14,22 @@ from typing import Any
 
 import torch
 
-from globe_stream.factorization.code_statistics import code_values
 from globe_stream.config import SeedConfig
 from globe_stream.engine.context import Context
+from globe_stream.engine.stream import Pass, PassCost, finished, stream
 from globe_stream.factorization.adapters import Activation
-from globe_stream.kernels.atoms import unit_mixture_scales
-from globe_stream.kernels.gram import normalised
+from globe_stream.factorization.code_statistics import code_values
+from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.measure import MeasureAccumulator
+from globe_stream.factorization.svd_baseline import (
+    BaselineAccumulator,
+    sampled_experts,
+    seed_passes,
+)
+from globe_stream.kernels.atoms import unit_mixture_scales
+from globe_stream.kernels.gram import normalized
 from globe_stream.memory.cost_model import StagePlan, tile_rows
-from globe_stream.factorization.groups import Unit
 from globe_stream.seeding import proxies as proxy
-from globe_stream.factorization.svd_baseline import BaselineAccumulator, sampled_experts, seed_passes
 from globe_stream.seeding.gram import ProxyOperator, build_bank, proxy_gram
 from globe_stream.seeding.methods import (
     GramView,
@@ -33,10 +38,9 @@ from globe_stream.seeding.methods import (
     run_method,
     uses_dense_gram,
 )
-from globe_stream.seeding.statistics import Normalisation, StatisticsAccumulator, evenly
+from globe_stream.seeding.statistics import Normalization, StatisticsAccumulator, evenly
 from globe_stream.store import arrays, codes
 from globe_stream.store.tiles import Tiles
-from globe_stream.engine.stream import Pass, PassCost, finished, stream
 
 STAGES = ("statistics", "proxies", "gram", "atoms", "measure", "baseline")
 
@@ -46,7 +50,7 @@ class Seeding:
     """What the stages of one unit share."""
 
     context: Context
-    unit: Unit
+    group: ExpertGroup
     config: SeedConfig
     plans: dict[str, StagePlan]
     kinds: frozenset[str] = frozenset()
@@ -54,16 +58,16 @@ class Seeding:
 
     def run(self) -> None:
         """Carry out every stage that is not done yet."""
-        state = self.context.run.state(self.unit.key)
+        state = self.context.run.state(self.group.key)
         if state is not None:
             return
         for stage in STAGES:
             if self.done(stage) is None:
                 if stage == "baseline":
                     self.context.run.clear_spill()
-                self.carry_out(stage)
+                self.run_stage(stage)
 
-    def carry_out(self, stage: str) -> None:
+    def run_stage(self, stage: str) -> None:
         """Carry out one of STAGES; those before it must be done. Spill files stay."""
         steps: dict[str, Callable[[], None]] = {
             "statistics": self._statistics,
@@ -73,7 +77,7 @@ class Seeding:
             "measure": self._measure,
             "baseline": self._baseline,
         }
-        with self.context.stage(self.stage_name(stage), self.plans[stage].price):
+        with self.context.stage(self.stage_name(stage), self.plans[stage].estimate_bytes):
             steps[stage]()
         self._log(stage)
 
@@ -83,42 +87,42 @@ class Seeding:
 
     def state_key(self, stage: str) -> str:
         """The key of the run's state under which `stage` records what it did."""
-        return f"{self.unit.key}:{stage}"
+        return f"{self.group.key}:{stage}"
 
     def stage_name(self, stage: str) -> str:
         """What the memory meter and the metrics call `stage`."""
-        return f"{self.unit.key}/seed/{stage}"
+        return f"{self.group.key}/seed/{stage}"
 
     # -- stages ----------------------------------------------------------------------------
 
     def _statistics(self) -> None:
-        experts = list(self.unit.experts)
+        experts = list(self.group.experts)
         subset = frozenset(evenly(len(experts), self.config.row_subset or len(experts)))
         accumulator = StatisticsAccumulator(
-            experts, subset, self.kinds or {self._kind}, self.unit.rank, self.context.device
+            experts, subset, self.kinds or {self._kind}, self.group.rank, self.context.device
         )
         task = self._pass("statistics")
         cost = stream(self.context, task, accumulator)
         found = accumulator.result()
-        by = found.normalisation(self.config.normalize)
-        put: dict[str, arrays.Source] = {
+        by = found.normalization(self.config.normalize)
+        put: dict[str, arrays.Storable] = {
             "norms": found.norms,
             "seed/row_energy": found.row_energy(by),
-            "seed/normalised_norms": found.normalised_norms(by, accumulator.expert_sums),
+            "seed/normalised_norms": found.normalized_norms(by, accumulator.expert_sums),
             "experts": torch.tensor(
                 [[e.layer, e.expert, int(e.shared)] for e in experts], dtype=torch.int32
             ),
         }
         if found.left_gram is not None:
-            put["seed/left_gram"] = found.normalised_left_gram(by)
-        if found.consensus is not None:
-            put["seed/consensus"] = found.consensus
+            put["seed/left_gram"] = found.normalized_left_gram(by)
+        if found.procrustes_mean is not None:
+            put["seed/procrustes_mean"] = found.procrustes_mean
         self._commit("statistics", {"mean": by.mean, "scale": by.scale}, cost, put, task)
 
     def _proxies(self) -> None:
         projector, rows, facts = self._projector()
         tiles = self._proxy_tiles()
-        accumulator = proxy.ProxyAccumulator(tiles, projector, self._normalisation())
+        accumulator = proxy.ProxyAccumulator(tiles, projector, self._normalization())
         task = self._pass("proxies", rows)
         cost = stream(self.context, task, accumulator)
         tiles.sync()
@@ -128,9 +132,9 @@ class Seeding:
     def _gram(self) -> None:
         start = time.monotonic()
         tiles = self._proxy_tiles()
-        if uses_dense_gram(self.config.method, self.unit.sizes.experts):
-            gram, norms = normalised(proxy_gram(tiles, self.context.device))
-            put: dict[str, arrays.Source] = {
+        if uses_dense_gram(self.config.method, self.group.sizes.experts):
+            gram, norms = normalized(proxy_gram(tiles, self.context.device))
+            put: dict[str, arrays.Storable] = {
                 "seed/gram": gram,
                 "seed/proxy_norms": norms,
                 "eigenvalues": torch.linalg.eigvalsh(gram).flip(0),
@@ -145,11 +149,11 @@ class Seeding:
         tiles = self._proxy_tiles()
         norms = torch.from_numpy(self._read("seed/proxy_norms"))
         view = self._view(tiles)
-        atoms = run_method(self.config, view, self.unit.bases)
-        fitted = codes_from_gram(view, atoms.combination, how=self.config.codes)
+        atoms = run_method(self.config, view, self.group.bases)
+        fitted = codes_from_gram(view, atoms.combination, kind=self.config.codes)
         dense = fitted.codes * unit_mixture_scales(fitted.codes, fitted.atom_gram)[:, None]
         bank = build_bank(
-            tiles, norms, atoms.combination, self.context.run.spill(f"{_flat(self.unit.key)}-bank")
+            tiles, norms, atoms.combination, self.context.run.spill(f"{_flat(self.group.key)}-bank")
         )
         facts = {
             "explained_variance": atoms.explained_variance,
@@ -157,9 +161,9 @@ class Seeding:
             **code_values(dense, fitted.atom_gram),
             "proxy_relative_error": fitted.relative_error,
         }
-        put: dict[str, arrays.Source] = {
-            f"{self.unit.key}/bank": bank,
-            **codes.named(self.unit.key, dense.float()),
+        put: dict[str, arrays.Storable] = {
+            f"{self.group.key}/bank": bank,
+            **codes.named(self.group.key, dense.float()),
         }
         self.context.run.commit(
             {self.state_key("atoms"): {**facts, **_cost_since(start).values()}}, put
@@ -170,33 +174,33 @@ class Seeding:
     def _measure(self) -> None:
         task, plan = self._pass("measure"), self.plans["measure"]
         bank = self._bank(plan)
-        dense = codes.load(self.context.run, self.unit.key, self.unit.bases)
+        dense = codes.load(self.context.run, self.group.key, self.group.bases)
         accumulator = MeasureAccumulator(
             bank,
             dense,
             Activation(),
             self.config.lambda_a,
-            self._normalisation(),
+            self._normalization(),
             torch.from_numpy(self._read("norms")),
         )
         cost = stream(self.context, task, accumulator)
         bank.close()
         self._commit(
             "measure",
-            accumulator.metrics(self.unit.experts),
+            accumulator.metrics(self.group.experts),
             cost,
             {"errors": accumulator.squared_errors},
             task,
         )
 
     def _baseline(self) -> None:
-        sample = sampled_experts(self.unit)
-        experts = tuple(self.unit.experts[k] for k in sample)
-        task = Pass(self.unit.key, "baseline", experts, self.plans["baseline"].knobs.batch)
-        accumulator = BaselineAccumulator(self.unit.sizes.svd_rank)
+        sample = sampled_experts(self.group)
+        experts = tuple(self.group.experts[k] for k in sample)
+        task = Pass(self.group.key, "baseline", experts, self.plans["baseline"].batch_plan.batch)
+        accumulator = BaselineAccumulator(self.group.sizes.svd_rank)
         cost = stream(self.context, task, accumulator)
         facts = {
-            "svd/rank": self.unit.sizes.svd_rank,
+            "svd/rank": self.group.sizes.svd_rank,
             "svd/experts": len(sample),
             "svd/relative_frobenius_error": accumulator.relative_error,
             **cost.values(),
@@ -206,7 +210,7 @@ class Seeding:
         self.context.run.commit(
             {
                 self.state_key("baseline"): facts,
-                self.unit.key: state,
+                self.group.key: state,
                 self.state_key("seeded"): state,
                 **states,
             },
@@ -220,7 +224,7 @@ class Seeding:
         return proxies_for(self.config.method, self.config.proxies)
 
     def _projector(self) -> tuple[proxy.Projector, list[int] | None, dict[str, Any]]:
-        kind, rank = self._kind, self.unit.rank
+        kind, rank = self._kind, self.group.rank
         if kind == "rows":
             energy = torch.from_numpy(self._read("seed/row_energy"))
             rows = proxy.select_rows(self.config.row_selection, energy, rank, self.config.seed)
@@ -231,50 +235,56 @@ class Seeding:
             projector = proxy.left_gram_projector(basis.to(self.context.device))
             return projector, None, {"energy_captured": share}
         if kind == "procrustes":
-            consensus = torch.from_numpy(self._read("seed/consensus")).to(self.context.device)
-            agreement = float(consensus.double().norm())
-            return proxy.procrustes_projector(consensus), None, {"agreement": agreement}
+            procrustes_mean = torch.from_numpy(self._read("seed/procrustes_mean")).to(
+                self.context.device
+            )
+            agreement = float(procrustes_mean.double().norm())
+            return proxy.procrustes_projector(procrustes_mean), None, {"agreement": agreement}
         return proxy.svd_projector(rank), None, {}
 
     def _view(self, tiles: Tiles) -> GramView:
-        if self.context.run.has(f"{self.unit.key}/seed/gram"):
+        if self.context.run.has(f"{self.group.key}/seed/gram"):
             return GramView.dense(torch.from_numpy(self._read("seed/gram")))
         return GramView.operator(ProxyOperator(tiles, self.context.device))
 
     def _proxy_tiles(self) -> Tiles:
-        sizes = self.unit.sizes
+        sizes = self.group.sizes
         return Tiles(
             (sizes.experts, sizes.rank, sizes.d),
             tile_rows(sizes),
-            dtype=self.unit.proxy_dtype,
+            dtype=self.group.proxy_dtype,
             device=self.context.device,
-            path=self.context.run.spill(f"{_flat(self.unit.key)}-proxies"),
+            path=self.context.run.spill(f"{_flat(self.group.key)}-proxies"),
         )
 
     def _bank(self, plan: StagePlan) -> Tiles:
-        path = self.context.run.spill(f"{_flat(self.unit.key)}-bank") if plan.knobs.spill else None
-        sizes = self.unit.sizes
+        path = (
+            self.context.run.spill(f"{_flat(self.group.key)}-bank")
+            if plan.batch_plan.spill
+            else None
+        )
+        sizes = self.group.sizes
         bank = Tiles(
             (sizes.bases, sizes.rank, sizes.d),
             tile_rows(sizes),
             device=self.context.device,
             path=path,
         )
-        arrays.read_into(self.context.run.array(f"{self.unit.key}/bank"), bank)
+        arrays.read_into(self.context.run.array(f"{self.group.key}/bank"), bank)
         return bank
 
-    def _normalisation(self) -> Normalisation:
+    def _normalization(self) -> Normalization:
         state = self.done("statistics") or {}
-        return Normalisation(state["mean"], state["scale"])
+        return Normalization(state["mean"], state["scale"])
 
     def _seeded_state(self, baseline: dict[str, Any]) -> dict[str, Any]:
         done = {stage: self.done(stage) or {} for stage in STAGES[:-1]} | {"baseline": baseline}
-        by = self._normalisation()
+        by = self._normalization()
         norms = torch.from_numpy(self._read("norms"))
         return {
             "stage": "seeded",
             "epoch": 0,
-            "passes": seed_passes(self.unit),
+            "passes": seed_passes(self.group),
             "relative_frobenius_error": done["measure"]["recon/relative_frobenius_error"],
             "squared_norm": float(norms.sum()),
             "svd_relative_error": baseline["svd/relative_frobenius_error"],
@@ -294,20 +304,22 @@ class Seeding:
         }
 
     def _pass(self, stage: str, rows: list[int] | None = None) -> Pass:
-        return Pass(self.unit.key, stage, self.unit.experts, self.plans[stage].knobs.batch, rows)
+        return Pass(
+            self.group.key, stage, self.group.experts, self.plans[stage].batch_plan.batch, rows
+        )
 
     def _commit(
         self,
         stage: str,
         facts: dict[str, Any],
         cost: PassCost,
-        put: dict[str, arrays.Source],
+        put: dict[str, arrays.Storable],
         task: Pass | None = None,
     ) -> None:
         states, drop = finished(task) if task else ({}, [])
         self.context.run.commit(
             {self.state_key(stage): {**facts, **cost.values()}, **states},
-            {f"{self.unit.key}/{name}": source for name, source in put.items()},
+            {f"{self.group.key}/{name}": source for name, source in put.items()},
             drop=drop,
         )
 
@@ -317,10 +329,10 @@ class Seeding:
             **self.context.memory_values(self.stage_name(stage)),
         }
         values.pop("rows", None)
-        self.context.metrics.log(f"seed/{stage}", self.unit.key, values)
+        self.context.metrics.log(f"seed/{stage}", self.group.key, values)
 
     def _read(self, name: str) -> Any:
-        return arrays.read(self.context.run.array(f"{self.unit.key}/{name}"))
+        return arrays.read(self.context.run.array(f"{self.group.key}/{name}"))
 
 
 def _cost_since(start: float) -> PassCost:

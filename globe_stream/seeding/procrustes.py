@@ -2,7 +2,7 @@
 
 An adapter absorbs any rotation of its expert's rows, so two experts may hold the same factor in
 different gauges, and a basis A0 shared by all of them then mixes what belongs together. The
-consensus T (r, d) is the mean of the experts after each has been rotated to lie nearest to it,
+Procrustes mean T (r, d) is the mean of the experts after each has been rotated to lie nearest to it,
 S_i = Q_i W_i / ||W_i|| with Q_i = polar(T W_i^T); the proxies are the S_i. T is updated after
 every expert, T <- T + (S_i - T) / k, so that one pass makes it and the batch does not matter.
 Source: Gower, "Generalized Procrustes analysis" (1975); method.md section 4.4 for the gauge.
@@ -14,7 +14,7 @@ from torch import Tensor
 from globe_stream.kernels.polar import polar_rows
 
 SAMPLE = 256
-"""Experts that the consensus is made of: more move it by less than one part in a hundred."""
+"""Experts that the Procrustes mean is made of: more move it by less than one part in a hundred."""
 
 
 def top_left(matrix: Tensor, rank: int) -> Tensor:
@@ -24,14 +24,14 @@ def top_left(matrix: Tensor, rank: int) -> Tensor:
     return vectors[:, -rank:].flip(1).to(matrix)
 
 
-def rotated(weights: Tensor, consensus: Tensor) -> Tensor:
+def rotated(weights: Tensor, procrustes_mean: Tensor) -> Tensor:
     """Q_i W_i (b, r, d), Q_i (r, p) with orthonormal rows that bring W_i nearest to T (r, d)."""
-    rotations = polar_rows(torch.matmul(consensus, weights.mT)).rows
+    rotations = polar_rows(torch.matmul(procrustes_mean, weights.mT)).rows
     return torch.bmm(rotations, weights)
 
 
-class Consensus:
-    """The running consensus T (r, d) and how many experts it has seen."""
+class ProcrustesMean:
+    """The running Procrustes mean T (r, d) and how many experts it has seen."""
 
     def __init__(self, rank: int, width: int, device: torch.device) -> None:
         self.mean = torch.zeros(rank, width, device=device)

@@ -12,25 +12,25 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch
+from globe_stream.engine.stream import Loader
 from globe_stream.seeding.procrustes import rotated, top_left
-from globe_stream.seeding.statistics import Normalisation
+from globe_stream.seeding.statistics import Normalization
 from globe_stream.store import arrays
 from globe_stream.store.tiles import Tiles
-from globe_stream.engine.stream import Loader
 
 Projector = Callable[[Tensor], Tensor]
 
 
-def select_rows(how: str, energy: Tensor, rank: int, seed: int) -> list[int]:
+def select_rows(selection: str, energy: Tensor, rank: int, seed: int) -> list[int]:
     """Indices of `rank` of the p rows, ascending.
 
     `energy` picks the largest of `energy` (p,), `uniform` a regular stride, `random` without
     replacement from `seed`. Source: warm-start guidelines, section A.1.
     """
     p = len(energy)
-    if how == "energy":
+    if selection == "energy":
         chosen = torch.topk(energy, rank).indices
-    elif how == "uniform":
+    elif selection == "uniform":
         chosen = torch.arange(rank) * p // rank
     else:
         chosen = torch.randperm(p, generator=torch.Generator().manual_seed(seed))[:rank]
@@ -67,28 +67,28 @@ def svd_projector(rank: int) -> Projector:
     return project
 
 
-def procrustes_projector(consensus: Tensor) -> Projector:
-    """W (b, p, d) -> Q W (b, r, d), rotated to lie nearest to the consensus (r, d)."""
-    return lambda weights: rotated(weights, consensus)
+def procrustes_projector(procrustes_mean: Tensor) -> Projector:
+    """W (b, p, d) -> Q W (b, r, d), rotated to lie nearest to the Procrustes mean (r, d)."""
+    return lambda weights: rotated(weights, procrustes_mean)
 
 
 class ProxyAccumulator:
     """Writes the proxies of every batch into `tiles` (N, r, d)."""
 
-    def __init__(self, tiles: Tiles, projector: Projector, normalisation: Normalisation) -> None:
+    def __init__(self, tiles: Tiles, projector: Projector, normalization: Normalization) -> None:
         self._tiles = tiles
         self._projector = projector
-        self._normalisation = normalisation
+        self._normalization = normalization
 
     def update(self, batch: Batch) -> str:
-        proxies = self._projector(self._normalisation.apply_(batch.weights)).to(self._tiles.dtype)
+        proxies = self._projector(self._normalization.apply_(batch.weights)).to(self._tiles.dtype)
         for tile, (start, stop) in enumerate(self._tiles.bounds):
             for first, last in _runs(batch.positions):
                 rows = proxies[first:last, start:stop]
                 self._tiles.write_items(batch.positions[first], rows, tile)
         return ""
 
-    def arrays(self) -> Mapping[str, arrays.Source]:
+    def arrays(self) -> Mapping[str, arrays.Storable]:
         self._tiles.sync()
         return {}
 

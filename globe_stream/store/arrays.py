@@ -16,16 +16,16 @@ from zarr.codecs import Crc32cCodec
 from globe_stream.errors import GlobeError
 from globe_stream.store.tiles import Tiles
 
-Source = np.ndarray[Any, Any] | Tensor | Tiles
+Storable = np.ndarray[Any, Any] | Tensor | Tiles
 CHUNK_BYTES = 64 << 20
 
 
-def nbytes(source: Source) -> int:
+def nbytes(source: Storable) -> int:
     """Bytes that `source` takes on disk, chunk checksums aside."""
     return prod(source.shape) * source.dtype.itemsize
 
 
-def write(path: Path, source: Source) -> None:
+def write(path: Path, source: Storable) -> None:
     """Write `source` as one Zarr array at `path`, chunk by chunk.
 
     Tiles keep their tiling as chunks; other arrays are chunked along the first axis.

@@ -30,15 +30,15 @@ def unpack(count: Tensor, indices: Tensor, values: Tensor, bases: int) -> Tensor
     return codes
 
 
-def named(unit: str, codes: Tensor) -> dict[str, arrays.Source]:
+def named(group: str, codes: Tensor) -> dict[str, arrays.Storable]:
     """The arrays of `unit`'s codes (N, m), ready for `Run.commit`."""
-    return {f"{unit}/codes/{name}": values for name, values in pack(codes).items()}
+    return {f"{group}/codes/{name}": values for name, values in pack(codes).items()}
 
 
-def load(run: Run, unit: str, bases: int) -> Tensor:
+def load(run: Run, group: str, bases: int) -> Tensor:
     """`unit`'s dense codes (N, m) from `run`."""
     count, indices, values = (
-        torch.from_numpy(arrays.read(run.array(f"{unit}/codes/{name}")))
+        torch.from_numpy(arrays.read(run.array(f"{group}/codes/{name}")))
         for name in ("count", "indices", "values")
     )
     return unpack(count, indices, values, bases)

@@ -15,8 +15,8 @@ from typing import Any
 import zarr
 
 from globe_stream.errors import GlobeError, InputError
-from globe_stream.store import arrays
 from globe_stream.io import files
+from globe_stream.store import arrays
 from globe_stream.store.ledger import Ledger, Row
 from globe_stream.store.lock import RunLock
 
@@ -130,7 +130,7 @@ class Run:
     def commit(
         self,
         states: Mapping[str, State | None],
-        put: Mapping[str, arrays.Source] | None = None,
+        put: Mapping[str, arrays.Storable] | None = None,
         *,
         move: Sequence[tuple[str, str]] = (),
         drop: Sequence[str] = (),
@@ -182,12 +182,12 @@ class Run:
         if writable:
             self._recover()
 
-    def _require_free(self, put: Mapping[str, arrays.Source]) -> None:
+    def _require_free(self, put: Mapping[str, arrays.Storable]) -> None:
         needed = sum(arrays.nbytes(source) for source in put.values())
         if needed:
             files.require_free(self.path, needed + (1 << 20), "the run's state")
 
-    def _stage(self, staging: Path, put: Mapping[str, arrays.Source]) -> None:
+    def _stage(self, staging: Path, put: Mapping[str, arrays.Storable]) -> None:
         files.remove(staging)
         staging.mkdir(parents=True)
         try:

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from globe_stream.checkpoint.index import INDEX_NAME
 from globe_stream.checkpoint.strided import TORCH_DTYPES
+from globe_stream.engine.progress import Bar, Progress
+from globe_stream.errors import InputError
 from globe_stream.io.shard_writer import (
     PlannedTensor,
     ShardWriter,
@@ -31,8 +33,6 @@ from globe_stream.io.shard_writer import (
     write_error,
     write_text,
 )
-from globe_stream.errors import InputError
-from globe_stream.engine.progress import Bar, Progress
 
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 FAMILIES = ("gate", "up")

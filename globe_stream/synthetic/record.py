@@ -4,11 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from globe_stream.io.safetensors import Header, TensorEntry
 from globe_stream.checkpoint.index import ExpertIndex, build_index, read_json
-from globe_stream.synthetic.checkpoints import SyntheticModel, config_of, plan_shards
-from globe_stream.io.shard_writer import PlannedTensor
 from globe_stream.config import differences
+from globe_stream.io.safetensors import Header, TensorEntry
+from globe_stream.io.shard_writer import PlannedTensor
+from globe_stream.synthetic.checkpoints import SyntheticModel, config_of, plan_shards
 
 
 def planned_index(folder: Path, model: SyntheticModel) -> ExpertIndex:

@@ -15,12 +15,12 @@ from torch import Tensor
 from globe_stream.kernels.atoms import squared_norms, unit_mixture_scales
 from globe_stream.store.arrays import StoredTiles
 from globe_stream.store.tiles import Tiles
-from globe_stream.training.metric import Geometry, plain_gram, raise_forces
-from globe_stream.training.moments import EpochSums
+from globe_stream.training.metric import Metric, plain_gram, precondition
+from globe_stream.training.moments import EpochMoments
 
 
 @dataclass(frozen=True)
-class DictionaryStep:
+class BankUpdateSettings:
     """The numbers of one step."""
 
     momentum: float
@@ -29,7 +29,7 @@ class DictionaryStep:
 
 
 @dataclass(frozen=True)
-class Stepped:
+class BankUpdate:
     """The bank after a step (in the tiles that held the forces) and what goes with it."""
 
     bank: Tiles
@@ -41,16 +41,16 @@ class Stepped:
     revived: int  # atoms that no code used and that were replaced (0 or 1)
 
 
-def step_bank(
+def update_bank(
     bank: Tiles,
     previous: StoredTiles | None,
-    sums: EpochSums,
+    moments: EpochMoments,
     codes: Tensor,
     gram: Tensor,
-    geometry: Geometry,
-    how: DictionaryStep,
+    metric: Metric,
+    settings: BankUpdateSettings,
     momentum_path: Path,
-) -> Stepped:
+) -> BankUpdate:
     """Take the step that `sums` ask for.
 
     `bank` (m, r, d) and its `gram` (m, m) are the atoms the epoch ran with, `previous` the momentum
@@ -60,38 +60,40 @@ def step_bank(
     An atom that no code uses is dead: the first of them becomes what the worst-explained expert's
     mixture should have been, and codes find it in the next epoch.
     """
-    raise_forces(sums.forces, geometry)
-    system = sums.coupling + how.ridge * sums.coupling.diagonal().mean() * _eye(sums.coupling)
+    precondition(moments.gradients, metric)
+    system = moments.code_moment + settings.ridge * moments.code_moment.diagonal().mean() * _eye(
+        moments.code_moment
+    )
     solver = torch.linalg.inv(system)
-    from_bank = (solver @ sums.drift).to(bank.device, torch.float32)
-    from_force = solver.to(bank.device, torch.float32)
-    repel = (how.coherence * (gram - _eye(gram))).to(bank.device, torch.float32)
+    from_bank = (solver @ moments.code_change_moment).to(bank.device, torch.float32)
+    from_gradient = solver.to(bank.device, torch.float32)
+    repel = (settings.coherence * (gram - _eye(gram))).to(bank.device, torch.float32)
     momentum = Tiles(bank.shape, bank.tile_shape(0)[1], device=bank.device, path=momentum_path)
     squares = torch.zeros(bank.shape[0], dtype=torch.float64)
     dead = (codes != 0).sum(0).eq(0).nonzero()[:1, 0]
-    mixing = codes[sums.worst_position].to(bank.device)
-    missing = geometry.raise_(sums.worst_pull[None])[0] if dead.numel() else sums.worst_pull
+    mixing = codes[moments.worst_position].to(bank.device)
+    missing = metric.solve(moments.worst_step[None])[0] if dead.numel() else moments.worst_step
     for tile, (start, stop) in enumerate(bank.bounds):
         atoms = _flat(bank.load(tile))
-        moved = from_force @ _flat(sums.forces.load(tile)) + from_bank @ atoms
+        moved = from_gradient @ _flat(moments.gradients.load(tile)) + from_bank @ atoms
         if previous is not None:
-            moved.add_(_flat(previous.load(tile)), alpha=how.momentum)
+            moved.add_(_flat(previous.load(tile)), alpha=settings.momentum)
         moved[dead] = 0
         momentum.store(tile, moved.view(bank.tile_shape(tile)))
         moved += atoms
-        if how.coherence:
+        if settings.coherence:
             moved -= repel @ atoms
         moved[dead] = mixing @ atoms + missing[start:stop].reshape(-1)
         squares += squared_norms(moved).double().cpu()
-        sums.forces.store(tile, moved.view(bank.tile_shape(tile)))
+        moments.gradients.store(tile, moved.view(bank.tile_shape(tile)))
     norms = _usable(squares).sqrt()
-    _divide(sums.forces, norms)
+    _divide(moments.gradients, norms)
     _divide(momentum, norms)
-    new_gram = plain_gram(sums.forces)
+    new_gram = plain_gram(moments.gradients)
     kept = codes * norms.to(codes)
     kept = kept * unit_mixture_scales(kept, new_gram)[:, None].to(codes)
-    return Stepped(
-        sums.forces,
+    return BankUpdate(
+        moments.gradients,
         momentum,
         kept,
         new_gram,

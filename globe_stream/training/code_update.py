@@ -30,41 +30,45 @@ class Coding:
     l1: float = 0.0
 
 
-def solve_codes(gram: Tensor, linear: Tensor, start: Tensor, how: Coding) -> Tensor:
+def solve_codes(gram: Tensor, linear: Tensor, start: Tensor, settings: Coding) -> Tensor:
     """Codes (b, m) >= 0 for K (m, m) and b (b, m), from `start` (b, m).
 
     A few accelerated steps, so that codes move with the bank rather than ahead of it. With
     `how.sparse`, the shares alpha / sum alpha go through entmax at the temperature; what
     survives the pruning and the cap is the support, on which the values are refitted.
     """
-    if how.l1:
-        linear = linear - how.l1 * gram.diagonal().mean()
-    codes = nnls(gram, linear, start=start, max_iterations=how.steps, polish=False).codes
-    if not how.sparse:
+    if settings.l1:
+        linear = linear - settings.l1 * gram.diagonal().mean()
+    codes = nnls(gram, linear, start=start, max_iterations=settings.steps, polish=False).codes
+    if not settings.sparse:
         return codes.to(start.dtype)
-    kept = support(codes, how)
+    kept = support(codes, settings)
     begin = torch.where(kept, codes, 0.0)
-    refit = nnls(gram, linear, start=begin, mask=kept, max_iterations=2 * how.steps, polish=False)
+    refit = nnls(
+        gram, linear, start=begin, mask=kept, max_iterations=2 * settings.steps, polish=False
+    )
     return refit.codes.to(start.dtype)
 
 
-def support(codes: Tensor, how: Coding) -> Tensor:
+def support(codes: Tensor, settings: Coding) -> Tensor:
     """Which codes (b, m) survive entmax, the pruning threshold and the cap; boolean.
 
     An expert always keeps its largest code.
     """
     shares = codes / codes.sum(1, keepdim=True).clamp_min(torch.finfo(codes.dtype).tiny)
-    scores = shares.clamp_min(1e-12).log() / how.temperature
-    weights = entmax(scores, ALPHA[how.mapping])
-    kept = (weights > how.prune * weights.amax(1, keepdim=True)) & (codes > 0)
-    if how.cap is not None and how.cap < codes.shape[1]:
-        top = codes.topk(how.cap, dim=1).indices
+    scores = shares.clamp_min(1e-12).log() / settings.temperature
+    weights = entmax(scores, ALPHA[settings.mapping])
+    kept = (weights > settings.prune * weights.amax(1, keepdim=True)) & (codes > 0)
+    if settings.cap is not None and settings.cap < codes.shape[1]:
+        top = codes.topk(settings.cap, dim=1).indices
         kept &= torch.zeros_like(kept).scatter_(1, top, True)
     kept.scatter_(1, codes.argmax(1, keepdim=True), True)
     return kept
 
 
-def first_temperature(codes: Tensor, target: float, how: Coding, low: float, high: float) -> float:
+def first_temperature(
+    codes: Tensor, target: float, settings: Coding, low: float, high: float
+) -> float:
     """The least temperature in [low, high] that leaves `codes` (N, m) the wanted median support.
 
     Where they have less to begin with, the least that prunes nothing from the median expert. The
@@ -73,7 +77,7 @@ def first_temperature(codes: Tensor, target: float, how: Coding, low: float, hig
     wanted = min(target, median_support(codes))
 
     def kept(temperature: float) -> float:
-        return median_support(support(codes, replace(how, temperature=temperature)))
+        return median_support(support(codes, replace(settings, temperature=temperature)))
 
     for _ in range(_BISECTIONS):
         middle = (low * high) ** 0.5

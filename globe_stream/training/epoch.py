@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.factorization.adapters import Activation, Fit, compose, fit_adapters
-from globe_stream.kernels.ridge import ridge_solve
+from globe_stream.engine.stream import Loader
+from globe_stream.factorization.adapters import Activation, AdapterFit, compose, fit_adapters
 from globe_stream.factorization.measure import ErrorLog
+from globe_stream.kernels.ridge import ridge_solve
 from globe_stream.kernels.workspace import Workspace
-from globe_stream.seeding.statistics import Normalisation
+from globe_stream.seeding.statistics import Normalization
 from globe_stream.store import arrays
 from globe_stream.store.tiles import Tiles
-from globe_stream.engine.stream import Loader
 from globe_stream.training import gradients as directions
 from globe_stream.training.code_update import Coding, solve_codes
-from globe_stream.training.gradients import Direction
-from globe_stream.training.metric import Geometry
-from globe_stream.training.moments import EpochSums
+from globe_stream.training.gradients import PreconditionedGradient
+from globe_stream.training.metric import Metric
+from globe_stream.training.moments import EpochMoments
 
-COMPLEMENT_SAMPLES = 64
+PROJECTOR_SAMPLES = 64
 """Experts whose row spaces make the right metric C; a mean over this many is accurate enough."""
 
 
@@ -54,104 +54,113 @@ class EpochAccumulator:
         bank: Tiles,
         codes: Tensor,
         gram: Tensor,
-        geometry: Geometry,
-        sums: EpochSums,
-        how: EpochSettings,
-        normalisation: Normalisation,
+        metric: Metric,
+        moments: EpochMoments,
+        settings: EpochSettings,
+        normalization: Normalization,
         norms: Tensor,
     ) -> None:
         self._bank = bank
         self._codes = codes
         self._gram = gram
-        self.geometry = geometry
-        self._how = how
-        self._normalisation = normalisation
+        self.metric = metric
+        self._how = settings
+        self._normalization = normalization
         self._workspace = Workspace(bank.device)
-        self._stride = max(1, -(-len(codes) // COMPLEMENT_SAMPLES))
-        self.sums = sums
+        self._stride = max(1, -(-len(codes) // PROJECTOR_SAMPLES))
+        self.moments = moments
         self.new_codes = codes.clone()
-        self.log = ErrorLog(norms, normalisation.scale)
+        self.log = ErrorLog(norms, normalization.scale)
         self.polar_fallbacks = 0
 
     def update(self, batch: Batch) -> str:
-        weights = self._normalisation.apply_(batch.weights)
+        weights = self._normalization.apply_(batch.weights)
         old = self._codes[batch.positions].to(weights)
         mixtures = compose(old, self._bank, self._workspace)
         fit = fit_adapters(weights, mixtures, self._how.activation, self._how.ridge)
         self.log.add(batch.positions, fit.squared_error, fit.solve)
-        self._sample_complement(batch.positions, fit)
-        direction = self._direction(weights, mixtures, fit)
-        new = solve_codes(self._gram, self._linear(old, direction), old, self._how.coding)
+        self._sample_row_projector(batch.positions, fit)
+        preconditioned = self._preconditioned(weights, mixtures, fit)
+        new = solve_codes(self._gram, self._linear(old, preconditioned), old, self._how.coding)
         self.new_codes[batch.positions] = new.cpu()
-        self.sums.add(direction, old, new)
-        self.sums.note_worst(batch.positions, fit.squared_error, direction)
+        self.moments.add(preconditioned, old, new)
+        self.moments.note_worst(batch.positions, fit.squared_error, preconditioned)
         return f"relF {self.log.relative_error:.4f}"
 
-    def arrays(self) -> Mapping[str, arrays.Source]:
+    def arrays(self) -> Mapping[str, arrays.Storable]:
         return {
-            **self.sums.arrays(),
+            **self.moments.arrays(),
             "codes": self.new_codes,
             "squared_errors": self.log.squared_errors,
         }
 
     def scalars(self) -> dict[str, Any]:
         return {
-            **self.sums.scalars(),
+            **self.moments.scalars(),
             **self.log.scalars(),
             "polar_fallbacks": self.polar_fallbacks,
         }
 
     def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
-        self.sums.restore(load, scalars)
+        self.moments.restore(load, scalars)
         self.new_codes = torch.from_numpy(arrays.read(load("codes")))
         self.log.restore(torch.from_numpy(arrays.read(load("squared_errors"))), scalars)
         self.polar_fallbacks = scalars["polar_fallbacks"]
 
-    def _direction(self, weights: Tensor, mixtures: Tensor, fit: Fit) -> Direction:
+    def _preconditioned(
+        self, weights: Tensor, mixtures: Tensor, fit: AdapterFit
+    ) -> PreconditionedGradient:
         """Towards S = (1 - beta) S_L + beta S_W, and the sum for the next metric."""
-        how = self._how
-        if how.beta == 1.0:
+        settings = self._how
+        if settings.beta == 1.0:
             return self._weight_aware(weights, mixtures, fit)
         start, fallbacks = directions.orthonormal(weights, mixtures)
         self.polar_fallbacks += fallbacks
-        if how.beta == 0.0:
-            self.sums.metric += how.activation.gamma**2 * _adapter_gram(fit)
+        if settings.beta == 0.0:
+            self.moments.adapter_moment += settings.activation.gamma**2 * _adapter_moment(fit)
             return start
         aware = self._weight_aware(weights, mixtures, fit)
-        return directions.blended(start, aware, how.beta)
+        return directions.blended(start, aware, settings.beta)
 
-    def _weight_aware(self, weights: Tensor, mixtures: Tensor, fit: Fit) -> Direction:
-        how = self._how
-        if how.targets == "pinv":
-            self.sums.metric += how.activation.gamma**2 * _adapter_gram(fit)
+    def _weight_aware(
+        self, weights: Tensor, mixtures: Tensor, fit: AdapterFit
+    ) -> PreconditionedGradient:
+        settings = self._how
+        if settings.targets == "pinv":
+            self.moments.adapter_moment += settings.activation.gamma**2 * _adapter_moment(fit)
             return directions.pseudo_inverse(
-                weights, mixtures, fit, how.activation, how.target_ridge, how.target_weight
+                weights,
+                mixtures,
+                fit,
+                settings.activation,
+                settings.target_ridge,
+                settings.target_weight,
             )
-        direction, metric = directions.surrogate(
-            weights, mixtures, fit, how.activation, how.damping, self.geometry.left_inverse
+        preconditioned, adapter_moment = directions.surrogate(
+            weights, mixtures, fit, settings.activation, settings.damping, self.metric.left_inverse
         )
-        self.sums.metric += metric
-        return direction
+        self.moments.adapter_moment += adapter_moment
+        return preconditioned
 
-    def _linear(self, old: Tensor, direction: Direction) -> Tensor:
+    def _linear(self, old: Tensor, preconditioned: PreconditionedGradient) -> Tensor:
         """b (b, m): <B_j, M S_i C> with S_i the part of the way that the codes aim at."""
-        pulled = torch.zeros(len(old), self._bank.shape[0], device=old.device)
+        moving = torch.zeros(len(old), self._bank.shape[0], device=old.device)
         for (start, stop), tile in self._bank:
-            rows = direction.force[:, start:stop].reshape(len(old), -1)
-            pulled.addmm_(rows, tile.reshape(len(tile), -1).T)
-        pulled *= (self._how.coding_share / direction.weight)[:, None]
-        return old.double() @ self._gram.to(old.device) + pulled.double()
+            rows = preconditioned.gradient[:, start:stop].reshape(len(old), -1)
+            moving.addmm_(rows, tile.reshape(len(tile), -1).T)
+        moving *= (self._how.coding_share / preconditioned.weight)[:, None]
+        return old.double() @ self._gram.to(old.device) + moving.double()
 
-    def _sample_complement(self, positions: list[int], fit: Fit) -> None:
+    def _sample_row_projector(self, positions: list[int], fit: AdapterFit) -> None:
         """Add H^T (H H^T)^-1 H of every so many experts to the sum of projectors."""
         for k, position in enumerate(positions):
             if position % self._stride == 0:
                 hidden = fit.hidden[k : k + 1]
                 columns = ridge_solve(fit.hidden_gram[k : k + 1], hidden.mT, self._how.ridge)
-                self.sums.complement.addmm_(columns.solution[0], hidden[0])
-                self.sums.sampled += 1
+                self.moments.row_projector.addmm_(columns.solution[0], hidden[0])
+                self.moments.sampled += 1
 
 
-def _adapter_gram(fit: Fit) -> Tensor:
+def _adapter_moment(fit: AdapterFit) -> Tensor:
     flat = fit.adapters.reshape(-1, fit.adapters.shape[2])
     return flat.T @ flat

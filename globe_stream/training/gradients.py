@@ -12,21 +12,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from globe_stream.factorization.adapters import Activation, Fit
+from globe_stream.factorization.adapters import Activation, AdapterFit
 from globe_stream.kernels.activation import blend_and_slope
-from globe_stream.kernels.ridge import ridge_solve
 from globe_stream.kernels.polar import polar_rows
+from globe_stream.kernels.ridge import ridge_solve
 
 
 @dataclass(frozen=True)
-class Direction:
+class PreconditionedGradient:
     """Forces F (b, r, d) and weights L (b,)."""
 
-    force: Tensor
+    gradient: Tensor
     weight: Tensor
 
 
-def orthonormal(weights: Tensor, mixtures: Tensor) -> tuple[Direction, int]:
+def orthonormal(weights: Tensor, mixtures: Tensor) -> tuple[PreconditionedGradient, int]:
     """Towards S_i = Q_i W_i / ||W_i||, Q_i = polar(Z_i W_i^T): the warm-up's exact target.
 
     weights (b, p, d), mixtures (b, r, d); metric identity, all weights one. Also returns how many
@@ -35,18 +35,18 @@ def orthonormal(weights: Tensor, mixtures: Tensor) -> tuple[Direction, int]:
     polar = polar_rows(torch.bmm(mixtures, weights.mT))
     target = torch.bmm(polar.rows, weights)
     norms = torch.linalg.matrix_norm(weights).clamp_min(torch.finfo(weights.dtype).tiny)
-    force = target.div_(norms[:, None, None]).sub_(mixtures)
-    return Direction(force, torch.ones_like(norms)), polar.fallbacks
+    gradient = target.div_(norms[:, None, None]).sub_(mixtures)
+    return PreconditionedGradient(gradient, torch.ones_like(norms)), polar.fallbacks
 
 
 def surrogate(
     weights: Tensor,
     mixtures: Tensor,
-    fit: Fit,
+    fit: AdapterFit,
     activation: Activation,
     damping: float,
     metric_inverse: Tensor,
-) -> tuple[Direction, Tensor]:
+) -> tuple[PreconditionedGradient, Tensor]:
     """The gradient of the true loss as force, for the metric M given by its inverse (r, r).
 
     F_i = J o (A_i^T W_i - A_i^T A_i H_i) with J = phi'(gamma Z) gamma, and
@@ -55,28 +55,28 @@ def surrogate(
     """
     adapters = fit.adapters
     curvature = torch.bmm(adapters.mT, adapters)
-    force = torch.bmm(adapters.mT, weights)
-    torch.baddbmm(force, curvature, fit.hidden, alpha=-1, out=force)
+    gradient = torch.bmm(adapters.mT, weights)
+    torch.baddbmm(gradient, curvature, fit.hidden, alpha=-1, out=gradient)
     if activation.linear:
-        force.mul_(activation.gamma)
+        gradient.mul_(activation.gamma)
     else:
         _, slope = blend_and_slope(mixtures * activation.gamma, activation.name, activation.lam)
-        force.mul_(slope.mul_(activation.gamma))
+        gradient.mul_(slope.mul_(activation.gamma))
     curvature.mul_(activation.gamma**2)
     mean = (curvature * metric_inverse).sum((1, 2)) / curvature.shape[1]
     # An expert without atoms has no curvature, nor any force: it stays where it is.
     weight = (4 * damping * mean).clamp_min(torch.finfo(mean.dtype).tiny)
-    return Direction(force, weight), curvature.sum(0)
+    return PreconditionedGradient(gradient, weight), curvature.sum(0)
 
 
 def pseudo_inverse(
     weights: Tensor,
     mixtures: Tensor,
-    fit: Fit,
+    fit: AdapterFit,
     activation: Activation,
     ridge: float,
     weight: float = 1.0,
-) -> Direction:
+) -> PreconditionedGradient:
     """Towards S_i = (A_i^T A_i + ridge)^-1 A_i^T W_i / gamma, the seeds' Route-W.
 
     Metric identity; every expert goes 1 / `weight` of the way. Not monotone with weight one: it
@@ -86,21 +86,25 @@ def pseudo_inverse(
     adapters = fit.adapters
     curvature = torch.bmm(adapters.mT, adapters)
     residual = torch.baddbmm(weights, adapters, fit.hidden, alpha=-1)
-    pulled = torch.bmm(residual.mT, adapters)
-    move = ridge_solve(curvature, pulled, ridge).solution.mT.contiguous()
+    moving = torch.bmm(residual.mT, adapters)
+    move = ridge_solve(curvature, moving, ridge).solution.mT.contiguous()
     if activation.linear:
         move.div_(activation.gamma)
     else:
         _, slope = blend_and_slope(mixtures * activation.gamma, activation.name, activation.lam)
         move.div_(slope.clamp_min(0.1).mul_(activation.gamma))
-    return Direction(move, torch.full((len(move),), weight, dtype=move.dtype, device=move.device))
+    return PreconditionedGradient(
+        move, torch.full((len(move),), weight, dtype=move.dtype, device=move.device)
+    )
 
 
-def blended(start: Direction, aware: Direction, beta: float) -> Direction:
+def blended(
+    start: PreconditionedGradient, aware: PreconditionedGradient, beta: float
+) -> PreconditionedGradient:
     """(1 - beta) of the way to the warm-start targets and beta to the weight-aware ones.
 
     Both in the identity metric, the result's weights being one.
     Source: am-loop notes, "Target Blending".
     """
-    move = aware.force / aware.weight[:, None, None]
-    return Direction(torch.lerp(start.force, move, beta), start.weight)
+    move = aware.gradient / aware.weight[:, None, None]
+    return PreconditionedGradient(torch.lerp(start.gradient, move, beta), start.weight)

@@ -21,7 +21,7 @@ _LEFT_RIDGE = 1e-6
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Metric:
     """The metric and its inverses; None stands for the identity."""
 
     left: Tensor
@@ -30,30 +30,32 @@ class Geometry:
     right_inverse: Tensor | None
 
     @classmethod
-    def identity(cls, rank: int, device: torch.device) -> "Geometry":
+    def identity(cls, rank: int, device: torch.device) -> "Metric":
         """No preference among displacements."""
         eye = torch.eye(rank, device=device)
         return cls(eye, eye, None, None)
 
     @classmethod
-    def from_sums(cls, metric: Tensor, complement: Tensor, device: torch.device) -> "Geometry":
+    def from_moments(
+        cls, adapter_moment: Tensor, row_projector: Tensor, device: torch.device
+    ) -> "Metric":
         """From the mean of gamma^2 A^T A (r, r) and the mean complement I - P (d, d)."""
-        left = _ridged(metric.double().cpu(), _LEFT_RIDGE)
-        right = _ridged(complement.double().cpu(), RIGHT_RIDGE)
+        left = _ridged(adapter_moment.double().cpu(), _LEFT_RIDGE)
+        right = _ridged(row_projector.double().cpu(), RIGHT_RIDGE)
         right = right / right.diagonal().mean()
         parts = (left, _inverse(left), right, _inverse(right))
         return cls(*(part.float().to(device) for part in parts))
 
-    def lower(self, atoms: Tensor) -> Tensor:
+    def apply(self, atoms: Tensor) -> Tensor:
         """M X C of atoms X (k, r, d): from displacement to force."""
         product = torch.matmul(self.left, atoms)
         return product if self.right is None else torch.matmul(product, self.right)
 
-    def raise_(self, forces: Tensor) -> Tensor:
+    def solve(self, gradients: Tensor) -> Tensor:
         """M^-1 F C^-1 of forces F (k, r, d): from force to displacement."""
         if self.right_inverse is None:
-            return torch.matmul(self.left_inverse, forces)
-        return torch.matmul(torch.matmul(self.left_inverse, forces), self.right_inverse)
+            return torch.matmul(self.left_inverse, gradients)
+        return torch.matmul(torch.matmul(self.left_inverse, gradients), self.right_inverse)
 
     @property
     def condition(self) -> float:
@@ -78,22 +80,22 @@ def plain_gram(bank: Tiles) -> Tensor:
     return gram
 
 
-def metric_gram(bank: Tiles, geometry: Geometry) -> Tensor:
+def metric_gram(bank: Tiles, metric: Metric) -> Tensor:
     """K (m, m) float64 = <B_j, M B_k C>."""
     m = bank.shape[0]
     gram = torch.zeros(m, m, dtype=torch.float64)
     for first, last in atom_chunks(bank):
-        lowered = geometry.lower(bank.items(first, last))
+        applied = metric.apply(bank.items(first, last))
         for (start, stop), tile in bank:
-            part = tile.reshape(m, -1) @ lowered[:, start:stop].reshape(last - first, -1).T
+            part = tile.reshape(m, -1) @ applied[:, start:stop].reshape(last - first, -1).T
             gram[:, first:last] += part.double().cpu()
     return (gram + gram.T) / 2
 
 
-def raise_forces(forces: Tiles, geometry: Geometry) -> None:
+def precondition(gradients: Tiles, metric: Metric) -> None:
     """Replace every F_j by M^-1 F_j C^-1, in place."""
-    for first, last in atom_chunks(forces):
-        forces.put_items(first, geometry.raise_(forces.items(first, last)))
+    for first, last in atom_chunks(gradients):
+        gradients.put_items(first, metric.solve(gradients.items(first, last)))
 
 
 def _ridged(matrix: Tensor, share: float) -> Tensor:

@@ -16,36 +16,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from globe_stream.engine.stream import Loader
 from globe_stream.store import arrays
 from globe_stream.store.tiles import Tiles
-from globe_stream.engine.stream import Loader
-from globe_stream.training.gradients import Direction
+from globe_stream.training.gradients import PreconditionedGradient
 
-_SMALL = ("coupling", "drift", "metric", "complement", "worst_pull")
+_SMALL = ("code_moment", "code_change_moment", "adapter_moment", "row_projector", "worst_step")
 
 
 @dataclass
-class EpochSums:
+class EpochMoments:
     """Sums over the experts seen so far in an epoch."""
 
-    forces: Tiles  # (m, r, d) sum_i alpha_i F_i
-    coupling: Tensor  # (m, m) float64: sum_i L_i alpha_i alpha_i^T
-    drift: Tensor  # (m, m) float64: D above
-    metric: Tensor  # (r, r) sum_i gamma^2 A_i^T A_i
-    complement: Tensor  # (d, d) sum over sampled experts of the row-space projector
-    worst_pull: Tensor  # (r, d) F_i / L_i of the expert with the largest error
+    gradients: Tiles  # (m, r, d) sum_i alpha_i F_i
+    code_moment: Tensor  # (m, m) float64: sum_i L_i alpha_i alpha_i^T
+    code_change_moment: Tensor  # (m, m) float64: D above
+    adapter_moment: Tensor  # (r, r) sum_i gamma^2 A_i^T A_i
+    row_projector: Tensor  # (d, d) sum over sampled experts of the row-space projector
+    worst_step: Tensor  # (r, d) F_i / L_i of the expert with the largest error
     worst_error: float = -1.0
     worst_position: int = -1
     sampled: int = 0
 
     @classmethod
-    def empty(cls, forces: Tiles) -> "EpochSums":
+    def empty(cls, gradients: Tiles) -> "EpochMoments":
         """All zero, for a bank of the shape of `forces`."""
-        m, r, d = forces.shape
-        forces.zero()
-        device = forces.device
+        m, r, d = gradients.shape
+        gradients.zero()
+        device = gradients.device
         return cls(
-            forces,
+            gradients,
             torch.zeros(m, m, dtype=torch.float64),
             torch.zeros(m, m, dtype=torch.float64),
             torch.zeros(r, r, device=device),
@@ -53,40 +53,44 @@ class EpochSums:
             torch.zeros(r, d, device=device),
         )
 
-    def add(self, direction: Direction, old: Tensor, new: Tensor) -> None:
+    def add(self, preconditioned: PreconditionedGradient, old: Tensor, new: Tensor) -> None:
         """Take a batch's direction and its codes before and after, (b, m) each."""
         count = len(new)
-        for tile, ((start, stop), values) in enumerate(self.forces):
-            rows = direction.force[:, start:stop].reshape(count, -1)
+        for tile, ((start, stop), values) in enumerate(self.gradients):
+            rows = preconditioned.gradient[:, start:stop].reshape(count, -1)
             values.view(len(values), -1).addmm_(new.T, rows)
-            self.forces.store(tile, values)
-        weighted = (new * direction.weight[:, None]).double().cpu()
-        self.coupling += weighted.T @ new.double().cpu()
-        self.drift += weighted.T @ (old - new).double().cpu()
+            self.gradients.store(tile, values)
+        weighted = (new * preconditioned.weight[:, None]).double().cpu()
+        self.code_moment += weighted.T @ new.double().cpu()
+        self.code_change_moment += weighted.T @ (old - new).double().cpu()
 
-    def mean_complement(self) -> Tensor:
+    def mean_residual_projector(self) -> Tensor:
         """The mean of I - P_i over the sampled experts (d, d)."""
-        eye = torch.eye(len(self.complement), device=self.complement.device)
-        return eye - self.complement / max(1, self.sampled)
+        eye = torch.eye(len(self.row_projector), device=self.row_projector.device)
+        return eye - self.row_projector / max(1, self.sampled)
 
-    def note_worst(self, positions: list[int], squared_error: Tensor, direction: Direction) -> None:
+    def note_worst(
+        self, positions: list[int], squared_error: Tensor, preconditioned: PreconditionedGradient
+    ) -> None:
         """Remember the pull of the batch's worst expert if it is the worst so far.
 
         An expert without atoms has no pull and is passed over.
         """
-        pulled = (direction.weight > torch.finfo(direction.weight.dtype).tiny).to(
+        moving = (preconditioned.weight > torch.finfo(preconditioned.weight.dtype).tiny).to(
             squared_error.device
         )
-        errors = torch.where(pulled, squared_error, -1.0)
+        errors = torch.where(moving, squared_error, -1.0)
         worst = int(errors.argmax())
         if float(errors[worst]) > self.worst_error:
             self.worst_error = float(errors[worst])
             self.worst_position = positions[worst]
-            torch.div(direction.force[worst], direction.weight[worst], out=self.worst_pull)
+            torch.div(
+                preconditioned.gradient[worst], preconditioned.weight[worst], out=self.worst_step
+            )
 
-    def arrays(self) -> Mapping[str, arrays.Source]:
+    def arrays(self) -> Mapping[str, arrays.Storable]:
         """For a checkpoint inside the pass."""
-        return {"forces": self.forces, **{name: getattr(self, name) for name in _SMALL}}
+        return {"gradients": self.gradients, **{name: getattr(self, name) for name in _SMALL}}
 
     def scalars(self) -> dict[str, Any]:
         """For a checkpoint inside the pass."""
@@ -98,7 +102,7 @@ class EpochSums:
 
     def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
         """Return to a checkpoint inside the pass."""
-        arrays.read_into(load("forces"), self.forces)
+        arrays.read_into(load("gradients"), self.gradients)
         for name in _SMALL:
             saved = torch.from_numpy(arrays.read(load(name)))
             getattr(self, name).copy_(saved)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from globe_stream.config import TrainConfig
 from globe_stream.factorization.adapters import Activation
+from globe_stream.training.bank_update import BankUpdateSettings
 from globe_stream.training.code_update import Coding, first_temperature, next_temperature
-from globe_stream.training.bank_update import DictionaryStep
 from globe_stream.training.epoch import EpochSettings
 
 MAX_DAMPING = 4.0
@@ -36,7 +36,7 @@ LAMBDA_REST = 5
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class ScheduleState:
     """Where training stands before an epoch."""
 
     epoch: int = 0  # epochs done
@@ -65,12 +65,12 @@ class Schedule:
     bases: int
     gamma: float
 
-    def first(self, codes: Tensor) -> Trajectory:
+    def first(self, codes: Tensor) -> ScheduleState:
         """The trajectory of a unit that was only seeded, with `codes` (N, m)."""
         config = self.config
         begins_curved = config.warmup_epochs == 0 and config.activation_start == 0
         step = 0.0 if config.activation == "none" else 1 / config.activation_steps
-        start = Trajectory(damping=config.damping, lam_step=step, lam=step * begins_curved)
+        start = ScheduleState(damping=config.damping, lam_step=step, lam=step * begins_curved)
         target = self.support_target()
         if target is None:
             return start
@@ -78,15 +78,15 @@ class Schedule:
         warm = first_temperature(codes, target, self._coding(start), low, high)
         return replace(start, temperature=max(1.0, warm))
 
-    def in_warmup(self, now: Trajectory) -> bool:
+    def in_warmup(self, now: ScheduleState) -> bool:
         """Whether the epoch to come is a warm-up epoch."""
         return now.epoch < self.config.warmup_epochs
 
-    def uses_metric(self, now: Trajectory) -> bool:
+    def uses_metric(self, now: ScheduleState) -> bool:
         """Whether the epoch to come measures displacements in the shared metric."""
         return self.beta(now) == 1.0 and self.config.targets == "surrogate"
 
-    def beta(self, now: Trajectory) -> float:
+    def beta(self, now: ScheduleState) -> float:
         """Share of the weight-aware targets in the epoch to come; 0 in the warm-up."""
         if self.in_warmup(now):
             return 0.0
@@ -106,7 +106,7 @@ class Schedule:
         target = self.config.support_target()
         return None if target is None or target >= self.bases else target
 
-    def epoch_settings(self, now: Trajectory) -> EpochSettings:
+    def epoch_settings(self, now: ScheduleState) -> EpochSettings:
         """The numbers of the epoch to come."""
         config, warm = self.config, self.in_warmup(now)
         return EpochSettings(
@@ -121,24 +121,24 @@ class Schedule:
             target_weight=now.damping / config.damping,
         )
 
-    def dictionary_step(self, now: Trajectory) -> DictionaryStep:
+    def bank_update_settings(self, now: ScheduleState) -> BankUpdateSettings:
         """The numbers of the step that ends the epoch to come."""
         config = self.config
         momentum = config.warmup_momentum if self.in_warmup(now) else config.momentum
-        return DictionaryStep(momentum if now.steps else 0.0, config.lambda_b, config.coherence)
+        return BankUpdateSettings(momentum if now.steps else 0.0, config.lambda_b, config.coherence)
 
-    def is_worse(self, now: Trajectory, error: float) -> bool:
+    def is_worse(self, now: ScheduleState, error: float) -> bool:
         """Whether the state that measured `error` is to be rejected for the saved one."""
         return now.best is not None and error > (1 + self.config.guard) * now.best
 
-    def _damping(self, now: Trajectory, error: float) -> float:
+    def _damping(self, now: ScheduleState, error: float) -> float:
         """Longer steps again while the error falls, shorter ones when it has risen a little."""
         risen = now.error is not None and error > now.error and now.lam == now.saved_lam
         if risen and not self.in_warmup(now):
             return min(MAX_DAMPING, RISEN * now.damping)
         return max(self.config.damping, RECOVERY * now.damping)
 
-    def reject(self, now: Trajectory) -> Trajectory:
+    def reject(self, now: ScheduleState) -> ScheduleState:
         """Back to the saved state: no momentum, lambda as it was, a lone step shorter."""
         back = replace(self._counted(now, now.error), steps=0, rejected=now.rejected + 1)
         if now.lam == now.saved_lam:
@@ -153,7 +153,7 @@ class Schedule:
             lam_rest=LAMBDA_REST,
         )
 
-    def accept(self, now: Trajectory, error: float, median_support: float) -> Trajectory:
+    def accept(self, now: ScheduleState, error: float, median_support: float) -> ScheduleState:
         """On to the next state after an epoch that measured `error` and left `median_support`."""
         config = self.config
         ahead = replace(
@@ -180,11 +180,11 @@ class Schedule:
             ),
         )
 
-    def stopped(self, now: Trajectory) -> bool:
+    def stopped(self, now: ScheduleState) -> bool:
         """Whether relF has been still for long enough to stop early."""
         return 0 < self.config.patience <= now.still
 
-    def _next_lambda(self, ahead: Trajectory) -> float:
+    def _next_lambda(self, ahead: ScheduleState) -> float:
         """lambda rises by a step an epoch once it may, while epochs improve the error."""
         config = self.config
         start = max(config.warmup_epochs, config.activation_start)
@@ -194,7 +194,7 @@ class Schedule:
             return ahead.lam
         return min(1.0, ahead.lam + ahead.lam_step)
 
-    def _coding(self, now: Trajectory) -> Coding:
+    def _coding(self, now: ScheduleState) -> Coding:
         config, target = self.config, self.support_target()
         cap = config.support_cap
         if cap is None and target is not None:
@@ -209,7 +209,7 @@ class Schedule:
             l1=config.l1,
         )
 
-    def _counted(self, now: Trajectory, error: float | None) -> Trajectory:
+    def _counted(self, now: ScheduleState, error: float | None) -> ScheduleState:
         """One more epoch, which left a saved state of relF `error`; the warm-up may stand still."""
         bar = None if now.error is None else now.error * (1 - self.config.tolerance)
         improved = bar is None or error is None or error < bar or self.in_warmup(now)

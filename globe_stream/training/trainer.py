@@ -13,124 +13,129 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globe_stream.factorization.code_statistics import code_values, median_support
 from globe_stream.config import TrainConfig
 from globe_stream.engine.context import Context
+from globe_stream.engine.stream import Pass, PassCost, finished, stream
+from globe_stream.factorization.code_statistics import code_values, median_support
+from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.measure import ErrorLog
 from globe_stream.memory.cost_model import StagePlan, tile_rows
-from globe_stream.factorization.groups import Unit
-from globe_stream.seeding.statistics import Normalisation
+from globe_stream.seeding.statistics import Normalization
 from globe_stream.store import arrays, codes
 from globe_stream.store.arrays import StoredTiles
 from globe_stream.store.tiles import Tiles
-from globe_stream.engine.stream import Pass, PassCost, finished, stream
-from globe_stream.training.bank_update import Stepped, step_bank
+from globe_stream.training.bank_update import BankUpdate, update_bank
 from globe_stream.training.epoch import EpochAccumulator
-from globe_stream.training.metric import Geometry, metric_gram, plain_gram
-from globe_stream.training.schedule import Schedule, Trajectory
-from globe_stream.training.moments import EpochSums
+from globe_stream.training.metric import Metric, metric_gram, plain_gram
+from globe_stream.training.moments import EpochMoments
+from globe_stream.training.schedule import Schedule, ScheduleState
 
 
 @dataclass
-class _Standing:
+class TrainerState:
     """What an epoch starts from, in memory."""
 
     bank: Tiles
-    forces: Tiles
+    gradients: Tiles
     codes: Tensor
     gram: Tensor  # (m, m) of the bank's atoms
-    trajectory: Trajectory
+    schedule_state: ScheduleState
 
 
 class Trainer:
     """Trains one unit until `config.epochs` or until it stands still."""
 
-    def __init__(self, context: Context, unit: Unit, config: TrainConfig, plan: StagePlan) -> None:
+    def __init__(
+        self, context: Context, group: ExpertGroup, config: TrainConfig, plan: StagePlan
+    ) -> None:
         self.context = context
-        self.unit = unit
+        self.group = group
         self.config = config
         self.plan = plan
-        sizes = unit.sizes
+        sizes = group.sizes
         # gain sqrt(r d) makes `gain` the RMS of gamma Z, as ||Z||_F = 1.
         gamma = config.gain * (sizes.rank * sizes.d) ** 0.5
-        self.schedule = Schedule(config, unit.bases, gamma)
+        self.schedule = Schedule(config, group.bases, gamma)
         self._norms = torch.from_numpy(self._read("norms"))
 
     def run(self) -> None:
         """Carry out the epochs that are not done yet."""
-        trajectory = self._trajectory()
-        if self._over(trajectory):
+        schedule_state = self._schedule_state()
+        if self._over(schedule_state):
             return
-        stage = f"{self.unit.key}/train"
-        with self.context.stage(stage, self.plan.price):
-            standing = self._load(trajectory)
-            while not self._over(standing.trajectory):
-                standing = self._epoch(standing)
-            standing.bank.close()
-            standing.forces.close()
+        stage = f"{self.group.key}/train"
+        with self.context.stage(stage, self.plan.estimate_bytes):
+            current = self._load(schedule_state)
+            while not self._over(current.schedule_state):
+                current = self._epoch(current)
+            current.bank.close()
+            current.gradients.close()
         self.context.run.clear_spill()
-        self.context.metrics.log("train/memory", self.unit.key, self.context.memory_values(stage))
+        self.context.metrics.log("train/memory", self.group.key, self.context.memory_values(stage))
 
     # -- one epoch -------------------------------------------------------------------------
 
-    def _epoch(self, standing: _Standing) -> _Standing:
-        start, before = time.monotonic(), standing.trajectory
-        geometry = self._geometry(before)
+    def _epoch(self, current: TrainerState) -> TrainerState:
+        start, before = time.monotonic(), current.schedule_state
+        metric = self._metric(before)
         accumulator = EpochAccumulator(
-            standing.bank,
-            standing.codes,
-            self._metric_gram(standing, geometry),
-            geometry,
-            EpochSums.empty(standing.forces),
+            current.bank,
+            current.codes,
+            self._metric_gram(current, metric),
+            metric,
+            EpochMoments.empty(current.gradients),
             self.schedule.epoch_settings(before),
-            self._normalisation(),
+            self._normalization(),
             self._norms,
         )
         task = Pass(
-            self.unit.key, f"epoch {before.epoch + 1}", self.unit.experts, self.plan.knobs.batch
+            self.group.key,
+            f"epoch {before.epoch + 1}",
+            self.group.experts,
+            self.plan.batch_plan.batch,
         )
         cost = stream(self.context, task, accumulator)
-        values = self._values(standing, accumulator)
+        values = self._values(current, accumulator)
         if self.schedule.is_worse(before, accumulator.log.relative_error):
-            after = self._reject(standing, task, cost)
+            after = self._reject(current, task, cost)
         else:
-            after, told = self._accept(standing, accumulator, task, cost)
+            after, told = self._accept(current, accumulator, task, cost)
             values |= told
         values |= {
-            "recon/relative_frobenius_error": after.trajectory.error,
-            "schedule/rejected": after.trajectory.rejected > before.rejected,
+            "recon/relative_frobenius_error": after.schedule_state.error,
+            "schedule/rejected": after.schedule_state.rejected > before.rejected,
             **cost.values(),
             "time/step_seconds": time.monotonic() - start,
         }
-        self.context.metrics.log("train", self.unit.key, values, epoch=after.trajectory.epoch)
-        self._say(after.trajectory, values)
+        self.context.metrics.log("train", self.group.key, values, epoch=after.schedule_state.epoch)
+        self._say(after.schedule_state, values)
         return after
 
     def _accept(
         self,
-        standing: _Standing,
+        current: TrainerState,
         accumulator: EpochAccumulator,
         task: Pass,
         cost: PassCost,
-    ) -> tuple[_Standing, dict[str, Any]]:
+    ) -> tuple[TrainerState, dict[str, Any]]:
         """Save the measured state, take the dictionary step, save what comes next."""
-        before = standing.trajectory
+        before = current.schedule_state
         median = median_support(accumulator.new_codes)
         after = self.schedule.accept(before, accumulator.log.relative_error, median)
-        stepped = self._step(standing, accumulator)
-        sums = accumulator.sums
-        put: dict[str, arrays.Source] = {
-            "next/bank": stepped.bank,
-            "next/momentum": stepped.momentum,
-            "next/metric": sums.metric / len(standing.codes),
-            "next/complement": sums.mean_complement(),
+        update = self._step(current, accumulator)
+        moments = accumulator.moments
+        put: dict[str, arrays.Storable] = {
+            "next/bank": update.bank,
+            "next/momentum": update.momentum,
+            "next/metric": moments.adapter_moment / len(current.codes),
+            "next/complement": moments.mean_residual_projector(),
             "errors": accumulator.log.squared_errors,
-            **codes.named("next", stepped.codes),
+            **codes.named("next", update.codes),
         }
         states, drop = finished(task)
         self.context.run.commit(
             {
-                self.unit.key: self._state(standing, accumulator.log, after, cost),
+                self.group.key: self._state(current, accumulator.log, after, cost),
                 self._next_key: after.record(),
                 **states,
             },
@@ -138,56 +143,56 @@ class Trainer:
             move=self._moves(),
             drop=drop,
         )
-        stepped.momentum.close()
+        update.momentum.close()
         told = {
-            "bank/norm_deviation_max": stepped.largest_norm_change,
-            "bank/revived_atoms": stepped.revived,
-            "health/coupling_condition": stepped.condition,
+            "bank/norm_deviation_max": update.largest_norm_change,
+            "bank/revived_atoms": update.revived,
+            "health/coupling_condition": update.condition,
         }
-        return _Standing(stepped.bank, standing.bank, stepped.codes, stepped.gram, after), told
+        return TrainerState(update.bank, current.bank, update.codes, update.gram, after), told
 
-    def _reject(self, standing: _Standing, task: Pass, cost: PassCost) -> _Standing:
+    def _reject(self, current: TrainerState, task: Pass, cost: PassCost) -> TrainerState:
         """Keep the saved state and continue from it."""
-        after = self.schedule.reject(standing.trajectory)
-        arrays.read_into(self.context.run.array(self._name("bank")), standing.bank)
-        dense = codes.load(self.context.run, self.unit.key, self.unit.bases)
-        saved = self.context.run.state(self.unit.key) or {}
+        after = self.schedule.reject(current.schedule_state)
+        arrays.read_into(self.context.run.array(self._name("bank")), current.bank)
+        dense = codes.load(self.context.run, self.group.key, self.group.bases)
+        saved = self.context.run.state(self.group.key) or {}
         states, drop = finished(task)
-        put = {"next/bank": standing.bank, **codes.named("next", dense)}
+        put = {"next/bank": current.bank, **codes.named("next", dense)}
         self.context.run.commit(
             {
-                self.unit.key: {**saved, **self._progress(after, cost)},
+                self.group.key: {**saved, **self._progress(after, cost)},
                 self._next_key: after.record(),
                 **states,
             },
             {self._name(name): source for name, source in put.items()},
             drop=drop,
         )
-        gram = plain_gram(standing.bank)
-        return _Standing(standing.bank, standing.forces, dense, gram, after)
+        gram = plain_gram(current.bank)
+        return TrainerState(current.bank, current.gradients, dense, gram, after)
 
-    def _step(self, standing: _Standing, accumulator: EpochAccumulator) -> Stepped:
-        how = self.schedule.dictionary_step(standing.trajectory)
+    def _step(self, current: TrainerState, accumulator: EpochAccumulator) -> BankUpdate:
+        settings = self.schedule.bank_update_settings(current.schedule_state)
         previous = None
-        if how.momentum and self.context.run.has(self._name("next/momentum")):
+        if settings.momentum and self.context.run.has(self._name("next/momentum")):
             previous = StoredTiles(
-                self.context.run.array(self._name("next/momentum")), standing.bank
+                self.context.run.array(self._name("next/momentum")), current.bank
             )
-        return step_bank(
-            standing.bank,
+        return update_bank(
+            current.bank,
             previous,
-            accumulator.sums,
+            accumulator.moments,
             accumulator.new_codes,
-            standing.gram,
-            accumulator.geometry,
-            how,
+            current.gram,
+            accumulator.metric,
+            settings,
             self.context.run.spill(self._flat("momentum")),
         )
 
-    def _metric_gram(self, standing: _Standing, geometry: Geometry) -> Tensor:
-        if geometry.right is None:
-            return standing.gram
-        return metric_gram(standing.bank, geometry)
+    def _metric_gram(self, current: TrainerState, metric: Metric) -> Tensor:
+        if metric.right is None:
+            return current.gram
+        return metric_gram(current.bank, metric)
 
     def _moves(self) -> list[tuple[str, str]]:
         """The measured state takes the place of the saved one; the seeds are kept aside."""
@@ -203,17 +208,17 @@ class Trainer:
 
     # -- what an epoch starts from ------------------------------------------------------------
 
-    def _load(self, trajectory: Trajectory) -> _Standing:
-        origin = "next/" if trajectory.epoch else ""
-        bank, forces = self._tiles("bank"), self._tiles("forces")
+    def _load(self, schedule_state: ScheduleState) -> TrainerState:
+        origin = "next/" if schedule_state.epoch else ""
+        bank, gradients = self._tiles("bank"), self._tiles("forces")
         arrays.read_into(self.context.run.array(self._name(f"{origin}bank")), bank)
-        group = self._name("next") if trajectory.epoch else self.unit.key
-        dense = codes.load(self.context.run, group, self.unit.bases)
-        return _Standing(bank, forces, dense, plain_gram(bank), trajectory)
+        group = self._name("next") if schedule_state.epoch else self.group.key
+        dense = codes.load(self.context.run, group, self.group.bases)
+        return TrainerState(bank, gradients, dense, plain_gram(bank), schedule_state)
 
     def _tiles(self, name: str) -> Tiles:
-        path = self.context.run.spill(self._flat(name)) if self.plan.knobs.spill else None
-        sizes = self.unit.sizes
+        path = self.context.run.spill(self._flat(name)) if self.plan.batch_plan.spill else None
+        sizes = self.group.sizes
         return Tiles(
             (sizes.bases, sizes.rank, sizes.d),
             tile_rows(sizes),
@@ -221,43 +226,43 @@ class Trainer:
             path=path,
         )
 
-    def _geometry(self, trajectory: Trajectory) -> Geometry:
+    def _metric(self, schedule_state: ScheduleState) -> Metric:
         device = self.context.device
         has_metric = self.context.run.has(self._name("next/metric"))
-        if not self.schedule.uses_metric(trajectory) or not has_metric:
-            return Geometry.identity(self.unit.rank, device)
-        metric, complement = (
+        if not self.schedule.uses_metric(schedule_state) or not has_metric:
+            return Metric.identity(self.group.rank, device)
+        adapter_moment, row_projector = (
             torch.from_numpy(self._read(f"next/{name}")) for name in ("metric", "complement")
         )
-        return Geometry.from_sums(metric, complement, device)
+        return Metric.from_moments(adapter_moment, row_projector, device)
 
-    def _trajectory(self) -> Trajectory:
+    def _schedule_state(self) -> ScheduleState:
         record = self.context.run.state(self._next_key)
         if record is not None:
-            return Trajectory(**record)
-        return self.schedule.first(codes.load(self.context.run, self.unit.key, self.unit.bases))
+            return ScheduleState(**record)
+        return self.schedule.first(codes.load(self.context.run, self.group.key, self.group.bases))
 
     # -- what is told ----------------------------------------------------------------------
 
     def _state(
-        self, standing: _Standing, log: ErrorLog, after: Trajectory, cost: PassCost
+        self, current: TrainerState, log: ErrorLog, after: ScheduleState, cost: PassCost
     ) -> dict[str, Any]:
-        activation = self.schedule.activation(standing.trajectory.lam)
+        activation = self.schedule.activation(current.schedule_state.lam)
         return {
-            **(self.context.run.state(self.unit.key) or {}),
+            **(self.context.run.state(self.group.key) or {}),
             **self._progress(after, cost),
             "relative_frobenius_error": log.relative_error,
             "lambda_a": self.config.lambda_a,
             "activation": activation.name,
             "activation_lambda": activation.lam,
             "gamma": activation.gamma,
-            "temperature": standing.trajectory.temperature,
-            "median_support": median_support(standing.codes),
+            "temperature": current.schedule_state.temperature,
+            "median_support": median_support(current.codes),
         }
 
-    def _progress(self, after: Trajectory, cost: PassCost) -> dict[str, Any]:
+    def _progress(self, after: ScheduleState, cost: PassCost) -> dict[str, Any]:
         """What every epoch changes in the unit's state, whether its state was kept or not."""
-        saved = self.context.run.state(self.unit.key) or {}
+        saved = self.context.run.state(self.group.key) or {}
         return {
             "stage": "trained" if self._over(after) else "training",
             "epoch": after.epoch,
@@ -266,11 +271,11 @@ class Trainer:
             "seconds": saved["seconds"] + cost.seconds,
         }
 
-    def _values(self, standing: _Standing, accumulator: EpochAccumulator) -> dict[str, Any]:
-        now, target = standing.trajectory, self.schedule.support_target()
+    def _values(self, current: TrainerState, accumulator: EpochAccumulator) -> dict[str, Any]:
+        now, target = current.schedule_state, self.schedule.support_target()
         return {
-            **accumulator.log.metrics(self.unit.experts),
-            **code_values(standing.codes, standing.gram, target),
+            **accumulator.log.metrics(self.group.experts),
+            **code_values(current.codes, current.gram, target),
             "recon/measured_error": accumulator.log.relative_error,
             "alpha/temperature": now.temperature,
             "alpha/target_support": target,
@@ -278,42 +283,42 @@ class Trainer:
             "schedule/beta": self.schedule.beta(now),
             "schedule/damping": now.damping,
             "schedule/warmup": self.schedule.in_warmup(now),
-            "health/metric_condition": accumulator.geometry.condition,
+            "health/metric_condition": accumulator.metric.condition,
             "health/polar_fallbacks": accumulator.polar_fallbacks,
             "memory/rss_bytes": self.context.meter.now(),
             "memory/peak_bytes": self.context.meter.stage_peak,
         }
 
-    def _say(self, after: Trajectory, values: dict[str, Any]) -> None:
+    def _say(self, after: ScheduleState, values: dict[str, Any]) -> None:
         rejected = (
             f" (a step to {values['recon/measured_error']:.4f} was taken back)"
             if values["schedule/rejected"]
             else ""
         )
         self.context.progress.say(
-            f"{self.unit.key} epoch {after.epoch}/{self.config.epochs}: relF {after.error:.4f}"
+            f"{self.group.key} epoch {after.epoch}/{self.config.epochs}: relF {after.error:.4f}"
             f"{rejected}, median support {values['alpha/median_support']:.0f}, "
             f"{values['time/step_seconds']:.1f} s"
         )
 
     # -- small things ----------------------------------------------------------------------
 
-    def _over(self, trajectory: Trajectory) -> bool:
-        return trajectory.epoch >= self.config.epochs or self.schedule.stopped(trajectory)
+    def _over(self, schedule_state: ScheduleState) -> bool:
+        return schedule_state.epoch >= self.config.epochs or self.schedule.stopped(schedule_state)
 
-    def _normalisation(self) -> Normalisation:
-        state = self.context.run.state(self.unit.key) or {}
-        return Normalisation(state["mean"], state["scale"])
+    def _normalization(self) -> Normalization:
+        state = self.context.run.state(self.group.key) or {}
+        return Normalization(state["mean"], state["scale"])
 
     @property
     def _next_key(self) -> str:
-        return f"{self.unit.key}:next"
+        return f"{self.group.key}:next"
 
     def _name(self, name: str) -> str:
-        return f"{self.unit.key}/{name}"
+        return f"{self.group.key}/{name}"
 
     def _flat(self, name: str) -> str:
-        return f"{self.unit.key.replace('/', '-')}-{name}"
+        return f"{self.group.key.replace('/', '-')}-{name}"
 
     def _read(self, name: str) -> Any:
         return arrays.read(self.context.run.array(self._name(name)))

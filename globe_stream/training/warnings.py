@@ -3,7 +3,7 @@
 from globe_stream.config import TrainConfig
 
 
-def oddities(config: TrainConfig, bases: int) -> list[str]:
+def training_warnings(config: TrainConfig, bases: int) -> list[str]:
     """One line for each setting of `config` that means something else with `bases` atoms."""
     target, cap = config.support_target(), config.support_cap
     lines = []

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from globe_stream.errors import InputError
 from globe_stream.io.safetensors import ITEM_BYTES, read_header
 from globe_stream.io.shard_writer import PlannedTensor, plan_header
-from globe_stream.errors import InputError
 
 
 def test_agrees_with_the_library(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from globe_stream.checkpoint.index import ExpertIndex, Selection, open_index
 from globe_stream.checkpoint.dequantize import decode_fp8, decode_mxfp4
+from globe_stream.checkpoint.index import ExpertIndex, Selection, open_index
 from globe_stream.checkpoint.reader import ExpertReader, read_expert
 from globe_stream.errors import InputError
 

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from tiny_files import QWEN, qwen_tensors, random_tensor, write_checkpoint
 
-from globe_stream.checkpoint import shards
 from globe_stream.checkpoint import read_plan as ranges
-from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint import shards
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import ExpertIndex, open_index
 from globe_stream.checkpoint.reader import ExpertReader, read_expert
 from globe_stream.errors import InputError
@@ -19,7 +19,7 @@ from globe_stream.errors import InputError
 ROWS = [None, [0], [4, 1, 3], [0, 2, 4], [1, 2, 3], [4, 3, 2, 1, 0], [2, 2]]
 
 
-def _stored(expert: Expert) -> torch.Tensor:
+def _stored(expert: ExpertMatrix) -> torch.Tensor:
     with safe_open(expert.storage.weight.path, "pt") as file:
         return file.get_tensor(expert.storage.weight.tensor).to(torch.float32)
 

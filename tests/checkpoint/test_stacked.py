@@ -7,7 +7,7 @@ import torch
 from tiny_files import random_tensor, write_checkpoint
 from torch import Tensor
 
-from globe_stream.checkpoint.experts import Expert
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import ExpertIndex, open_index
 from globe_stream.checkpoint.read_plan import plan_read
 from globe_stream.checkpoint.reader import ExpertReader, read_expert
@@ -109,8 +109,8 @@ def test_one_down_stack_is_read_expert_by_expert(tmp_path: Path) -> None:
         next(batches)
         next(batches)
         assert reader.bytes_read <= 3 * P * D * 2
-    price = ExpertReader.buffer_bytes(index.experts["down"][0], 1)
-    assert price <= P * D * (2 + 4) + 64
+    estimate_bytes = ExpertReader.buffer_bytes(index.experts["down"][0], 1)
+    assert estimate_bytes <= P * D * (2 + 4) + 64
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,7 +143,7 @@ def test_offset_is_that_of_the_first_element(tmp_path: Path, kind: str) -> None:
             assert element[0] == stacks[family][expert.expert, 0, 0]
 
 
-def _every_byte(expert: Expert, rows: list[int] | None) -> list[int]:
+def _every_byte(expert: ExpertMatrix, rows: list[int] | None) -> list[int]:
     plan = plan_read(expert.storage.weight, rows)
     return [byte for start, length in plan.ranges for byte in range(start, start + length)]
 

@@ -13,8 +13,8 @@ from transformers import AutoConfig
 
 from globe_stream.checkpoint.index import open_index
 from globe_stream.checkpoint.reader import read_expert
-from globe_stream.synthetic.checkpoints import write_synthetic
 from globe_stream.errors import InputError
+from globe_stream.synthetic.checkpoints import write_synthetic
 
 SIZES: dict[str, Any] = {"layers": 2, "experts": 5, "hidden": 24, "intermediate": 16}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from globe_stream.errors import InputError
 from globe_stream.io import shard_writer as writer
 from globe_stream.io.shard_writer import PlannedTensor, ShardWriter, file_bytes, write_text
-from globe_stream.errors import InputError
 
 PLAN = [PlannedTensor("b", "BF16", (2, 3)), PlannedTensor("a", "F32", (4,))]
 VALUES = {"b": torch.arange(6).view(2, 3).bfloat16(), "a": torch.arange(4.0)}

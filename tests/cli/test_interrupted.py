@@ -2,10 +2,10 @@
 
 import pytest
 
-from globe_stream.commands import plan as estimate
 from globe_stream.checkpoint import index
-from globe_stream.synthetic import checkpoints as synth
 from globe_stream.cli.resuming import after_interruption
+from globe_stream.commands import plan as estimate
+from globe_stream.synthetic import checkpoints as synth
 
 
 def interrupted(*_args, **_kwargs):

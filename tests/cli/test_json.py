@@ -96,15 +96,15 @@ def test_plan_prices_what_seed_and_train_do(tell, checkpoint, trained):
     assert 0 < document["least_memory_bytes"] <= 2 << 30
     assert document["epoch_bytes_read"] == 2 * 24 * 12 * 20 * 2
     assert document["passes"] == 4 + 3
-    unit = document["units"]["up"]
-    assert (unit["experts"], unit["p"], unit["d"], unit["rank"], unit["bases"]) == (
+    group = document["units"]["up"]
+    assert (group["experts"], group["p"], group["d"], group["rank"], group["bases"]) == (
         24, 12, 20, 9, 6)  # fmt: skip
-    assert unit["svd_rank"] == (24 * 12 * 9 + 6 * 9 * 20) // (24 * 32)
+    assert group["svd_rank"] == (24 * 12 * 9 + 6 * 9 * 20) // (24 * 32)
     assert {stage["stage"] for stage in document["stages"]} >= {"up/train", "up/seed/measure"}
     done = json.loads(tell("status", trained, "--json").out)
     assert document["bytes_read"] == done["bytes_read"]
     shown = done["families"]["up"]["parameter_ratio"]
-    assert shown <= unit["parameter_ratio"] <= shown + 6 / (12 * 20)
+    assert shown <= group["parameter_ratio"] <= shown + 6 / (12 * 20)
 
 
 def test_plan_makes_nothing(tmp_path, tell, checkpoint, monkeypatch):

@@ -7,8 +7,8 @@ import resource
 import pytest
 import support
 
-from globe_stream.commands import session as api
 from globe_stream.cli import main
+from globe_stream.commands import session as api
 
 
 def _limited(arguments, log):

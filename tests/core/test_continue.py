@@ -154,11 +154,11 @@ def test_fresh_trains_again_from_the_seeds(tell, seeded, epochs):
 def forced(monkeypatch, batch, spill):
     """Whatever the budget, take these knobs."""
 
-    def choose(stage, candidates, price, limit, base, advice):
+    def choose(stage, candidates, estimate_bytes, limit, base, advice):
         del limit, base, advice
-        spilling = any(knobs.spill for knobs in candidates)
-        knobs = budget.Knobs(batch, spill and spilling)
-        return budget.StagePlan(stage, knobs, price(knobs))
+        spilling = any(batch_plan.spill for batch_plan in candidates)
+        batch_plan = budget.BatchPlan(batch, spill and spilling)
+        return budget.StagePlan(stage, batch_plan, estimate_bytes(batch_plan))
 
     monkeypatch.setattr(budget, "choose", choose)
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import support
 
-from globe_stream.errors import InputError
 from globe_stream.commands.recipe import load_recipe, packaged_recipe, parse_recipe
+from globe_stream.errors import InputError
 
 MINIMAL = {"model": "m", "run": "r"}
 SYNTH = {"layers": 2, "experts": 6, "hidden": 20, "intermediate": 12}

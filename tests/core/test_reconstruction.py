@@ -16,9 +16,9 @@ from globe_stream.store.run import Run
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-def stored(run, unit):
+def stored(run, group):
     """(bank, dense codes, norms, errors, experts) of a unit, read by the zarr library."""
-    group = zarr.open_group(str(run / "run.zarr"), mode="r")[unit]
+    group = zarr.open_group(str(run / "run.zarr"), mode="r")[group]
     bank = np.asarray(group["bank"][...], dtype=np.float64)
     count, indices, values = (
         group[f"codes/{name}"][...] for name in ("count", "indices", "values")
@@ -48,10 +48,10 @@ def squared_errors(weights, bank, codes, state):
     return np.array(found)
 
 
-def check(run, checkpoint, unit, family, chosen=slice(None)):
+def check(run, checkpoint, group, family, chosen=slice(None)):
     weights = support.stored_experts(checkpoint, family).numpy()[chosen]
-    bank, codes, norms, errors, experts = stored(run, unit)
-    state = Run(run, writable=False).state(unit)
+    bank, codes, norms, errors, experts = stored(run, group)
+    state = Run(run, writable=False).state(group)
     np.testing.assert_allclose(norms, (weights**2).sum((1, 2)), rtol=1e-6)
     exact = squared_errors(weights, bank, codes, state)
     np.testing.assert_allclose(errors, exact, rtol=1e-3)
@@ -117,10 +117,10 @@ def test_a_bank_for_each_layer(tmp_path, tell, checkpoint):
     assert told.code == 0
     squares = norms = 0.0
     for layer in range(2):
-        unit = f"up/layers-{layer:03d}-{layer:03d}"
-        _, experts = check(run, checkpoint, unit, "up", slice(12 * layer, 12 * layer + 12))
+        group = f"up/layers-{layer:03d}-{layer:03d}"
+        _, experts = check(run, checkpoint, group, "up", slice(12 * layer, 12 * layer + 12))
         assert {row[0] for row in experts.tolist()} == {layer}
-        _, _, each, errors, _ = stored(run, unit)
+        _, _, each, errors, _ = stored(run, group)
         squares, norms = squares + errors.sum(), norms + each.sum()
     family = json.loads(told.out)["families"]["up"]
     assert family["relative_frobenius_error"] == pytest.approx((squares / norms) ** 0.5, rel=1e-6)

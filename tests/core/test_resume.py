@@ -47,8 +47,8 @@ def states(run):
 
     opened = Run(run, writable=False)
     kept = {}
-    for unit in opened.header["units"]:
-        for key in (unit["key"], f"{unit['key']}:next", f"{unit['key']}:partial"):
+    for group in opened.header["units"]:
+        for key in (group["key"], f"{group['key']}:next", f"{group['key']}:partial"):
             state = opened.state(key) or {}
             kept[key] = {name: value for name, value in state.items()
                          if name not in ("seconds", "bytes_read")}  # fmt: skip

@@ -6,8 +6,8 @@ import threading
 import pytest
 import torch
 
-from globe_stream.engine import signals as interrupts
 from globe_stream.engine import device as runtime
+from globe_stream.engine import signals as interrupts
 from globe_stream.engine.context import Clock
 from globe_stream.errors import InputError
 

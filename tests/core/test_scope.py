@@ -6,7 +6,7 @@ import support
 from globe_stream.checkpoint.index import open_index
 from globe_stream.config import SeedConfig
 from globe_stream.errors import InputError
-from globe_stream.factorization.groups import make_units
+from globe_stream.factorization.groups import make_groups
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +16,8 @@ def index(tmp_path_factory):
     return open_index(str(support.write_checkpoint(folder, layers=5, experts=4, p=8, d=10)))
 
 
-def layers_of(units):
-    return [sorted({expert.layer for expert in unit.experts}) for unit in units]
+def layers_of(groups):
+    return [sorted({expert.layer for expert in group.experts}) for group in groups]
 
 
 @pytest.mark.parametrize(("scope", "keys", "layers"), [
@@ -28,16 +28,16 @@ def layers_of(units):
     ("layers:5", ["up/layers-000-004"], [[0, 1, 2, 3, 4]]),
 ])  # fmt: skip
 def test_scopes_cut_the_layers_into_runs(index, scope, keys, layers):
-    units = make_units(index, ("up",), SeedConfig(bank_scope=scope, bases=3))
-    assert [unit.key for unit in units] == keys
-    assert layers_of(units) == layers
-    assert sum(len(unit.experts) for unit in units) == 20
+    groups = make_groups(index, ("up",), SeedConfig(bank_scope=scope, bases=3))
+    assert [group.key for group in groups] == keys
+    assert layers_of(groups) == layers
+    assert sum(len(group.experts) for group in groups) == 20
 
 
 def test_both_families_in_order(index):
-    units = make_units(index, ("up", "gate"), SeedConfig())
-    assert [unit.key for unit in units] == ["up", "gate"]
-    assert units[0].sizes.experts == 20
+    groups = make_groups(index, ("up", "gate"), SeedConfig())
+    assert [group.key for group in groups] == ["up", "gate"]
+    assert groups[0].sizes.experts == 20
 
 
 @pytest.mark.parametrize(("options", "rank", "bases"), [
@@ -45,17 +45,17 @@ def test_both_families_in_order(index):
     ({"rank_ratio": 0.01, "basis_ratio": 0.01}, 1, 1), ({"rank": 2, "rank_ratio": 1.0}, 2, 5),
 ])  # fmt: skip
 def test_sizes_from_ratios_or_numbers(index, options, rank, bases):
-    (unit,) = make_units(index, ("up",), SeedConfig(**options))
-    assert (unit.rank, unit.bases) == (rank, bases)
-    assert (unit.sizes.p, unit.sizes.d, unit.sizes.itemsize) == (8, 10, 2)
-    assert unit.sizes.stored_bytes == 20 * 8 * 10 * 2
-    assert unit.sizes.bank_bytes == 4 * rank * bases * 10
+    (group,) = make_groups(index, ("up",), SeedConfig(**options))
+    assert (group.rank, group.bases) == (rank, bases)
+    assert (group.sizes.p, group.sizes.d, group.sizes.itemsize) == (8, 10, 2)
+    assert group.sizes.stored_bytes == 20 * 8 * 10 * 2
+    assert group.sizes.bank_bytes == 4 * rank * bases * 10
 
 
 def test_limits(index):
     with pytest.raises(InputError, match="--bank-scope layers:9: 5 layers are chosen"):
-        make_units(index, ("up",), SeedConfig(bank_scope="layers:9"))
+        make_groups(index, ("up",), SeedConfig(bank_scope="layers:9"))
     with pytest.raises(InputError, match="--rank 9: larger than the experts' 8 rows"):
-        make_units(index, ("up",), SeedConfig(rank=9))
+        make_groups(index, ("up",), SeedConfig(rank=9))
     with pytest.raises(InputError, match=r"--bases 5: .* 4 experts that share .*layers-000-000"):
-        make_units(index, ("up",), SeedConfig(bases=5, bank_scope="layer"))
+        make_groups(index, ("up",), SeedConfig(bases=5, bank_scope="layer"))

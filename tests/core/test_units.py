@@ -24,7 +24,7 @@ def test_what_is_no_size(text):
     (0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (3 << 29, "1.50 GiB"), (5 << 40, "5.00 TiB"),
     (5 << 50, "5120.00 TiB"),
 ])  # fmt: skip
-def test_bytes_are_shown_in_binary_units(count, text):
+def test_bytes_are_shown_in_binary_groups(count, text):
     assert format_bytes(count) == text
 
 

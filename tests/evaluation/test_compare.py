@@ -8,19 +8,19 @@ import pytest
 import torch
 from sample_runs import Recipe, make_run, tiny_model
 
+from globe_stream.commands.compare_models import compare_models
 from globe_stream.errors import InputError
-from globe_stream.commands.compare_models import compare
-from globe_stream.evaluation.model_memory import price_model, within_memory
-from globe_stream.evaluation.text import Windows
+from globe_stream.evaluation.model_memory import estimate_model, within_memory
 from globe_stream.evaluation.models import Loading
-from globe_stream.factorization.trained_run import open_source
+from globe_stream.evaluation.text import Windows
+from globe_stream.factorization.trained_run import open_trained_run
 
 WINDOWS = Windows(4, 32, 500)
 
 
 def test_table_of_all_models(tmp_path: Path, model: Path, run: Path, text: Path) -> None:
     larger = make_run(tmp_path / "larger", model, Recipe(bases=6, rank=22))
-    found = compare(
+    found = compare_models(
         [run, larger],
         text,
         models=("original", "dense", "patched", "svd"),
@@ -51,7 +51,9 @@ def test_table_of_all_models(tmp_path: Path, model: Path, run: Path, text: Path)
 def test_original_equals_a_plain_loop(tmp_path: Path, model: Path, run: Path, text: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    found = compare([run], text, models=("original",), windows=WINDOWS, work=tmp_path).rows[0]
+    found = compare_models([run], text, models=("original",), windows=WINDOWS, work=tmp_path).rows[
+        0
+    ]
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     data, nats = text.read_bytes(), 0.0
     for start in (0, 500, 1000, 1500):
@@ -64,8 +66,8 @@ def test_original_equals_a_plain_loop(tmp_path: Path, model: Path, run: Path, te
 
 def test_disk_offload_gives_the_same_scores(tmp_path: Path, run: Path, text: Path) -> None:
     models = ("original", "dense", "patched")
-    plain = compare([run], text, models=models, windows=WINDOWS, work=tmp_path / "work")
-    offloaded = compare(
+    plain = compare_models([run], text, models=models, windows=WINDOWS, work=tmp_path / "work")
+    offloaded = compare_models(
         [run],
         text,
         models=models,
@@ -81,25 +83,25 @@ def test_disk_offload_gives_the_same_scores(tmp_path: Path, run: Path, text: Pat
 def test_seeded_runs_are_refused_as_exports_are(tmp_path: Path, model: Path, text: Path) -> None:
     run = make_run(tmp_path / "run", model, Recipe(stage="seeded"))
     with pytest.raises(InputError, match="not trained"):
-        compare([run], text, models=("dense",), windows=WINDOWS)
+        compare_models([run], text, models=("dense",), windows=WINDOWS)
 
 
 def test_runs_of_different_checkpoints_are_refused(tmp_path: Path, run: Path, text: Path) -> None:
     other = make_run(tmp_path / "run", tiny_model(tmp_path / "model"))
     with pytest.raises(InputError, match="one checkpoint"):
-        compare([run, other], text, windows=WINDOWS)
+        compare_models([run, other], text, windows=WINDOWS)
 
 
 def test_unknown_names_are_refused(run: Path, text: Path) -> None:
     with pytest.raises(InputError, match="--models 'lora'"):
-        compare([run], text, models=("lora",))
+        compare_models([run], text, models=("lora",))
     with pytest.raises(InputError, match="--dtype 'int3'"):
-        compare([run], text, models=("original",), loading=Loading(dtype="int3"))
+        compare_models([run], text, models=("original",), loading=Loading(dtype="int3"))
 
 
 def test_a_text_too_short_for_all_windows_is_said(run: Path, text: Path, tmp_path: Path) -> None:
     windows = Windows(64, 32, 2_500)
-    found = compare([run], text, models=("original",), windows=windows, work=tmp_path)
+    found = compare_models([run], text, models=("original",), windows=windows, work=tmp_path)
     assert found.rows[0].score.windows == 3
     assert "Scored on 3 windows of 32 tokens. The text is too short for the 64" in found.markdown()
 
@@ -121,18 +123,20 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(
     work = tmp_path / "work"
     said = r"--memory 100\.00 MiB: scoring needs .* Raise --memory, give --offload"
     with pytest.raises(InputError, match=said):
-        compare([run], text, models=models, windows=WINDOWS, work=work, memory=100 << 20)
+        compare_models([run], text, models=models, windows=WINDOWS, work=work, memory=100 << 20)
     assert not work.exists()
     said = "--offload needs more than"
     offload = Loading(offload=tmp_path / "offload")
     with pytest.raises(InputError, match=said):
-        compare([run], text, models=models, windows=WINDOWS, loading=offload, memory=100 << 20)
+        compare_models(
+            [run], text, models=models, windows=WINDOWS, loading=offload, memory=100 << 20
+        )
 
 
 def test_the_price_counts_weights_mapped_shards_and_factors(run: Path) -> None:
-    with open_source(run, trained=False) as source:
-        plain = price_model(source.index, [], Loading(), 32)
-        patched = price_model(source.index, [source], Loading(), 32)
+    with open_trained_run(run, trained=False) as source:
+        plain = estimate_model(source.index, [], Loading(), 32)
+        patched = estimate_model(source.index, [source], Loading(), 32)
     stored = sum(path.stat().st_size for path in source.index.files)
     assert plain.weights == pytest.approx(3 * stored, rel=0.1)  # BF16 as stored, FP32 in memory
     banks, adapters, codes = 2 * 5 * 18 * 32, 2 * 12 * 24 * 18, 2 * 12 * 5
@@ -141,18 +145,23 @@ def test_the_price_counts_weights_mapped_shards_and_factors(run: Path) -> None:
 
 
 def test_offload_holds_what_memory_leaves(run: Path) -> None:
-    with open_source(run, trained=False) as source:
-        price = price_model(source.index, [], Loading(), 32)
+    with open_trained_run(run, trained=False) as source:
+        estimate_bytes = estimate_model(source.index, [], Loading(), 32)
     offload = Loading(offload=Path("offload"))
-    assert within_memory(price, offload, price.total).held == price.weights
-    assert within_memory(price, offload, price.total - 1000).held == price.weights - 1000
+    assert (
+        within_memory(estimate_bytes, offload, estimate_bytes.total).held == estimate_bytes.weights
+    )
+    assert (
+        within_memory(estimate_bytes, offload, estimate_bytes.total - 1000).held
+        == estimate_bytes.weights - 1000
+    )
 
 
 def test_a_work_folder_that_cannot_be_made(run: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for work in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/x")):
         with pytest.raises(InputError, match=f"{work}: cannot be written: .*another --work"):
-            compare([run], text, models=("original",), windows=WINDOWS, work=work)
+            compare_models([run], text, models=("original",), windows=WINDOWS, work=work)
 
 
 def test_checks_come_before_any_model(
@@ -160,4 +169,4 @@ def test_checks_come_before_any_model(
 ) -> None:
     monkeypatch.setattr("globe_stream.commands.compare_models.load_plain", _never_loaded)
     with pytest.raises(InputError, match="too few for one window"):
-        compare([run], text, models=("original",), windows=Windows(4, 10_000, 500))
+        compare_models([run], text, models=("original",), windows=Windows(4, 10_000, 500))

@@ -10,13 +10,13 @@ from sample_runs import Recipe, make_run, run_oracle
 from globe_stream.checkpoint.index import open_index
 from globe_stream.checkpoint.reader import read_expert
 from globe_stream.cli import tables as render
+from globe_stream.commands.evaluate import evaluate_errors
 from globe_stream.evaluation.reconstruction import (
     errors_document,
     measured_errors,
     recorded_errors,
     svd_errors,
 )
-from globe_stream.commands.evaluate import evaluate_errors
 from globe_stream.factorization.truncated import lost_energy, truncate
 from globe_stream.store.run import Run
 
@@ -25,14 +25,14 @@ def test_measured_errors_equal_the_definition(run: Path, model: Path) -> None:
     told: list[tuple[int, int]] = []
     found = measured_errors(run, progress=lambda done, total, _: told.append((done, total)))
     index = open_index(str(model))
-    for unit in found:
-        for position, expert in enumerate(index.experts[unit.family]):
+    for group in found:
+        for position, expert in enumerate(index.experts[group.family]):
             weights = read_expert(expert).double()
-            expected = run_oracle(run, unit.key, position, weights) - weights
-            assert float(unit.squared_errors[position]) == pytest.approx(
+            expected = run_oracle(run, group.key, position, weights) - weights
+            assert float(group.squared_errors[position]) == pytest.approx(
                 float(expected.square().sum()), rel=1e-4
             )
-            assert float(unit.squared_norms[position]) == pytest.approx(
+            assert float(group.squared_norms[position]) == pytest.approx(
                 float(weights.square().sum()), rel=1e-9
             )
     assert told[-1] == (24, 24)
@@ -46,11 +46,11 @@ def test_recorded_errors_are_those_measured(run: Path) -> None:
 
 def test_document_by_family_layer_and_expert(tmp_path: Path, model: Path) -> None:
     run = make_run(tmp_path / "run", model, Recipe(per_layer=True))
-    units = recorded_errors(run)
-    document = errors_document(units)
-    both = [unit for unit in units if unit.family == "up"]
-    whole = sum(float(unit.squared_errors.sum()) for unit in both)
-    norms = sum(float(unit.squared_norms.sum()) for unit in both)
+    groups = recorded_errors(run)
+    document = errors_document(groups)
+    both = [group for group in groups if group.family == "up"]
+    whole = sum(float(group.squared_errors.sum()) for group in both)
+    norms = sum(float(group.squared_norms.sum()) for group in both)
     up = document["up"]
     assert up["relative_frobenius_error"] == pytest.approx((whole / norms) ** 0.5)
     assert set(up["by_layer"]) == {"0", "1"}
@@ -63,12 +63,12 @@ def test_document_by_family_layer_and_expert(tmp_path: Path, model: Path) -> Non
 def test_svd_errors_are_the_discarded_spectra(run: Path, model: Path) -> None:
     rank = round((24 * 18 + 5 * 18 * 32 / 12) / (24 + 32))
     index = open_index(str(model))
-    for unit in svd_errors(run):
+    for group in svd_errors(run):
         spectra = torch.stack(
-            [torch.linalg.svdvals(read_expert(e).double()) for e in index.experts[unit.family]]
+            [torch.linalg.svdvals(read_expert(e).double()) for e in index.experts[group.family]]
         ).square()
         torch.testing.assert_close(
-            unit.squared_errors, spectra[:, rank:].sum(1), rtol=1e-6, atol=1e-12
+            group.squared_errors, spectra[:, rank:].sum(1), rtol=1e-6, atol=1e-12
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from globe_stream.errors import InputError
-from globe_stream.evaluation.perplexity import choose_batch, price_scoring, score, window_losses
+from globe_stream.evaluation.perplexity import choose_batch, estimate_scoring, score, window_losses
 from globe_stream.evaluation.text import Windows, read_windows
 from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
 
@@ -75,8 +75,8 @@ def test_losses_equal_the_log_softmax() -> None:
 
 
 def test_batch_follows_the_budget(text: Path, tmp_path: Path) -> None:
-    one = price_scoring(1, 256, 1000)
-    assert price_scoring(3, 256, 1000) == 3 * one
+    one = estimate_scoring(1, 256, 1000)
+    assert estimate_scoring(3, 256, 1000) == 3 * one
     held = 100 + COMPILED_BYTES + SLACK_BYTES
     assert [choose_batch(256, 1000, held + k * one, 100) for k in (0, 1, 3, 50)] == [1, 1, 3, 8]
     model = _Uniform()

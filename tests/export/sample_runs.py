@@ -100,7 +100,7 @@ def make_run(folder: Path, model: Path, recipe: Recipe | None = None) -> Path:
             include_shared=recipe.include_shared,
         )
     )
-    units = _units(chosen, recipe)
+    groups = _groups(chosen, recipe)
     run = Run.create(
         folder,
         {
@@ -109,26 +109,26 @@ def make_run(folder: Path, model: Path, recipe: Recipe | None = None) -> Path:
             "revision": None,
             "fingerprint": index.fingerprint(),
             "config": {"seed": {"method": "random"}},
-            "units": [record for record, _ in units],
+            "units": [record for record, _ in groups],
         },
     )
     with run:
-        for number, (record, experts) in enumerate(units):
-            _commit_unit(run, record, experts, recipe, number)
+        for number, (record, experts) in enumerate(groups):
+            _commit_group(run, record, experts, recipe, number)
     return folder
 
 
-def _units(index: ExpertIndex, recipe: Recipe) -> list[tuple[dict[str, Any], list[Any]]]:
-    units = []
+def _groups(index: ExpertIndex, recipe: Recipe) -> list[tuple[dict[str, Any], list[Any]]]:
+    groups = []
     for family in recipe.families:
         members = index.experts[family]
         layers = sorted({expert.layer for expert in members})
-        groups = [[layer] for layer in layers] if recipe.per_layer else [layers]
-        for group in groups:
-            experts = [expert for expert in members if expert.layer in group]
-            key = f"{family}/layers-{group[0]:03d}-{group[-1]:03d}" if recipe.per_layer else family
+        spans = [[layer] for layer in layers] if recipe.per_layer else [layers]
+        for span in spans:
+            experts = [expert for expert in members if expert.layer in span]
+            key = f"{family}/layers-{span[0]:03d}-{span[-1]:03d}" if recipe.per_layer else family
             p, d = experts[0].shape
-            units.append(
+            groups.append(
                 (
                     {
                         "key": key,
@@ -142,10 +142,10 @@ def _units(index: ExpertIndex, recipe: Recipe) -> list[tuple[dict[str, Any], lis
                     experts,
                 )
             )
-    return units
+    return groups
 
 
-def _commit_unit(
+def _commit_group(
     run: Run, record: dict[str, Any], experts: list[Any], recipe: Recipe, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)

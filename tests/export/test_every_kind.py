@@ -4,9 +4,9 @@ import pytest
 import torch
 from sample_layouts import KINDS, write_layout
 
-from globe_stream.commands import session as api
 from globe_stream.checkpoint.index import open_index
 from globe_stream.checkpoint.reader import read_expert
+from globe_stream.commands import session as api
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.store import arrays, codes
 from globe_stream.store.run import Run

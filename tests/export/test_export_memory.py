@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from sample_runs import Recipe, make_run
 
-from globe_stream.synthetic.checkpoints import write_synthetic
 from globe_stream.errors import InputError
-from globe_stream.memory.export_plan import plan_export
-from globe_stream.factorization.trained_run import open_source
+from globe_stream.factorization.trained_run import open_trained_run
 from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
+from globe_stream.memory.export_plan import plan_export
+from globe_stream.synthetic.checkpoints import write_synthetic
 
 EXPORT = """
 import json, sys
@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil, torch
 from globe_stream.memory.allocator import return_freed_memory
 from globe_stream.export.dense import export_dense
-from globe_stream.export.native import export_factors
-from globe_stream.runtime import warm_up
+from globe_stream.export.factors import export_factors
+from globe_stream.engine.device import warm_up
 return_freed_memory()
 torch.set_num_threads(1)
 warm_up(torch.device("cpu"))
@@ -48,7 +48,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("kind", "budget"), [("dense", 108 << 20), ("dense", 148 << 20), ("factors", 108 << 20)]
 )
-def test_peak_stays_within_budget_and_price(
+def test_peak_stays_within_budget_and_bytes(
     tmp_path: Path, large: Path, kind: str, budget: int
 ) -> None:
     command = [sys.executable, "-c", EXPORT, kind, str(large), str(tmp_path / "out"), str(budget)]
@@ -70,11 +70,14 @@ def test_a_budget_leaves_the_slack_of_every_stage(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("globe_stream.memory.export_plan.measured_base", lambda: 1 << 28)
-    with open_source(run) as source:
-        units = [fitted.unit for fitted in source.units]
-    generous = plan_export(units, None)
-    assert generous.price > (1 << 28) + COMPILED_BYTES
-    assert plan_export(units, generous.price + SLACK_BYTES) == generous
-    assert plan_export(units, generous.price + SLACK_BYTES - 1).price < generous.price
+    with open_trained_run(run) as source:
+        groups = [fitted.group for fitted in source.groups]
+    generous = plan_export(groups, None)
+    assert generous.estimate_bytes > (1 << 28) + COMPILED_BYTES
+    assert plan_export(groups, generous.estimate_bytes + SLACK_BYTES) == generous
+    assert (
+        plan_export(groups, generous.estimate_bytes + SLACK_BYTES - 1).estimate_bytes
+        < generous.estimate_bytes
+    )
     with pytest.raises(InputError, match="export needs at least"):
-        plan_export(units, (1 << 28) + SLACK_BYTES + COMPILED_BYTES)
+        plan_export(groups, (1 << 28) + SLACK_BYTES + COMPILED_BYTES)

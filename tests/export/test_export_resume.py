@@ -13,9 +13,9 @@ import pytest
 from sample_runs import Recipe, make_run
 
 from globe_stream.errors import InputError
-from globe_stream.io import safetensors_writer as outfile
 from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
+from globe_stream.io import safetensors_writer as outfile
 from globe_stream.store.run import Run
 
 EXPORTS: dict[str, Callable[..., Any]] = {"dense": export_dense, "factors": export_factors}

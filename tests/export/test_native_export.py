@@ -36,9 +36,11 @@ def test_reconstruct_equals_the_definition(tmp_path: Path, model: Path, name: st
         squared, whole = 0.0, 0.0
         for expert in index.experts[family]:
             weights = read_expert(expert)
-            unit, position = factors.find(family, expert.layer, expert.expert, shared=expert.shared)
+            group, position = factors.find(
+                family, expert.layer, expert.expert, shared=expert.shared
+            )
             found = factors.reconstruct(family, expert.layer, expert.expert, shared=expert.shared)
-            expected = run_oracle(run, unit.key, position, weights)
+            expected = run_oracle(run, group.key, position, weights)
             torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=2e-5)
             squared += float((found - weights).double().square().sum())
             whole += float(weights.double().square().sum())
@@ -78,7 +80,7 @@ def test_stored_values_give_the_reconstruction_by_the_printed_formula(
     """Only safetensors and the config, as a stranger would do it."""
     out = tmp_path / "out"
     export_factors(run, out, dtype="fp32")
-    unit = json.loads((out / "globe_config.json").read_text())["units"]["gate"]
+    group = json.loads((out / "globe_config.json").read_text())["units"]["gate"]
     index = json.loads((out / "adapters.safetensors.index.json").read_text())["weight_map"]
     name = "layers.1.experts.2.gate.adapter"
     with safe_open(out / index[name], "pt") as file:
@@ -91,8 +93,8 @@ def test_stored_values_give_the_reconstruction_by_the_printed_formula(
         start, stop = file.get_tensor("gate.offsets")[position : position + 2].tolist()
         atoms = file.get_tensor("gate.indices")[start:stop].long()
         alpha = file.get_tensor("gate.values")[start:stop]
-    mixed = unit["gain"] * torch.einsum("j,jrd->rd", alpha, bank[atoms])
-    hidden = (1 - unit["lambda"]) * mixed + unit["lambda"] * torch.nn.functional.silu(mixed)
-    expected = unit["scale"] * adapter @ hidden + unit["offset"]
+    mixed = group["gain"] * torch.einsum("j,jrd->rd", alpha, bank[atoms])
+    hidden = (1 - group["lambda"]) * mixed + group["lambda"] * torch.nn.functional.silu(mixed)
+    expected = group["scale"] * adapter @ hidden + group["offset"]
     found = load_factors(out).reconstruct("gate", 1, 2)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

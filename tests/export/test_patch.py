@@ -7,10 +7,10 @@ import pytest
 import torch
 from sample_runs import Recipe, make_run, tiny_of_type
 
-from globe_stream.inference.layers import ComposedCache
 from globe_stream.errors import InputError
 from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
+from globe_stream.inference.layers import ComposedCache
 from globe_stream.inference.patch import from_pretrained, patch_model, warm_up
 
 TOKENS = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(5))

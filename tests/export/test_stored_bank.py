@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from globe_stream.errors import GlobeError
-from globe_stream.store.bank import StoredBank
 from globe_stream.store import arrays
+from globe_stream.store.bank import StoredBank
 from globe_stream.store.tiles import Tiles
 
 BANK = torch.randn(7, 10, 6, generator=torch.Generator().manual_seed(1))

@@ -8,7 +8,7 @@ from globe_stream.errors import InputError
 from globe_stream.kernels.gram import (
     accumulate_gram,
     leading_eigenvectors,
-    normalised,
+    normalized,
 )
 
 
@@ -60,7 +60,7 @@ def test_more_eigenvectors_than_rows_are_refused():
 
 def test_normalised_is_the_cosine_matrix():
     whole, _ = blocks((8, 15), 1, torch.float64)
-    scaled, norms = normalised(whole @ whole.T)
+    scaled, norms = normalized(whole @ whole.T)
     unit = whole / whole.norm(dim=1, keepdim=True)
     torch.testing.assert_close(scaled, unit @ unit.T)
     torch.testing.assert_close(norms, whole.norm(dim=1))
@@ -72,7 +72,7 @@ def test_zero_proxies_are_named():
     gram[4, 4] = 0
     gram[7, 7] = torch.nan
     with pytest.raises(InputError, match=r"2 proxies .* \(positions 4, 7\)"):
-        normalised(gram)
+        normalized(gram)
 
 
 def test_is_deterministic():

@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
+from globe_stream.kernels.workspace import Workspace
 from globe_stream.memory import meter as module
 from globe_stream.memory.meter import Meter
-from globe_stream.kernels.workspace import Workspace
 
 MIB = 1 << 20
 

@@ -15,7 +15,7 @@ from sample_runs import Recipe, make_run
 
 from globe_stream.errors import InputError
 from globe_stream.report import plots as pictures
-from globe_stream.report.data import StageMemory, UnitData, gather
+from globe_stream.report.data import GroupData, StageMemory, gather
 from globe_stream.report.page import render, write_report
 from globe_stream.report.pooling import pool_curves, pool_stages
 from globe_stream.store import arrays
@@ -25,7 +25,7 @@ from globe_stream.store.run import Run
 def _row(stage: str, family: str, epoch: int | None, **values: float) -> str:
     named = {
         "relf": "recon/relative_frobenius_error",
-        "price": "memory/price_bytes",
+        "estimate_bytes": "memory/price_bytes",
         "peak": "memory/peak_bytes",
     }
     return (
@@ -47,12 +47,12 @@ def _row(stage: str, family: str, epoch: int | None, **values: float) -> str:
 def told(run: Path) -> Path:
     """The run with a history: an epoch logged twice, and memory of two stages."""
     (run / "metrics.jsonl").write_text(
-        _row("seed/measure", "up", None, relf=0.8, price=300 << 20, peak=290 << 20)
+        _row("seed/measure", "up", None, relf=0.8, estimate_bytes=300 << 20, peak=290 << 20)
         + _row("train", "up", 1, relf=0.7)
         + _row("train", "up", 2, relf=0.65)
         + _row("train", "up", 2, relf=0.6)
         + _row("train", "gate", 1, relf=0.5)
-        + _row("train/memory", "up", None, price=500 << 20, peak=480 << 20)
+        + _row("train/memory", "up", None, estimate_bytes=500 << 20, peak=480 << 20)
     )
     return run
 
@@ -79,14 +79,14 @@ class _Outline(HTMLParser):
 
 def test_data_are_those_of_the_run(told: Path) -> None:
     data = gather(told)
-    up = next(unit for unit in data.units if unit.key == "up")
+    up = next(group for group in data.groups if group.key == "up")
     assert up.curve == ((0, 0.8), (1, 0.7), (2, 0.6))
     with Run(told, writable=False) as run:
         indices = arrays.read(run.array("up/codes/indices"))
         relative = arrays.read(run.array("up/errors")) / arrays.read(run.array("up/norms"))
     assert up.popularity.tolist() == [int((indices == atom).sum()) for atom in range(5)]
     assert up.errors.tolist() == pytest.approx((relative**0.5).tolist())
-    assert [(one.stage, one.price >> 20, one.peak >> 20) for one in data.memory] == [
+    assert [(one.stage, one.estimate_bytes >> 20, one.peak >> 20) for one in data.memory] == [
         ("up seed/measure", 300, 290),
         ("up train", 500, 480),
     ]
@@ -173,11 +173,11 @@ def _size(png: bytes) -> tuple[int, int]:
     return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
 
 
-def _many(unit: UnitData, count: int) -> list[UnitData]:
+def _many(group: GroupData, count: int) -> list[GroupData]:
     """`count` units of two families with errors 0.01 apart."""
     return [
         replace(
-            unit,
+            group,
             key=f"{family}/{k}",
             family=family,
             state={"squared_norm": 1.0 + k},
@@ -190,17 +190,17 @@ def _many(unit: UnitData, count: int) -> list[UnitData]:
     ]
 
 
-def test_many_units_are_pooled_by_family(told: Path) -> None:
-    units = _many(gather(told).units[0], 24)
-    up, gate = pool_curves(units)
+def test_many_groups_are_pooled_by_family(told: Path) -> None:
+    groups = _many(gather(told).groups[0], 24)
+    up, gate = pool_curves(groups)
     weights, errors = np.arange(1, 25), 0.5 + np.arange(24) / 100
     assert (up.family, gate.family, up.epochs) == ("up", "gate", (0, 1))
     assert up.pooled[0] == pytest.approx(np.sqrt((weights * errors**2).sum() / weights.sum()))
     assert (up.lowest[0], up.highest[0]) == (0.5, 0.73)
     assert up.svd_error == pytest.approx(0.45)
     for picture in (pictures.error_curve, pictures.popularity, pictures.spectrum):
-        assert _size(picture(units)) < (900, 500)
-    missing = pool_curves([replace(unit, svd_error=None) for unit in units[:1]] + units[1:])
+        assert _size(picture(groups)) < (900, 500)
+    missing = pool_curves([replace(group, svd_error=None) for group in groups[:1]] + groups[1:])
     assert [one.svd_error is None for one in missing] == [True, False]
 
 
@@ -224,9 +224,9 @@ def test_ticks_of_counted_things_are_whole(told: Path, monkeypatch: pytest.Monke
         return b""
 
     monkeypatch.setattr(pictures, "_png", draw)
-    units = _many(gather(told).units[0], 1)
+    groups = _many(gather(told).groups[0], 1)
     for picture in (pictures.error_curve, pictures.popularity, pictures.supports):
-        picture(units)
+        picture(groups)
     for figure in drawn:
         ticks = figure.axes[0].get_xticks()
         assert all(tick == round(tick) for tick in ticks)

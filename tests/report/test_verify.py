@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from globe_stream.commands.verify import verify
 from globe_stream.errors import InputError
 from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
 from globe_stream.export.staging import WORK
-from globe_stream.commands.verify import verify
 
 
 @pytest.fixture

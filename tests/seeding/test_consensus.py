@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.linalg import orthogonal_procrustes
 
-from globe_stream.seeding.procrustes import Consensus, rotated, top_left
+from globe_stream.seeding.procrustes import ProcrustesMean, rotated, top_left
 
 N, P, D, R = 9, 8, 15, 5
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def turned(weights, seed=1):
 
 
 def consensus_of(weights):
-    found = Consensus(R, D, CPU)
+    found = ProcrustesMean(R, D, CPU)
     for matrix in torch.from_numpy(weights).float():
         found.add(matrix)
     return found

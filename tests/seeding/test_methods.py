@@ -19,7 +19,7 @@ from globe_stream.seeding.methods import (
 RANDOMISED = ("rpca", "spherical_kmeans", "svd", "nn_dictionary")
 
 
-def unit_proxies(size, dimension, *, decay=0.0, seed=0):
+def group_proxies(size, dimension, *, decay=0.0, seed=0):
     """Unit-norm columns (dimension, size) whose directions fade by `decay` decades."""
     generator = torch.Generator().manual_seed(seed)
     scales = torch.logspace(0, -decay, dimension, dtype=torch.float64)
@@ -43,11 +43,11 @@ def span_share(proxies, atoms):
 
 @pytest.fixture(scope="module")
 def proxies():
-    return unit_proxies(40, 60, decay=1.0)
+    return group_proxies(40, 60, decay=1.0)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_atoms_have_unit_norm_and_the_reported_span(method, proxies):
+def test_atoms_have_group_norm_and_the_reported_span(method, proxies):
     atoms = run(method, proxies, 8)
     assert atoms.combination.shape == (40, 8)
     assert atoms.combination.dtype == torch.float64
@@ -68,7 +68,7 @@ def test_codes_explain_at_least_the_best_single_proxy(method, proxies):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [9, 8])
 def test_hardly_more_experts_than_atoms(method, size):
-    proxies = unit_proxies(size, 30, seed=3)
+    proxies = group_proxies(size, 30, seed=3)
     atoms = run(method, proxies, 8, hybrid_variant="greedy")
     assert bool(torch.isfinite(atoms.combination).all())
     fitted = codes_from_gram(GramView.dense(proxies.T @ proxies), atoms.combination)
@@ -91,12 +91,12 @@ def test_counts_out_of_range_are_refused(method, count, proxies):
 @pytest.mark.parametrize("method", ["ts_pca", "left_gram_pca", "rpca"])
 def test_pca_refuses_more_components_than_dimensions(method):
     with pytest.raises(InputError, match=r"span 6 dimensions; give --bases 6 or fewer"):
-        run(method, unit_proxies(30, 6), 8)
+        run(method, group_proxies(30, 6), 8)
 
 
 @pytest.mark.parametrize("method", ["spherical_kmeans", "nn_dictionary"])
 def test_kmeans_works_beyond_the_rank_but_not_beyond_the_distinct_proxies(method):
-    flat = unit_proxies(30, 6)
+    flat = group_proxies(30, 6)
     assert run(method, flat, 8).explained_variance == pytest.approx(1.0)
     repeated = flat[:, torch.arange(30) % 5]
     with pytest.raises(InputError, match="8 bases asked of 5 distinct proxies"):
@@ -104,7 +104,7 @@ def test_kmeans_works_beyond_the_rank_but_not_beyond_the_distinct_proxies(method
 
 
 def test_greedy_refuses_atoms_that_nothing_is_left_for():
-    proxies = unit_proxies(3, 20)[:, torch.arange(12) % 3]
+    proxies = group_proxies(3, 20)[:, torch.arange(12) % 3]
     with pytest.raises(InputError, match="explain the proxies exactly"):
         run("residual_greedy", proxies, 8)
 

@@ -17,9 +17,9 @@ COMBINATION /= np.linalg.norm(ATOMS, axis=0)
 ATOMS = COLUMNS @ COMBINATION
 
 
-def fit(how):
+def fit(kind):
     view = GramView.dense(torch.from_numpy(COLUMNS.T @ COLUMNS))
-    return codes_from_gram(view, torch.from_numpy(COMBINATION), how=how)
+    return codes_from_gram(view, torch.from_numpy(COMBINATION), kind=kind)
 
 
 def test_nnls_codes_match_scipy():
@@ -41,9 +41,9 @@ def test_simplex_codes_sum_to_one_and_are_optimal():
     assert (gradient - level).min() > -1e-9
 
 
-@pytest.mark.parametrize("how", ["nnls", "simplex", "ls_clamp"])
-def test_quality_figures_match_explicit_vectors(how):
-    fitted = fit(how)
+@pytest.mark.parametrize("kind", ["nnls", "simplex", "ls_clamp"])
+def test_quality_figures_match_explicit_vectors(kind):
+    fitted = fit(kind)
     codes = fitted.codes.numpy()
     residual = COLUMNS - ATOMS @ codes.T
     assert fitted.relative_error == pytest.approx(
@@ -60,8 +60,8 @@ def test_quality_figures_match_explicit_vectors(how):
 
 def test_nnls_is_never_worse_than_the_others():
     best = fit("nnls").errors
-    for how in ("simplex", "ls_clamp"):
-        assert bool((fit(how).errors >= best - 1e-12).all())
+    for kind in ("simplex", "ls_clamp"):
+        assert bool((fit(kind).errors >= best - 1e-12).all())
 
 
 def test_is_deterministic():

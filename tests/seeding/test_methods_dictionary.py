@@ -8,8 +8,8 @@ import torch
 from scipy.optimize import nnls as scipy_nnls
 
 from globe_stream.seeding.methods import GramView, SeedOptions, codes_from_gram
-from globe_stream.seeding.methods.mod import learn, nn_dictionary
 from globe_stream.seeding.methods.kmeans import spherical_kmeans
+from globe_stream.seeding.methods.mod import learn, nn_dictionary
 
 
 def proxies(size=40, dimension=25, seed=0):

@@ -157,5 +157,5 @@ def test_flipped_atoms_get_clamped_coefficients_of_the_larger_sign():
     coefficients = (proxies @ atoms.combination.numpy()).T @ proxies
     positive, negative = np.maximum(coefficients, 0), np.maximum(-coefficients, 0)
     assert bool(((positive**2).sum(1) >= (negative**2).sum(1)).all())
-    codes = codes_from_gram(view, atoms.combination, how="ls_clamp").codes
+    codes = codes_from_gram(view, atoms.combination, kind="ls_clamp").codes
     np.testing.assert_allclose(codes.numpy(), positive.T, atol=1e-9)

@@ -3,8 +3,8 @@
 import pytest
 
 from globe_stream.commands import session as api
-from globe_stream.synthetic.checkpoints import write_synthetic
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
+from globe_stream.synthetic.checkpoints import write_synthetic
 
 BASES, RANK = 16, 24
 pytestmark = pytest.mark.usefixtures("quick")

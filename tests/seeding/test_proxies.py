@@ -5,9 +5,7 @@ import pytest
 import torch
 
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.kernels.gram import normalised
-from globe_stream.factorization.groups import Sizes, Unit
-from globe_stream.seeding import proxies as proxy
+from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.factorization.svd_baseline import (
     MAX_OPERATIONS,
     MIN_EXPERTS,
@@ -15,12 +13,14 @@ from globe_stream.factorization.svd_baseline import (
     operations,
     sampled_experts,
 )
+from globe_stream.kernels.gram import normalized
+from globe_stream.seeding import proxies as proxy
 from globe_stream.seeding.gram import ProxyOperator, build_bank, proxy_gram
-from globe_stream.seeding.statistics import Normalisation
+from globe_stream.seeding.statistics import Normalization
 from globe_stream.store.tiles import Tiles
 
 N, P, D, R, M, ROWS = 13, 8, 11, 5, 4, 2
-BY = Normalisation(0.1, 0.7)
+BY = Normalization(0.1, 0.7)
 CPU = torch.device("cpu")
 
 
@@ -74,10 +74,10 @@ def test_random_rows_depend_on_the_seed_only():
     assert all(rows == sorted(set(rows)) and len(rows) == 20 for rows in chosen)
 
 
-@pytest.mark.parametrize("how", ["energy", "uniform", "random"])
-def test_row_proxies_are_those_rows(tmp_path, how):
+@pytest.mark.parametrize("kind", ["energy", "uniform", "random"])
+def test_row_proxies_are_those_rows(tmp_path, kind):
     energy = torch.from_numpy((normal_experts() ** 2).sum((0, 2)))
-    rows = proxy.select_rows(how, energy, R, seed=1)
+    rows = proxy.select_rows(kind, energy, R, seed=1)
     tiles = gather(spilled(tmp_path), lambda weights: weights, rows)
     np.testing.assert_allclose(content(tiles), normal_experts()[:, rows], atol=1e-6)
 
@@ -152,7 +152,7 @@ def test_proxy_gram_is_that_of_the_flat_proxies(tmp_path, dtype):
 
 def test_the_operator_multiplies_like_the_normalised_gram(tmp_path):
     tiles = filled(tmp_path)
-    gram, norms = normalised(proxy_gram(tiles, CPU))
+    gram, norms = normalized(proxy_gram(tiles, CPU))
     operator = ProxyOperator(tiles, CPU)
     assert operator.shape == (N, N)
     np.testing.assert_allclose(operator.norms.numpy(), norms.numpy(), rtol=1e-6)
@@ -160,7 +160,7 @@ def test_the_operator_multiplies_like_the_normalised_gram(tmp_path):
     np.testing.assert_allclose(operator.matmul(vectors), gram @ vectors, atol=1e-5)
 
 
-def test_atoms_are_unit_combinations_of_unit_proxies(tmp_path):
+def test_atoms_are_group_combinations_of_group_proxies(tmp_path):
     tiles = filled(tmp_path)
     flat = content(tiles).reshape(N, -1)
     norms = np.linalg.norm(flat, axis=1)
@@ -200,27 +200,27 @@ def test_the_baseline_survives_a_checkpoint():
     assert whole.scalars() == second.scalars()
 
 
-def unit_of(count, p, d):
-    class Many(Unit):
-        sizes = Sizes(count, p, d, p // 2, 4, 2)
+def group_of(count, p, d):
+    class Many(ExpertGroup):
+        sizes = GroupSizes(count, p, d, p // 2, 4, 2)
 
     return Many("up", "up", (), p // 2, 4)
 
 
 def test_small_experts_are_all_measured_and_large_ones_sampled_evenly():
-    assert sampled_experts(unit_of(240, 132, 192)) == list(range(240))
-    large = unit_of(1440, 1408, 2048)
+    assert sampled_experts(group_of(240, 132, 192)) == list(range(240))
+    large = group_of(1440, 1408, 2048)
     sample = sampled_experts(large)
     count = int(MAX_OPERATIONS / operations(large.sizes))
     assert MIN_EXPERTS < len(sample) == count < 1440
     steps = np.diff([*sample, 1440])
     assert sample[0] == 0
     assert steps.max() - steps.min() <= 1
-    assert len(sampled_experts(unit_of(1440, 16_384, 16_384))) == MIN_EXPERTS
+    assert len(sampled_experts(group_of(1440, 16_384, 16_384))) == MIN_EXPERTS
 
 
 def test_svd_rank_has_no_more_parameters_than_adapters_and_bank():
-    sizes = Sizes(experts=60, p=1408, d=2048, rank=1056, bases=15, itemsize=2)
+    sizes = GroupSizes(experts=60, p=1408, d=2048, rank=1056, bases=15, itemsize=2)
     kept = 60 * 1408 * 1056 + 15 * 1056 * 2048
     assert sizes.kept_parameters == kept
     assert sizes.svd_rank == kept // (60 * (1408 + 2048))

@@ -2,12 +2,12 @@
 
 import pytest
 
-from globe_stream.commands import session as api
 from globe_stream.checkpoint.reader import ExpertReader
+from globe_stream.commands import session as api
+from globe_stream.commands.sweep import sweep_methods
 from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig
 from globe_stream.errors import InputError
 from globe_stream.seeding import pipeline
-from globe_stream.commands.sweep import compare
 
 SELECTION = SelectionConfig(families="up")
 SEEDING = SeedConfig(bases=5, rank=9)
@@ -16,7 +16,7 @@ HOW = RuntimeConfig(memory="2GiB", device="cpu")
 
 def rows_of(checkpoint, methods, **changes):
     given = {"selection": SELECTION, "seeding": SEEDING, "how": HOW, **changes}
-    return compare(
+    return sweep_methods(
         str(checkpoint),
         given["selection"],
         given["seeding"],
@@ -80,13 +80,13 @@ def test_asked_proxies_are_used_by_the_methods_that_work_on_them(checkpoint):
     assert [row.proxies for row in found.rows] == ["left_gram", "rows", "svd"]
 
 
-def test_every_unit_has_its_rows(checkpoint):
+def test_every_group_has_its_rows(checkpoint):
     seeding = SeedConfig(bases=4, rank=9, bank_scope="layer")
     found = rows_of(
         checkpoint, ["ts_pca", "svd"], seeding=seeding, selection=SelectionConfig(families="both")
     )
     assert len(found.rows) == 2 * 2 * 2
-    assert len({row.unit for row in found.rows}) == len(found.svd) == 4
+    assert len({row.group for row in found.rows}) == len(found.svd) == 4
 
 
 def test_the_folder_is_left_empty(checkpoint, tmp_path):

@@ -9,8 +9,8 @@ import support
 from support import Crash, crashing
 
 from globe_stream.errors import GlobeError, InputError
-from globe_stream.store import arrays
 from globe_stream.io import files
+from globe_stream.store import arrays
 from globe_stream.store.run import FORMAT, Run
 
 

@@ -53,9 +53,9 @@ def test_few_steps_from_a_guess_never_raise_the_objective():
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
 def test_kept_values_are_refitted_on_the_support(mapping, temperature):
     gram, linear, atoms, points = problem()
-    how = Coding(steps=3000, sparse=True, mapping=mapping, temperature=temperature, prune=0.05)
-    found = solve_codes(gram, linear, torch.zeros(B, M).double(), how)
-    kept = support(exact(atoms, points), how)
+    settings = Coding(steps=3000, sparse=True, mapping=mapping, temperature=temperature, prune=0.05)
+    found = solve_codes(gram, linear, torch.zeros(B, M).double(), settings)
+    kept = support(exact(atoms, points), settings)
     assert not bool(kept.all()), "the case must drop something"
     torch.testing.assert_close(found, exact(atoms, points, kept), atol=1e-6, rtol=0)
 
@@ -68,24 +68,26 @@ def test_at_temperature_one_a_support_at_target_is_left_as_it_is():
         solution[row, chosen] = 1 + 0.3 * normal(3, seed=row).clamp(-1, 1)
     slack = 0.1 * gram.diagonal().mean()
     linear = solution @ gram - torch.where(solution > 0, 0.0, slack)  # optimal: KKT hold
-    how = Coding(steps=500, sparse=True, temperature=1.0)
-    assert torch.equal(support(solution, how), solution > 0)
-    torch.testing.assert_close(solve_codes(gram, linear, solution, how), solution)
-    far = solve_codes(gram, linear, torch.ones(B, M).double(), how)
+    settings = Coding(steps=500, sparse=True, temperature=1.0)
+    assert torch.equal(support(solution, settings), solution > 0)
+    torch.testing.assert_close(solve_codes(gram, linear, solution, settings), solution)
+    far = solve_codes(gram, linear, torch.ones(B, M).double(), settings)
     torch.testing.assert_close(far, solution, atol=1e-6, rtol=0)
 
 
 def test_float32_codes_stay_float32():
     gram, linear, _, _ = problem()
-    how = Coding(sparse=True)
-    assert solve_codes(gram, linear, torch.zeros(B, M), how).dtype == torch.float32
+    settings = Coding(sparse=True)
+    assert solve_codes(gram, linear, torch.zeros(B, M), settings).dtype == torch.float32
 
 
 @pytest.mark.parametrize("mapping", ["entmax", "sparsemax", "softmax"])
 def test_support_grows_with_temperature(mapping):
     codes = normal(50, M, seed=3).exp()
-    sizes = [int(support(codes, Coding(sparse=True, mapping=mapping, temperature=t)).sum())
-             for t in (0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)]  # fmt: skip
+    sizes = [
+        int(support(codes, Coding(sparse=True, mapping=mapping, temperature=t)).sum())
+        for t in (0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+    ]
     assert sizes == sorted(sizes)
     assert sizes[0] < 80
     assert sizes[-1] == 50 * M
@@ -94,13 +96,13 @@ def test_support_grows_with_temperature(mapping):
 def test_support_never_adds_atoms_and_always_keeps_the_largest():
     codes = normal(50, M, seed=3).clamp_min(0)
     codes = codes[codes.sum(1) > 0]
-    for how in (
+    for settings in (
         Coding(temperature=1e-3),
         Coding(temperature=1e3),
         Coding(cap=1),
         Coding(prune=1.0),
     ):
-        kept = support(codes, how)
+        kept = support(codes, settings)
         assert bool(kept[torch.arange(len(codes)), codes.argmax(1)].all())
         assert not bool((kept & (codes == 0)).any())
 
@@ -115,8 +117,8 @@ def test_the_cap_keeps_the_largest_codes():
 
 def test_pruning_drops_shares_below_epsilon_of_the_largest():
     codes = torch.tensor([[1.0, 0.5, 0.09, 0.0]]).double()
-    how = Coding(mapping="softmax", temperature=1.0, prune=0.1)  # softmax of logs: the shares
-    assert support(codes, how).tolist() == [[True, True, False, False]]
+    settings = Coding(mapping="softmax", temperature=1.0, prune=0.1)  # softmax of logs: the shares
+    assert support(codes, settings).tolist() == [[True, True, False, False]]
 
 
 def test_l1_shortens_codes():

@@ -7,10 +7,10 @@ import torch
 from globe_stream.store import arrays
 from globe_stream.store.arrays import StoredTiles
 from globe_stream.store.tiles import Tiles
-from globe_stream.training.bank_update import DictionaryStep, step_bank
-from globe_stream.training.gradients import Direction
-from globe_stream.training.metric import Geometry, plain_gram
-from globe_stream.training.moments import EpochSums
+from globe_stream.training.bank_update import BankUpdateSettings, update_bank
+from globe_stream.training.gradients import PreconditionedGradient
+from globe_stream.training.metric import Metric, plain_gram
+from globe_stream.training.moments import EpochMoments
 
 N, M, R, D, ROWS = 40, 6, 5, 9, 2
 
@@ -23,40 +23,50 @@ def normal(*shape, seed):
 class Case:
     """A bank, codes before and after coding, forces, weights and a metric, all in float64."""
 
-    def __init__(self, metric=True):
+    def __init__(self, adapter_moment=True):
         self.bank = normal(M, R, D, seed=0)
         self.bank /= self.bank.flatten(1).norm(dim=1)[:, None, None]
         self.bank = self.bank.float().double()
         self.old = normal(N, M, seed=1).clamp_min(0).float().double()
         self.new = (self.old + 0.3 * normal(N, M, seed=2)).clamp_min(0).float().double()
-        self.forces = normal(N, R, D, seed=3).float().double()
+        self.gradients = normal(N, R, D, seed=3).float().double()
         self.weights = (0.5 + normal(N, seed=4).abs()).float().double()
-        self.geometry = Geometry.identity(R, torch.device("cpu"))
-        if metric:
+        self.metric = Metric.identity(R, torch.device("cpu"))
+        if adapter_moment:
             left, right = normal(R, 2 * R, seed=5), normal(D, 2 * D, seed=6)
-            self.geometry = Geometry.from_sums(left @ left.T, right @ right.T, torch.device("cpu"))
+            self.metric = Metric.from_moments(left @ left.T, right @ right.T, torch.device("cpu"))
 
     def targets(self):
         """S_i = Z_i + M^-1 F_i C^-1 / L_i, Z_i of the codes before."""
-        moves = self.geometry.left_inverse.double() @ self.forces
-        if self.geometry.right_inverse is not None:
-            moves = moves @ self.geometry.right_inverse.double()
+        moves = self.metric.left_inverse.double() @ self.gradients
+        if self.metric.right_inverse is not None:
+            moves = moves @ self.metric.right_inverse.double()
         return mix(self.old, self.bank) + moves / self.weights[:, None, None]
 
-    def sums(self, path=None, batch=16):
-        sums = EpochSums.empty(Tiles((M, R, D), ROWS, path=path))
+    def moments(self, path=None, batch=16):
+        moments = EpochMoments.empty(Tiles((M, R, D), ROWS, path=path))
         for first in range(0, N, batch):
             part = slice(first, first + batch)
-            direction = Direction(self.forces[part].float(), self.weights[part].float())
-            sums.add(direction, self.old[part].float(), self.new[part].float())
-        return sums
+            preconditioned = PreconditionedGradient(
+                self.gradients[part].float(), self.weights[part].float()
+            )
+            moments.add(preconditioned, self.old[part].float(), self.new[part].float())
+        return moments
 
-    def step(self, tmp_path, how, *, previous=None, spilled=False, name="momentum"):
+    def step(self, tmp_path, settings, *, previous=None, spilled=False, name="momentum"):
         tiles = Tiles((M, R, D), ROWS, path=tmp_path / f"{name}-bank" if spilled else None)
         tiles.put_items(0, self.bank.float())
-        sums = self.sums(tmp_path / f"{name}-forces" if spilled else None)
-        return step_bank(tiles, previous, sums, self.new.float(), plain_gram(tiles),
-                         self.geometry, how, tmp_path / name)  # fmt: skip
+        moments = self.moments(tmp_path / f"{name}-forces" if spilled else None)
+        return update_bank(
+            tiles,
+            previous,
+            moments,
+            self.new.float(),
+            plain_gram(tiles),
+            self.metric,
+            settings,
+            tmp_path / name,
+        )
 
 
 def mix(codes, bank):
@@ -76,72 +86,76 @@ def mod(case, ridge):
     return torch.linalg.solve(system, sides.flatten(1)).view(M, R, D)
 
 
-@pytest.mark.parametrize("metric", [False, True])
-def test_sums_match_their_definitions(metric):
-    case, sums = Case(metric), Case(metric).sums()
+@pytest.mark.parametrize("adapter_moment", [False, True])
+def test_sums_match_their_definitions(adapter_moment):
+    case, moments = Case(adapter_moment), Case(adapter_moment).moments()
     torch.testing.assert_close(
-        content(sums.forces), torch.einsum("nm,nrd->mrd", case.new, case.forces),
-        atol=1e-4, rtol=1e-4,
-    )  # fmt: skip
-    coupling = torch.einsum("n,nj,nk->jk", case.weights, case.new, case.new)
-    drift = torch.einsum("n,nj,nk->jk", case.weights, case.new, case.old - case.new)
-    torch.testing.assert_close(sums.coupling, coupling, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(sums.drift, drift, atol=1e-4, rtol=1e-5)
+        content(moments.gradients),
+        torch.einsum("nm,nrd->mrd", case.new, case.gradients),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+    code_moment = torch.einsum("n,nj,nk->jk", case.weights, case.new, case.new)
+    code_change_moment = torch.einsum("n,nj,nk->jk", case.weights, case.new, case.old - case.new)
+    torch.testing.assert_close(moments.code_moment, code_moment, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(moments.code_change_moment, code_change_moment, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("metric", [False, True])
+@pytest.mark.parametrize("adapter_moment", [False, True])
 @pytest.mark.parametrize("ridge", [0.0, 1e-6, 0.1])
 @pytest.mark.parametrize("spilled", [False, True])
-def test_a_step_is_that_of_mod_with_explicit_targets(tmp_path, metric, ridge, spilled):
-    case = Case(metric)
-    stepped = case.step(tmp_path, DictionaryStep(0.0, ridge, 0.0), spilled=spilled)
+def test_a_step_is_that_of_mod_with_explicit_targets(tmp_path, adapter_moment, ridge, spilled):
+    case = Case(adapter_moment)
+    update = case.step(tmp_path, BankUpdateSettings(0.0, ridge, 0.0), spilled=spilled)
     moved = case.bank + mod(case, ridge)
     norms = moved.flatten(1).norm(dim=1)
     expected = moved / norms[:, None, None]
-    torch.testing.assert_close(content(stepped.bank), expected, atol=1e-4, rtol=1e-3)
-    assert stepped.largest_norm_change == pytest.approx(float((norms - 1).abs().max()), rel=1e-3)
+    torch.testing.assert_close(content(update.bank), expected, atol=1e-4, rtol=1e-3)
+    assert update.largest_norm_change == pytest.approx(float((norms - 1).abs().max()), rel=1e-3)
 
 
 def test_without_ridge_the_step_solves_the_weighted_least_squares_problem(tmp_path):
     case = Case()
-    stepped = case.step(tmp_path, DictionaryStep(0.0, 0.0, 0.0))
+    update = case.step(tmp_path, BankUpdateSettings(0.0, 0.0, 0.0))
     roots = case.weights.sqrt()[:, None].numpy()
     solved = np.linalg.lstsq(
         roots * case.new.numpy(), roots * case.targets().flatten(1).numpy(), rcond=None
     )[0]
     solved /= np.linalg.norm(solved, axis=1, keepdims=True)
-    np.testing.assert_allclose(content(stepped.bank).flatten(1).numpy(), solved, atol=1e-4)
+    np.testing.assert_allclose(content(update.bank).flatten(1).numpy(), solved, atol=1e-4)
 
 
-def test_atoms_are_unit_and_the_gram_is_theirs(tmp_path):
-    stepped = Case().step(tmp_path, DictionaryStep(0.0, 1e-6, 0.0))
-    atoms = content(stepped.bank).flatten(1)
-    torch.testing.assert_close(atoms.norm(dim=1), torch.ones(M, dtype=torch.float64), atol=1e-6,
-                               rtol=0)  # fmt: skip
-    torch.testing.assert_close(stepped.gram, atoms @ atoms.T, atol=1e-6, rtol=0)
+def test_atoms_are_group_and_the_gram_is_theirs(tmp_path):
+    update = Case().step(tmp_path, BankUpdateSettings(0.0, 1e-6, 0.0))
+    atoms = content(update.bank).flatten(1)
+    torch.testing.assert_close(
+        atoms.norm(dim=1), torch.ones(M, dtype=torch.float64), atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(update.gram, atoms @ atoms.T, atol=1e-6, rtol=0)
 
 
-def test_rescaled_codes_keep_every_product_and_give_unit_mixtures(tmp_path):
+def test_rescaled_codes_keep_every_product_and_give_group_mixtures(tmp_path):
     case = Case()
-    stepped = case.step(tmp_path, DictionaryStep(0.0, 1e-6, 0.0))
+    update = case.step(tmp_path, BankUpdateSettings(0.0, 1e-6, 0.0))
     before = mix(case.new, case.bank + mod(case, 1e-6)).flatten(1)
-    after = mix(stepped.codes.double(), content(stepped.bank)).flatten(1)
+    after = mix(update.codes.double(), content(update.bank)).flatten(1)
     used = before.norm(dim=1) > 0
-    unit = before[used] / before[used].norm(dim=1, keepdim=True)
-    torch.testing.assert_close(after[used], unit, atol=1e-4, rtol=0)
-    assert bool((stepped.codes >= 0).all())
-    assert torch.equal(stepped.codes > 0, case.new > 0)
+    group = before[used] / before[used].norm(dim=1, keepdim=True)
+    torch.testing.assert_close(after[used], group, atol=1e-4, rtol=0)
+    assert bool((update.codes >= 0).all())
+    assert torch.equal(update.codes > 0, case.new > 0)
 
 
 def test_momentum_adds_the_last_step_and_is_scaled_with_its_atom(tmp_path):
     case = Case()
-    first = case.step(tmp_path, DictionaryStep(0.0, 1e-6, 0.0), name="one")
+    first = case.step(tmp_path, BankUpdateSettings(0.0, 1e-6, 0.0), name="one")
     norms = (case.bank + mod(case, 1e-6)).flatten(1).norm(dim=1)[:, None, None]
-    torch.testing.assert_close(content(first.momentum), mod(case, 1e-6) / norms, atol=1e-4,
-                               rtol=1e-3)  # fmt: skip
+    torch.testing.assert_close(
+        content(first.momentum), mod(case, 1e-6) / norms, atol=1e-4, rtol=1e-3
+    )
     arrays.write(tmp_path / "stored", first.momentum)
     stored = StoredTiles(tmp_path / "stored", first.momentum)
-    second = case.step(tmp_path, DictionaryStep(0.7, 1e-6, 0.0), previous=stored, name="two")
+    second = case.step(tmp_path, BankUpdateSettings(0.7, 1e-6, 0.0), previous=stored, name="two")
     velocity = 0.7 * content(first.momentum) + mod(case, 1e-6)
     moved = case.bank + velocity
     norms = moved.flatten(1).norm(dim=1)[:, None, None]
@@ -151,63 +165,76 @@ def test_momentum_adds_the_last_step_and_is_scaled_with_its_atom(tmp_path):
 
 def test_the_coherence_penalty_pushes_similar_atoms_apart(tmp_path):
     case = Case()
-    case.forces *= 0
+    case.gradients *= 0
     case.new = case.old
     case.bank[1] = case.bank[0] + 0.3 * case.bank[1]
     case.bank[1] /= case.bank[1].norm()
     flat = case.bank.flatten(1)
     gram = flat @ flat.T
-    stepped = case.step(tmp_path, DictionaryStep(0.0, 1e-6, 0.1))
+    update = case.step(tmp_path, BankUpdateSettings(0.0, 1e-6, 0.1))
     expected = flat - 0.1 * (gram - torch.eye(M, dtype=torch.float64)) @ flat
     expected /= expected.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(content(stepped.bank).flatten(1), expected, atol=1e-5, rtol=0)
-    assert float(stepped.gram[0, 1]) < float(gram[0, 1]) - 0.01
+    torch.testing.assert_close(content(update.bank).flatten(1), expected, atol=1e-5, rtol=0)
+    assert float(update.gram[0, 1]) < float(gram[0, 1]) - 0.01
 
 
 def test_without_forces_and_changes_of_code_nothing_moves(tmp_path):
     case = Case()
-    case.forces *= 0
+    case.gradients *= 0
     case.new = case.old
-    stepped = case.step(tmp_path, DictionaryStep(0.0, 1e-6, 0.0))
-    torch.testing.assert_close(content(stepped.bank), case.bank, atol=1e-6, rtol=0)
+    update = case.step(tmp_path, BankUpdateSettings(0.0, 1e-6, 0.0))
+    torch.testing.assert_close(content(update.bank), case.bank, atol=1e-6, rtol=0)
 
 
 def test_of_several_atoms_that_nobody_uses_all_but_the_first_stay(tmp_path):
     case = Case()
     case.new[:, 1:3] = 0
-    stepped = case.step(tmp_path, DictionaryStep(0.0, 1e-6, 0.0))
-    assert stepped.revived == 1
-    torch.testing.assert_close(content(stepped.bank)[2], case.bank[2], atol=1e-5, rtol=0)
-    assert bool(content(stepped.bank).isfinite().all())
+    update = case.step(tmp_path, BankUpdateSettings(0.0, 1e-6, 0.0))
+    assert update.revived == 1
+    torch.testing.assert_close(content(update.bank)[2], case.bank[2], atol=1e-5, rtol=0)
+    assert bool(content(update.bank).isfinite().all())
 
 
 def worst_noted(case, errors, batch=16):
     """Sums of `case` that have seen the squared errors of all experts."""
-    sums = case.sums()
+    moments = case.moments()
     for first in range(0, N, batch):
         part = slice(first, first + batch)
-        direction = Direction(case.forces[part].float(), case.weights[part].float())
-        sums.note_worst(list(range(N))[part], errors[part], direction)
-    return sums
+        preconditioned = PreconditionedGradient(
+            case.gradients[part].float(), case.weights[part].float()
+        )
+        moments.note_worst(list(range(N))[part], errors[part], preconditioned)
+    return moments
 
 
 def test_a_dead_atom_becomes_what_the_worst_experts_mixture_should_be(tmp_path):
     case = Case()
     case.new[:, 2] = 0
     errors = normal(N, seed=9).abs()
-    sums, worst = worst_noted(case, errors), int(errors.argmax())
-    assert (sums.worst_position, sums.worst_error) == (worst, pytest.approx(float(errors.max())))
+    moments, worst = worst_noted(case, errors), int(errors.argmax())
+    assert (moments.worst_position, moments.worst_error) == (
+        worst,
+        pytest.approx(float(errors.max())),
+    )
     tiles = Tiles((M, R, D), ROWS)
     tiles.put_items(0, case.bank.float())
-    how = DictionaryStep(0.0, 1e-6, 0.0)
-    stepped = step_bank(tiles, None, sums, case.new.float(), plain_gram(tiles), case.geometry, how,
-                        tmp_path / "momentum")  # fmt: skip
-    left, right = case.geometry.left_inverse.double(), case.geometry.right_inverse.double()
+    settings = BankUpdateSettings(0.0, 1e-6, 0.0)
+    update = update_bank(
+        tiles,
+        None,
+        moments,
+        case.new.float(),
+        plain_gram(tiles),
+        case.metric,
+        settings,
+        tmp_path / "momentum",
+    )
+    left, right = case.metric.left_inverse.double(), case.metric.right_inverse.double()
     target = mix(case.new, case.bank)[worst]
-    target = target + left @ case.forces[worst] @ right / case.weights[worst]
-    torch.testing.assert_close(content(stepped.bank)[2], target / target.norm(), atol=1e-4, rtol=0)
-    assert not bool(stepped.momentum.items(2, 3).any())
-    assert stepped.revived == 1
+    target = target + left @ case.gradients[worst] @ right / case.weights[worst]
+    torch.testing.assert_close(content(update.bank)[2], target / target.norm(), atol=1e-4, rtol=0)
+    assert not bool(update.momentum.items(2, 3).any())
+    assert update.revived == 1
 
 
 def test_the_worst_expert_is_one_that_is_pulled_somewhere():
@@ -215,14 +242,14 @@ def test_the_worst_expert_is_one_that_is_pulled_somewhere():
     errors = torch.ones(N, dtype=torch.float64)
     errors[5], errors[7] = 3.0, 2.0
     case.weights[5] = 0
-    case.forces[5] = 0
+    case.gradients[5] = 0
     assert worst_noted(case, errors).worst_position == 7
 
 
 def test_spilled_and_resident_steps_are_the_same_to_the_bit(tmp_path):
-    how = DictionaryStep(0.0, 1e-6, 0.01)
-    one = Case().step(tmp_path, how, name="one")
-    two = Case().step(tmp_path, how, spilled=True, name="two")
+    settings = BankUpdateSettings(0.0, 1e-6, 0.01)
+    one = Case().step(tmp_path, settings, name="one")
+    two = Case().step(tmp_path, settings, spilled=True, name="two")
     assert torch.equal(content(one.bank), content(two.bank))
     assert torch.equal(content(one.momentum), content(two.momentum))
     assert torch.equal(one.codes, two.codes)
@@ -231,13 +258,13 @@ def test_spilled_and_resident_steps_are_the_same_to_the_bit(tmp_path):
 
 def test_sums_survive_a_checkpoint(tmp_path):
     case = Case()
-    sums = case.sums()
-    sums.sampled = 3
-    for name, source in sums.arrays().items():
+    moments = case.moments()
+    moments.sampled = 3
+    for name, source in moments.arrays().items():
         arrays.write(tmp_path / name, source)
-    other = EpochSums.empty(Tiles((M, R, D), ROWS))
-    other.restore(lambda name: tmp_path / name, sums.scalars())
-    assert torch.equal(content(other.forces), content(sums.forces))
+    other = EpochMoments.empty(Tiles((M, R, D), ROWS))
+    other.restore(lambda name: tmp_path / name, moments.scalars())
+    assert torch.equal(content(other.gradients), content(moments.gradients))
     assert other.sampled == 3
-    for name in ("coupling", "drift", "metric", "complement"):
-        assert torch.equal(getattr(other, name), getattr(sums, name))
+    for name in ("code_moment", "code_change_moment", "adapter_moment", "row_projector"):
+        assert torch.equal(getattr(other, name), getattr(moments, name))

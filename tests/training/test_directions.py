@@ -38,7 +38,7 @@ def test_surrogate_force_is_minus_half_the_gradient(name, lam):
     (gradient,) = torch.autograd.grad(loss, point)
     eye = torch.eye(R, dtype=torch.float64)
     found, _ = directions.surrogate(weights, mixtures, fit, activation, 0.25, eye)
-    torch.testing.assert_close(found.force, -gradient / 2)
+    torch.testing.assert_close(found.gradient, -gradient / 2)
 
 
 @pytest.mark.parametrize(("name", "lam"), CURVES)
@@ -52,19 +52,19 @@ def test_surrogate_force_is_that_of_the_loss_with_adapters_refitted(name, lam):
     (gradient,) = torch.autograd.grad(loss, point)
     eye = torch.eye(R, dtype=torch.float64)
     found, _ = directions.surrogate(weights, mixtures, fit, activation, 0.25, eye)
-    torch.testing.assert_close(found.force, -gradient / 2)
+    torch.testing.assert_close(found.gradient, -gradient / 2)
 
 
 def test_surrogate_weight_is_four_c_times_the_mean_curvature():
     weights, mixtures, activation, fit = problem(gamma=1.3)
     root = normal(R, R, seed=5)
-    metric = root @ root.T + torch.eye(R, dtype=torch.float64)
+    adapter_moment = root @ root.T + torch.eye(R, dtype=torch.float64)
     found, total = directions.surrogate(
-        weights, mixtures, fit, activation, 0.7, torch.linalg.inv(metric)
+        weights, mixtures, fit, activation, 0.7, torch.linalg.inv(adapter_moment)
     )
     curvature = 1.3**2 * fit.adapters.mT @ fit.adapters
     for k in range(B):
-        values = scipy.linalg.eigh(curvature[k].numpy(), metric.numpy(), eigvals_only=True)
+        values = scipy.linalg.eigh(curvature[k].numpy(), adapter_moment.numpy(), eigvals_only=True)
         assert float(found.weight[k]) == pytest.approx(4 * 0.7 * values.mean())
     torch.testing.assert_close(total, curvature.sum(0))
 
@@ -79,7 +79,7 @@ def test_pinv_moves_to_the_ridge_solution_when_linear(ridge):
         system += ridge * np.trace(system) / R * np.eye(R)
         residual = (weights[k] - fit.adapters[k] @ fit.hidden[k]).numpy()
         move = np.linalg.solve(system, adapter.T @ residual) / 1.3
-        np.testing.assert_allclose(found.force[k].numpy(), move, atol=1e-9)
+        np.testing.assert_allclose(found.gradient[k].numpy(), move, atol=1e-9)
     assert found.weight.tolist() == [1.0] * B
 
 
@@ -87,7 +87,7 @@ def test_pinv_without_ridge_lands_on_the_least_squares_target():
     weights, mixtures, activation, fit = problem()
     found = directions.pseudo_inverse(weights, mixtures, fit, activation, 0.0)
     target = torch.linalg.pinv(fit.adapters) @ weights / 1.3
-    torch.testing.assert_close(mixtures + found.force, target)
+    torch.testing.assert_close(mixtures + found.gradient, target)
 
 
 @pytest.mark.parametrize("name", ["tanh", "silu"])
@@ -97,7 +97,7 @@ def test_pinv_divides_by_the_bounded_slope_when_curved(name):
     (slope,) = torch.autograd.grad(phi(point, name, 1.0, 1.3).sum(), point)
     move = torch.linalg.pinv(fit.adapters) @ (weights - fit.adapters @ fit.hidden)
     found = directions.pseudo_inverse(weights, mixtures, fit, activation, 0.0)
-    torch.testing.assert_close(found.force, move / (slope / 1.3).clamp_min(0.1) / 1.3)
+    torch.testing.assert_close(found.gradient, move / (slope / 1.3).clamp_min(0.1) / 1.3)
 
 
 def test_orthonormal_target_is_the_nearest_rotated_expert():
@@ -107,8 +107,8 @@ def test_orthonormal_target_is_the_nearest_rotated_expert():
     for k in range(B):
         unitary, _ = scipy.linalg.polar((mixtures[k] @ weights[k].T).numpy(), side="left")
         expected = unitary @ (weights[k] / weights[k].norm()).numpy()
-        np.testing.assert_allclose((mixtures[k] + found.force[k]).numpy(), expected, atol=1e-5)
-        distance = float(found.force[k].norm())
+        np.testing.assert_allclose((mixtures[k] + found.gradient[k]).numpy(), expected, atol=1e-5)
+        distance = float(found.gradient[k].norm())
         for seed in range(20):
             other = torch.linalg.qr(normal(P, R, seed=100 + seed)).Q.T
             assert distance < float((mixtures[k] - other @ weights[k] / weights[k].norm()).norm())
@@ -120,20 +120,25 @@ def test_blended_targets_go_from_one_to_the_other():
     start, _ = directions.orthonormal(weights, mixtures)
     eye = torch.eye(R, dtype=torch.float64)
     aware, _ = directions.surrogate(weights, mixtures, fit, activation, 0.25, eye)
-    target = mixtures + aware.force / aware.weight[:, None, None]
+    target = mixtures + aware.gradient / aware.weight[:, None, None]
     for beta in (0.0, 0.25, 1.0):
         found = directions.blended(start, aware, beta)
-        expected = (1 - beta) * (mixtures + start.force) + beta * target
-        torch.testing.assert_close(mixtures + found.force / found.weight[:, None, None], expected)
+        expected = (1 - beta) * (mixtures + start.gradient) + beta * target
+        torch.testing.assert_close(
+            mixtures + found.gradient / found.weight[:, None, None], expected
+        )
 
 
 def test_directions_are_deterministic():
     def all_of_them():
         weights, mixtures, activation, fit = problem("tanh", 0.5)
         eye = torch.eye(R, dtype=torch.float64)
-        first, metric = directions.surrogate(weights, mixtures, fit, activation, 0.25, eye)
+        first, adapter_moment = directions.surrogate(weights, mixtures, fit, activation, 0.25, eye)
         second = directions.pseudo_inverse(weights, mixtures, fit, activation, 1e-3)
         third, _ = directions.orthonormal(weights, mixtures)
-        return [metric, *(x for d in (first, second, third) for x in (d.force, d.weight))]
+        return [
+            adapter_moment,
+            *(x for d in (first, second, third) for x in (d.gradient, d.weight)),
+        ]
 
     assert all(torch.equal(a, b) for a, b in zip(all_of_them(), all_of_them(), strict=True))

@@ -7,18 +7,18 @@ import torch
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.factorization.adapters import Activation
 from globe_stream.kernels.atoms import unit_mixture_scales
-from globe_stream.seeding.statistics import Normalisation
+from globe_stream.seeding.statistics import Normalization
 from globe_stream.store import arrays
 from globe_stream.store.tiles import Tiles
+from globe_stream.training.bank_update import BankUpdateSettings, update_bank
 from globe_stream.training.code_update import Coding
-from globe_stream.training.bank_update import DictionaryStep, step_bank
 from globe_stream.training.epoch import EpochAccumulator, EpochSettings
-from globe_stream.training.metric import Geometry, metric_gram, plain_gram
-from globe_stream.training.moments import EpochSums
+from globe_stream.training.metric import Metric, metric_gram, plain_gram
+from globe_stream.training.moments import EpochMoments
 
 N, P, D, R, M, ROWS = 20, 10, 16, 6, 5, 4
 CPU = torch.device("cpu")
-BY = Normalisation(0.05, 0.4)
+BY = Normalization(0.05, 0.4)
 RIDGE = 1e-6
 
 
@@ -46,18 +46,27 @@ def begin():
     return tiles, codes
 
 
-def settings(**changes):
-    given = {"targets": "surrogate", "beta": 1.0, "activation": Activation("none", 0.0, 2.0),
-             "damping": 0.25, "coding_share": 1.0, "coding": Coding(steps=400), "ridge": RIDGE,
-             "target_ridge": 1e-3, "target_weight": 1.0}  # fmt: skip
+def make_settings(**changes):
+    given = {
+        "targets": "surrogate",
+        "beta": 1.0,
+        "activation": Activation("none", 0.0, 2.0),
+        "damping": 0.25,
+        "coding_share": 1.0,
+        "coding": Coding(steps=400),
+        "ridge": RIDGE,
+        "target_ridge": 1e-3,
+        "target_weight": 1.0,
+    }
     return EpochSettings(**{**given, **changes})
 
 
-def accumulator(tiles, codes, how, geometry):
-    gram = metric_gram(tiles, geometry)
+def accumulator(tiles, codes, settings, metric):
+    gram = metric_gram(tiles, metric)
     norms = experts().double().square().sum((1, 2))
-    return EpochAccumulator(tiles, codes, gram, geometry, EpochSums.empty(Tiles((M, R, D), ROWS)),
-                            how, BY, norms)  # fmt: skip
+    return EpochAccumulator(
+        tiles, codes, gram, metric, EpochMoments.empty(Tiles((M, R, D), ROWS)), settings, BY, norms
+    )
 
 
 def feed(passing, batch=7, skip=0):
@@ -82,20 +91,22 @@ def dense(tiles, codes, activation=None):
 
 
 GEOMETRIES = {
-    "identity": lambda: Geometry.identity(R, CPU),
-    "metric": lambda: Geometry.from_sums(
+    "identity": lambda: Metric.identity(R, CPU),
+    "metric": lambda: Metric.from_moments(
         normal(R, 2 * R, seed=8) @ normal(R, 2 * R, seed=8).T,
         torch.eye(D, dtype=torch.float64)
-        - 0.9 * torch.diag(torch.linspace(0, 1, D, dtype=torch.float64)), CPU),
-}  # fmt: skip
+        - 0.9 * torch.diag(torch.linspace(0, 1, D, dtype=torch.float64)),
+        CPU,
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", list(GEOMETRIES))
 @pytest.mark.parametrize("curve", [("none", 0.0), ("tanh", 0.7), ("silu", 1.0)])
 def test_an_epoch_gathers_what_its_definition_says(kind, curve):
     tiles, codes = begin()
-    geometry, activation = GEOMETRIES[kind](), Activation(*curve, 2.0)
-    passed = feed(accumulator(tiles, codes, settings(activation=activation), geometry))
+    metric, activation = GEOMETRIES[kind](), Activation(*curve, 2.0)
+    passed = feed(accumulator(tiles, codes, make_settings(activation=activation), metric))
     weights, mixtures, hidden, adapters = dense(tiles, codes, activation)
 
     errors = (weights - adapters @ hidden).square().sum((1, 2)) * BY.scale**2
@@ -104,21 +115,29 @@ def test_an_epoch_gathers_what_its_definition_says(kind, curve):
     assert passed.log.relative_error == pytest.approx(relative, rel=1e-5)
 
     curvature = 4.0 * adapters.mT @ adapters
-    torch.testing.assert_close(passed.sums.metric.double(), curvature.sum(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        passed.moments.adapter_moment.double(), curvature.sum(0), rtol=1e-3, atol=1e-3
+    )
     spaces = torch.linalg.pinv(hidden) @ hidden
     expected = torch.eye(D, dtype=torch.float64) - spaces.mean(0)
-    torch.testing.assert_close(passed.sums.mean_complement().double(), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        passed.moments.mean_residual_projector().double(), expected, atol=1e-3, rtol=0
+    )
 
-    left = geometry.left_inverse.double()
+    left = metric.left_inverse.double()
     slope = torch.autograd.functional.jvp(activation.apply, mixtures, torch.ones_like(mixtures))[1]
-    force = slope * (adapters.mT @ (weights - adapters @ hidden))
+    gradient = slope * (adapters.mT @ (weights - adapters @ hidden))
     weight = (curvature * left).sum((1, 2)) / R
     new = passed.new_codes.double()
-    forces = torch.einsum("nm,nrd->mrd", new, force)
-    torch.testing.assert_close(passed.sums.forces.items(0, M).double(), forces, rtol=1e-3,
-                               atol=1e-3 * float(forces.abs().max()))  # fmt: skip
-    coupling = torch.einsum("n,nj,nk->jk", weight, new, new)
-    torch.testing.assert_close(passed.sums.coupling, coupling, rtol=1e-3, atol=1e-3)
+    gradients = torch.einsum("nm,nrd->mrd", new, gradient)
+    torch.testing.assert_close(
+        passed.moments.gradients.items(0, M).double(),
+        gradients,
+        rtol=1e-3,
+        atol=1e-3 * float(gradients.abs().max()),
+    )
+    code_moment = torch.einsum("n,nj,nk->jk", weight, new, new)
+    torch.testing.assert_close(passed.moments.code_moment, code_moment, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
@@ -126,12 +145,12 @@ def test_an_epoch_gathers_what_its_definition_says(kind, curve):
 def test_an_expert_without_atoms_does_no_harm(beta, targets):
     tiles, codes = begin()
     codes[3] = 0
-    how = settings(beta=beta, targets=targets)
-    passed = feed(accumulator(tiles, codes, how, GEOMETRIES["identity"]()))
+    settings = make_settings(beta=beta, targets=targets)
+    passed = feed(accumulator(tiles, codes, settings, GEOMETRIES["identity"]()))
     assert bool(passed.new_codes.isfinite().all())
-    assert bool(passed.sums.forces.items(0, M).isfinite().all())
-    assert bool(passed.sums.coupling.isfinite().all())
-    assert float(passed.sums.worst_pull.norm()) > 0
+    assert bool(passed.moments.gradients.items(0, M).isfinite().all())
+    assert bool(passed.moments.code_moment.isfinite().all())
+    assert float(passed.moments.worst_step.norm()) > 0
     whole = ((experts()[3].double() - BY.mean) / BY.scale).square().sum() * BY.scale**2
     assert float(passed.log.squared_errors[3]) == pytest.approx(float(whole), rel=1e-5)
     if beta < 1:
@@ -141,20 +160,22 @@ def test_an_expert_without_atoms_does_no_harm(beta, targets):
 @pytest.mark.parametrize("kind", list(GEOMETRIES))
 def test_new_codes_are_nnls_towards_the_targets_in_the_metric(kind):
     tiles, codes = begin()
-    geometry = GEOMETRIES[kind]()
-    how = settings(coding=Coding(steps=3000))
-    new = feed(accumulator(tiles, codes, how, geometry)).new_codes.double()
+    metric = GEOMETRIES[kind]()
+    settings = make_settings(coding=Coding(steps=3000))
+    new = feed(accumulator(tiles, codes, settings, metric)).new_codes.double()
     weights, mixtures, hidden, adapters = dense(tiles, codes)
-    force = 2.0 * adapters.mT @ (weights - adapters @ hidden)
-    left = geometry.left_inverse.double()
+    gradient = 2.0 * adapters.mT @ (weights - adapters @ hidden)
+    left = metric.left_inverse.double()
     weight = (4.0 * (adapters.mT @ adapters) * left).sum((1, 2)) / R
-    move = left @ force
+    move = left @ gradient
     eye = torch.eye(D, dtype=torch.float64)
-    if geometry.right_inverse is not None:
-        move = move @ geometry.right_inverse.double()
+    if metric.right_inverse is not None:
+        move = move @ metric.right_inverse.double()
     targets = mixtures + move / weight[:, None, None]
-    rows, columns = (torch.linalg.cholesky(x.double()).mT for x in (
-        geometry.left, eye if geometry.right is None else geometry.right))  # fmt: skip
+    rows, columns = (
+        torch.linalg.cholesky(x.double()).mT
+        for x in (metric.left, eye if metric.right is None else metric.right)
+    )
     bank = (rows @ tiles.items(0, M).double() @ columns.mT).flatten(1)
     points = (rows @ targets @ columns.mT).flatten(1)
     from scipy.optimize import nnls
@@ -166,7 +187,7 @@ def test_new_codes_are_nnls_towards_the_targets_in_the_metric(kind):
 def test_the_coding_share_shortens_the_way():
     tiles, codes = begin()
     full, none = (
-        feed(accumulator(tiles, codes, settings(coding_share=share), GEOMETRIES["identity"]()))
+        feed(accumulator(tiles, codes, make_settings(coding_share=share), GEOMETRIES["identity"]()))
         for share in (1.0, 0.0)
     )
     assert float((full.new_codes - codes).norm()) > 0.1
@@ -175,14 +196,14 @@ def test_the_coding_share_shortens_the_way():
 
 def test_a_restored_pass_continues_to_the_same_bits(tmp_path):
     tiles, codes = begin()
-    how, geometry = settings(), GEOMETRIES["metric"]()
-    whole = feed(accumulator(tiles, codes, how, geometry))
-    first = accumulator(tiles, codes, how, geometry)
+    settings, metric = make_settings(), GEOMETRIES["metric"]()
+    whole = feed(accumulator(tiles, codes, settings, metric))
+    first = accumulator(tiles, codes, settings, metric)
     parts = experts()
     first.update(Batch(list(range(7)), parts[:7].clone()))
     for name, source in first.arrays().items():
         arrays.write(tmp_path / name, source)
-    second = accumulator(tiles, codes, how, geometry)
+    second = accumulator(tiles, codes, settings, metric)
     second.restore(lambda name: tmp_path / name, first.scalars())
     feed(second, skip=1)
     assert second.scalars() == whole.scalars()
@@ -200,27 +221,40 @@ def plain(source):
 def run_epochs(count, damping, tmp_path, *, targets="surrogate", beta=1.0, use_metric=True):
     """relF at the start of each epoch; momentum 0, linear activation."""
     tiles, codes = begin()
-    geometry = Geometry.identity(R, CPU)
+    metric = Metric.identity(R, CPU)
     errors = []
     for epoch in range(count):
-        how = settings(damping=damping, targets=targets, beta=beta, coding=Coding(steps=1000))
-        passed = feed(accumulator(tiles, codes, how, geometry))
+        settings = make_settings(
+            damping=damping, targets=targets, beta=beta, coding=Coding(steps=1000)
+        )
+        passed = feed(accumulator(tiles, codes, settings, metric))
         errors.append(passed.log.relative_error)
-        stepped = step_bank(tiles, None, passed.sums, passed.new_codes, plain_gram(tiles), geometry,
-                            DictionaryStep(0.0, 1e-9, 0.0), tmp_path / f"m{epoch}")  # fmt: skip
-        tiles, codes = stepped.bank, stepped.codes
+        update = update_bank(
+            tiles,
+            None,
+            passed.moments,
+            passed.new_codes,
+            plain_gram(tiles),
+            metric,
+            BankUpdateSettings(0.0, 1e-9, 0.0),
+            tmp_path / f"m{epoch}",
+        )
+        tiles, codes = update.bank, update.codes
         if use_metric:
-            metric, right = passed.sums.metric / N, passed.sums.mean_complement()
-            geometry = Geometry.from_sums(metric, right, CPU)
+            adapter_moment, right = (
+                passed.moments.adapter_moment / N,
+                passed.moments.mean_residual_projector(),
+            )
+            metric = Metric.from_moments(adapter_moment, right, CPU)
             if use_metric == "left":
-                geometry = Geometry(geometry.left, geometry.left_inverse, None, None)
+                metric = Metric(metric.left, metric.left_inverse, None, None)
     return np.array(errors)
 
 
-@pytest.mark.parametrize("metric", [False, "left"])
-def test_the_loss_never_rises_when_the_weight_majorises_the_curvature(tmp_path, metric):
+@pytest.mark.parametrize("adapter_moment", [False, "left"])
+def test_the_loss_never_rises_when_the_weight_majorises_the_curvature(tmp_path, adapter_moment):
     """4 c tr(.)/r >= lambda_max(.) whenever c >= r / 4, so such a step cannot raise the loss."""
-    errors = run_epochs(25, R / 4, tmp_path, use_metric=metric)
+    errors = run_epochs(25, R / 4, tmp_path, use_metric=adapter_moment)
     assert bool((errors[1:] <= errors[:-1] * (1 + 1e-5)).all())
     assert errors[-1] < 0.97 * errors[0]
 
@@ -248,24 +282,32 @@ def test_warm_up_descends_on_its_own_distance(tmp_path):
     import scipy.linalg
 
     tiles, codes = begin()
-    geometry = Geometry.identity(R, CPU)
+    metric = Metric.identity(R, CPU)
     distances = []
     for epoch in range(12):
         weights, mixtures, _, _ = dense(tiles, codes)
-        unit = weights / weights.flatten(1).norm(dim=1)[:, None, None]
+        group = weights / weights.flatten(1).norm(dim=1)[:, None, None]
         total = 0.0
-        for expert, mixture in zip(unit.numpy(), mixtures.numpy(), strict=True):
+        for expert, mixture in zip(group.numpy(), mixtures.numpy(), strict=True):
             rotation, _ = scipy.linalg.polar(mixture @ expert.T, side="left")
             # The scale of a code is free, so the distance is to the best multiple of Z.
             target = rotation @ expert
             fitted = (target * mixture).sum() / (mixture**2).sum() * mixture
             total += np.linalg.norm(target - fitted) ** 2
         distances.append(total)
-        how = settings(beta=0.0, coding=Coding(steps=2000))
-        passed = feed(accumulator(tiles, codes, how, geometry))
-        stepped = step_bank(tiles, None, passed.sums, passed.new_codes, plain_gram(tiles), geometry,
-                            DictionaryStep(0.0, 1e-9, 0.0), tmp_path / f"m{epoch}")  # fmt: skip
-        tiles, codes = stepped.bank, stepped.codes
+        settings = make_settings(beta=0.0, coding=Coding(steps=2000))
+        passed = feed(accumulator(tiles, codes, settings, metric))
+        update = update_bank(
+            tiles,
+            None,
+            passed.moments,
+            passed.new_codes,
+            plain_gram(tiles),
+            metric,
+            BankUpdateSettings(0.0, 1e-9, 0.0),
+            tmp_path / f"m{epoch}",
+        )
+        tiles, codes = update.bank, update.codes
     found = np.array(distances)
     assert found[-1] < 0.97 * found[0]
     assert bool((found[1:] <= found[:-1] * (1 + 1e-5)).all())

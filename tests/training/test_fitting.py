@@ -66,8 +66,11 @@ def test_the_expanded_formula_alone_would_lose_those_digits():
     adapters, hidden = normal(B, P, R, dtype=torch.float32), normal(B, R, D, seed=1).float()
     weights = adapters @ hidden + 1e-4 * normal(B, P, D, seed=2).float()
     gram, projected = hidden @ hidden.mT, weights @ hidden.mT
-    naive = (weights.square().sum((1, 2)) - 2 * (adapters * projected).sum((1, 2))
-             + ((adapters @ gram) * adapters).sum((1, 2)))  # fmt: skip
+    naive = (
+        weights.square().sum((1, 2))
+        - 2 * (adapters * projected).sum((1, 2))
+        + ((adapters @ gram) * adapters).sum((1, 2))
+    )
     exact = (weights.double() - adapters.double() @ hidden.double()).square().sum((1, 2))
     assert float(((naive - exact).abs() / exact).max()) > 1
 

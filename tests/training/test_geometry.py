@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from globe_stream.store.tiles import Tiles
-from globe_stream.training import metric as geometry
-from globe_stream.training.metric import Geometry
+from globe_stream.training import metric
+from globe_stream.training.metric import Metric
 
 M, R, D = 7, 5, 9
 CPU = torch.device("cpu")
@@ -16,12 +16,12 @@ def normal(*shape, seed):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def metric(seed=0):
+def adapter_moment(seed=0):
     root = normal(R, 2 * R, seed=seed)
     return root @ root.T
 
 
-def complement(seed=1):
+def row_projector(seed=1):
     """The mean of I - P over random row spaces."""
     spaces = [torch.linalg.qr(normal(D, R, seed=seed + k)).Q for k in range(4)]
     eye = torch.eye(D, dtype=torch.float64)
@@ -34,16 +34,18 @@ def filled(atoms, rows, path=None):
     return tiles
 
 
-def test_left_is_the_metric_and_right_the_complement_with_unit_mean_diagonal():
-    found = Geometry.from_sums(metric(), complement(), CPU)
-    torch.testing.assert_close(found.left.double(), metric(), rtol=1e-4, atol=1e-4)
-    expected = complement() + geometry.RIGHT_RIDGE * complement().diagonal().mean() * torch.eye(D)
+def test_left_is_the_metric_and_right_the_complement_with_group_mean_diagonal():
+    found = Metric.from_moments(adapter_moment(), row_projector(), CPU)
+    torch.testing.assert_close(found.left.double(), adapter_moment(), rtol=1e-4, atol=1e-4)
+    expected = row_projector() + metric.RIGHT_RIDGE * row_projector().diagonal().mean() * torch.eye(
+        D
+    )
     expected = expected / expected.diagonal().mean()
     torch.testing.assert_close(found.right.double(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_inverses_are_inverse_symmetric_and_positive():
-    found = Geometry.from_sums(metric(), complement(), CPU)
+    found = Metric.from_moments(adapter_moment(), row_projector(), CPU)
     for matrix, inverse in ((found.left, found.left_inverse), (found.right, found.right_inverse)):
         eye = torch.eye(len(matrix), dtype=torch.float64)
         torch.testing.assert_close(matrix.double() @ inverse.double(), eye, atol=1e-4, rtol=0)
@@ -52,57 +54,57 @@ def test_inverses_are_inverse_symmetric_and_positive():
 
 
 def test_a_singular_metric_still_has_an_inverse():
-    flat = metric()
+    flat = adapter_moment()
     flat[:, 0] = flat[0] = 0
-    found = Geometry.from_sums(flat, complement(), CPU)
+    found = Metric.from_moments(flat, row_projector(), CPU)
     assert bool(found.left_inverse.isfinite().all())
 
 
 def test_raising_undoes_lowering():
     atoms = normal(M, R, D, seed=3).float()
-    found = Geometry.from_sums(metric(), complement(), CPU)
-    torch.testing.assert_close(found.raise_(found.lower(atoms)), atoms, atol=1e-3, rtol=1e-3)
+    found = Metric.from_moments(adapter_moment(), row_projector(), CPU)
+    torch.testing.assert_close(found.solve(found.apply(atoms)), atoms, atol=1e-3, rtol=1e-3)
     expected = found.left.double() @ atoms.double() @ found.right.double()
-    torch.testing.assert_close(found.lower(atoms).double(), expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(found.apply(atoms).double(), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_the_identity_changes_nothing():
     atoms = normal(M, R, D, seed=3).float()
-    plain = Geometry.identity(R, CPU)
-    assert torch.equal(plain.lower(atoms), atoms)
-    assert torch.equal(plain.raise_(atoms), atoms)
+    plain = Metric.identity(R, CPU)
+    assert torch.equal(plain.apply(atoms), atoms)
+    assert torch.equal(plain.solve(atoms), atoms)
     assert plain.condition == pytest.approx(1)
 
 
 def test_condition_is_that_of_the_metric():
-    found = Geometry.from_sums(torch.diag(torch.tensor([1.0, 2, 4, 8, 50])), complement(), CPU)
+    found = Metric.from_moments(torch.diag(torch.tensor([1.0, 2, 4, 8, 50])), row_projector(), CPU)
     assert found.condition == pytest.approx(50, rel=1e-3)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("chunk_atoms", [1, 3, 100])
 def test_gram_matrices_and_raised_forces(tmp_path, monkeypatch, rows, chunk_atoms):
-    monkeypatch.setattr(geometry, "ATOM_CHUNK_BYTES", chunk_atoms * 4 * R * D)
+    monkeypatch.setattr(metric, "ATOM_CHUNK_BYTES", chunk_atoms * 4 * R * D)
     atoms = normal(M, R, D, seed=3).float().double()
-    found = Geometry.from_sums(metric(), complement(), CPU)
+    found = Metric.from_moments(adapter_moment(), row_projector(), CPU)
     left, right = found.left.double(), found.right.double()
     plain = torch.einsum("jrd,krd->jk", atoms, atoms)
     weighted = torch.einsum("jrd,rs,kse,ed->jk", atoms, left, atoms, right)
     raised = found.left_inverse.double() @ atoms @ found.right_inverse.double()
     for path in (None, tmp_path / "bank"):
         tiles = filled(atoms, rows, path)
-        torch.testing.assert_close(geometry.plain_gram(tiles), plain, atol=1e-5, rtol=1e-5)
-        gram = geometry.metric_gram(tiles, found)
+        torch.testing.assert_close(metric.plain_gram(tiles), plain, atol=1e-5, rtol=1e-5)
+        gram = metric.metric_gram(tiles, found)
         torch.testing.assert_close(gram, weighted, atol=1e-4, rtol=1e-4)
         assert torch.equal(gram, gram.T)
-        geometry.raise_forces(tiles, found)
+        metric.precondition(tiles, found)
         torch.testing.assert_close(tiles.items(0, M).double(), raised, atol=1e-4, rtol=1e-4)
 
 
 def test_atom_chunks_cover_every_atom_once(monkeypatch):
     tiles = filled(normal(M, R, D, seed=3), 2)
     for chunk, expected in ((1, 7), (3, 3), (100, 1)):
-        monkeypatch.setattr(geometry, "ATOM_CHUNK_BYTES", chunk * 4 * R * D)
-        chunks = geometry.atom_chunks(tiles)
+        monkeypatch.setattr(metric, "ATOM_CHUNK_BYTES", chunk * 4 * R * D)
+        chunks = metric.atom_chunks(tiles)
         assert [j for first, last in chunks for j in range(first, last)] == list(range(M))
         assert len(chunks) == expected

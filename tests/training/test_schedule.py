@@ -7,7 +7,7 @@ import torch
 
 from globe_stream.config import TrainConfig
 from globe_stream.training import schedule
-from globe_stream.training.schedule import Schedule, Trajectory
+from globe_stream.training.schedule import Schedule, ScheduleState
 
 PLAIN = {"activation": "none", "target_support": "none", "warmup_epochs": 0}
 
@@ -38,9 +38,9 @@ def test_a_rejection_keeps_the_saved_error_and_drops_the_momentum():
     now = after(decisions, 0.5, 0.4, 0.3)
     back = decisions.reject(now)
     assert (back.error, back.epoch, back.rejected) == (0.3, 4, 1)
-    assert decisions.dictionary_step(now).momentum == 0.9
-    assert decisions.dictionary_step(back).momentum == 0.0
-    assert decisions.dictionary_step(decisions.accept(back, 0.3, 8.0)).momentum == 0.9
+    assert decisions.bank_update_settings(now).momentum == 0.9
+    assert decisions.bank_update_settings(back).momentum == 0.0
+    assert decisions.bank_update_settings(decisions.accept(back, 0.3, 8.0)).momentum == 0.9
 
 
 def test_a_lone_step_that_fails_is_shortened_more_than_one_with_momentum():
@@ -83,7 +83,7 @@ def test_a_rejected_step_of_lambda_is_halved_and_waits():
 
 def test_lambda_reaches_one_only_after_the_warm_up():
     decisions = of(activation="tanh", activation_steps=4, warmup_epochs=3)
-    now, seen = Trajectory(lam_step=0.25), []
+    now, seen = ScheduleState(lam_step=0.25), []
     for k in range(10):
         now = decisions.accept(now, 0.5 * 0.9**k, 8.0)
         seen.append(now.lam)

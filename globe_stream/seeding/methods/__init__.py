@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from globe_stream.errors import InputError
 from globe_stream.seeding.methods.base import Atoms, SeedOptions
-from globe_stream.seeding.methods.initial_codes import Fitted, codes_from_gram
-from globe_stream.seeding.methods.mod import nn_dictionary
+from globe_stream.seeding.methods.gram_view import GramView, SupportsMatmul
 from globe_stream.seeding.methods.greedy import residual_greedy
 from globe_stream.seeding.methods.hybrid import hybrid
+from globe_stream.seeding.methods.initial_codes import FittedCodes, codes_from_gram
 from globe_stream.seeding.methods.kmeans import spherical_kmeans
+from globe_stream.seeding.methods.mod import nn_dictionary
 from globe_stream.seeding.methods.pca import gram_pca, randomized_pca
-from globe_stream.seeding.methods.gram_view import GramView, SupportsMatmul
 
 __all__ = [
     "METHODS",

@@ -7,10 +7,10 @@ import torch
 
 from globe_stream.errors import InputError
 from globe_stream.seeding.methods.base import Atoms, SeedOptions, check_count, finish
+from globe_stream.seeding.methods.gram_view import GramView
 from globe_stream.seeding.methods.greedy import grow
 from globe_stream.seeding.methods.kmeans import cluster
 from globe_stream.seeding.methods.pca import nonnegative, principal_components
-from globe_stream.seeding.methods.gram_view import GramView
 
 VARIANTS = ("kmeans", "greedy")
 

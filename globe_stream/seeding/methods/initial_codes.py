@@ -19,7 +19,7 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedCodes:
     """Codes of the unit-norm proxies on the atoms, and their quality."""
 
     codes: Tensor  # (N, m) float64, non-negative
@@ -31,7 +31,7 @@ class Fitted:
     coherence: Coherence
 
 
-def codes_from_gram(view: GramView, combination: Tensor, how: str = "nnls") -> Fitted:
+def codes_from_gram(view: GramView, combination: Tensor, kind: str = "nnls") -> FittedCodes:
     """Fit ``x_i ~ sum_j a_ij B_j`` with ``a_i >= 0`` from ``K = P^T C P`` and ``b_i = (C P)_i``.
 
     Args:
@@ -43,19 +43,19 @@ def codes_from_gram(view: GramView, combination: Tensor, how: str = "nnls") -> F
     Raises:
         InputError: an unknown `how`.
     """
-    if how not in KINDS:
-        raise InputError(f"codes: {how!r} is unknown; use nnls, simplex or ls_clamp")
+    if kind not in KINDS:
+        raise InputError(f"codes: {kind!r} is unknown; use nnls, simplex or ls_clamp")
     linear = view.matmul(combination)
     gram = combination.T @ linear
     gram = (gram + gram.T) / 2
-    if how == "ls_clamp":
+    if kind == "ls_clamp":
         inverse = torch.linalg.pinv(gram, rtol=PSEUDO_INVERSE_TOLERANCE, hermitian=True)
         codes = (linear @ inverse).clamp_min(0)
     else:
-        codes = nnls(gram, linear, simplex=how == "simplex", tolerance=TOLERANCE).codes
+        codes = nnls(gram, linear, simplex=kind == "simplex", tolerance=TOLERANCE).codes
     left = (1 + (codes * (codes @ gram - 2 * linear)).sum(1)).clamp_min(0)
     used = codes > 0
-    return Fitted(
+    return FittedCodes(
         codes=codes,
         atom_gram=gram,
         relative_error=float(left.mean().sqrt()),

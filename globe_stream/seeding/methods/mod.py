@@ -12,8 +12,8 @@ from torch import Tensor
 
 from globe_stream.kernels.nnls import nnls
 from globe_stream.seeding.methods.base import Atoms, SeedOptions, check_count, finish
-from globe_stream.seeding.methods.kmeans import cluster
 from globe_stream.seeding.methods.gram_view import GramView
+from globe_stream.seeding.methods.kmeans import cluster
 
 MOD_RIDGE = 1e-6
 SETTLED = 1e-6
