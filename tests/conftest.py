@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import support
 import torch
+from sample_runs import make_run, tiny_model
 
-from globe_stream.cli.main import run
+from globe_stream.cli.main import run as run_command_line
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def tell(capsys) -> Callable[..., Told]:
 
     def call(*arguments: object) -> Told:
         capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
+        code = run_command_line([str(argument) for argument in arguments])
         told = capsys.readouterr()
         return Told(code, told.out, told.err)
 
@@ -52,3 +53,23 @@ def tell(capsys) -> Callable[..., Told]:
 def checkpoint(tmp_path_factory) -> Path:
     """A read-only checkpoint of 24 experts of 12 x 20 a family, in three shards."""
     return support.write_checkpoint(tmp_path_factory.mktemp("model"), shards=3)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    """A tiny transformers model with experts, as a checkpoint folder."""
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def run(model, tmp_path_factory) -> Path:
+    """A trained run of `model`, made without training."""
+    return make_run(tmp_path_factory.mktemp("run") / "run", model)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """A text long enough for a few windows."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_bytes(bytes(range(32, 127)) * 60)
+    return path

@@ -164,7 +164,8 @@ def choose(limit):
 
 
 @pytest.mark.parametrize(("room", "expected"), [
-    (78, BatchPlan(4)), (77, BatchPlan(2)), (64, BatchPlan(2)), (63, BatchPlan(1)), (56, BatchPlan(2, True)),
+    (78, BatchPlan(4)), (77, BatchPlan(2)), (64, BatchPlan(2)), (63, BatchPlan(1)),
+    (56, BatchPlan(2, True)),
     (24, BatchPlan(2, True)), (23, BatchPlan(1, True)), (17, BatchPlan(1, True)),
 ])  # fmt: skip
 def test_the_first_that_fits_with_some_slack(room, expected):

@@ -103,7 +103,7 @@ def test_refuses_a_folder_with_files(tmp_path: Path) -> None:
 PEAK = """
 import sys
 from pathlib import Path
-from globe_stream.checkpoint.synth import write_synthetic
+from globe_stream.synthetic.checkpoints import write_synthetic
 class Peaks:
     value = 0
     def bar(self, title, total, done=0): return self
