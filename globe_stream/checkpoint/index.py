@@ -16,8 +16,8 @@ from globe_stream.errors import InputError
 from globe_stream.io.safetensors import Header, TensorEntry, read_header
 
 __all__ = [
-    "ExpertMatrix",
     "ExpertIndex",
+    "ExpertMatrix",
     "Selection",
     "build_index",
     "open_index",

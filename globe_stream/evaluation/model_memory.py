@@ -76,26 +76,26 @@ def factors_bytes(source: TrainedRun, itemsize: int, cache: str | int) -> int:
     return held + min(composed, cache if isinstance(cache, int) else parse_size(cache))
 
 
-def within_memory(estimate_bytes: ModelMemory, loading: Loading, memory: int | None) -> Loading:
+def within_memory(needs: ModelMemory, loading: Loading, memory: int | None) -> Loading:
     """`loading` as it stays within `memory` bytes: with an offload folder, fewer weights are held.
 
     Raises InputError when it cannot.
     """
-    if memory is None or (loading.offload is None and estimate_bytes.total <= memory):
+    if memory is None or (loading.offload is None and needs.total <= memory):
         return loading
     if loading.offload is None:
         raise InputError(
-            f"--memory {format_bytes(memory)}: scoring needs {format_bytes(estimate_bytes.total)} "
-            f"({format_bytes(estimate_bytes.base)} of it for the program itself, "
-            f"{format_bytes(estimate_bytes.weights)} for a model). Raise --memory, give --offload DIR, "
+            f"--memory {format_bytes(memory)}: scoring needs {format_bytes(needs.total)} "
+            f"({format_bytes(needs.base)} of it for the program itself, "
+            f"{format_bytes(needs.weights)} for a model). Raise --memory, give --offload DIR, "
             "or leave out --text to see errors only"
         )
-    if estimate_bytes.overhead >= memory:
+    if needs.overhead >= memory:
         raise InputError(
             f"--memory {format_bytes(memory)}: scoring with --offload needs more than "
-            f"{format_bytes(estimate_bytes.overhead)}. Raise --memory, or leave out --text"
+            f"{format_bytes(needs.overhead)}. Raise --memory, or leave out --text"
         )
-    return replace(loading, held=memory - estimate_bytes.overhead)
+    return replace(loading, held=memory - needs.overhead)
 
 
 def _tensors(model: Any) -> list[torch.Tensor]:

@@ -160,8 +160,8 @@ def _check_shapes(factors: Factors, layer: int, module: Any) -> None:
         routed = members[members[:, 2] == 0]
         if len(routed) and ((group.p, group.d) != (p, d) or int(routed[:, 1].max()) >= count):
             raise InputError(
-                f"{factors.folder}: made for experts of {group.p} x {group.d}; layer {layer} of the "
-                f"model has {count} of {p} x {d}. Use the model the factors were made from"
+                f"{factors.folder}: made for experts of {group.p} x {group.d}; layer {layer} of "
+                f"the model has {count} of {p} x {d}. Use the model the factors were made from"
             )
 
 

@@ -91,8 +91,8 @@ def fits(estimate_bytes: int, memory: int | None) -> bool:
 def _too_little(what: str, memory: int | None, base: int, estimate_bytes: int) -> InputError:
     return InputError(
         f"--memory {format_bytes(memory or 0)}: {what} needs at least "
-        f"{format_bytes(estimate_bytes + SLACK_BYTES)} ({format_bytes(base)} of it for the program itself). "
-        "Raise --memory"
+        f"{format_bytes(estimate_bytes + SLACK_BYTES)} ({format_bytes(base)} of it for the "
+        "program itself). Raise --memory"
     )
 
 

@@ -20,7 +20,7 @@ from globe_stream.seeding.methods.pca import gram_pca, randomized_pca
 __all__ = [
     "METHODS",
     "Atoms",
-    "Fitted",
+    "FittedCodes",
     "GramView",
     "Method",
     "SeedOptions",
