@@ -18,10 +18,11 @@ from torch import Tensor
 from globe_stream.checkpoint.reader import Batch, read_expert
 from globe_stream.commands import session as api
 from globe_stream.config import RuntimeConfig, TrainConfig
-from globe_stream.factorization.adapters import compose, fit_adapters
+from globe_stream.factorization.adapters import fit_adapters
+from globe_stream.factorization.compose import compose
 from globe_stream.factorization.groups import ExpertGroup
+from globe_stream.factorization.normalization import Normalization
 from globe_stream.kernels.workspace import Workspace
-from globe_stream.seeding.statistics import Normalization
 from globe_stream.store import arrays, codes
 from globe_stream.store.run import Run
 from globe_stream.store.tiles import Tiles

@@ -7,9 +7,8 @@ bit for bit that of an undisturbed pass. Source: architecture.md, "The run direc
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from globe_stream.checkpoint.experts import ExpertMatrix
@@ -17,8 +16,7 @@ from globe_stream.checkpoint.reader import Batch, ExpertReader
 from globe_stream.engine.context import Clock, Context
 from globe_stream.errors import Interrupted
 from globe_stream.store import arrays
-
-Loader = Callable[[str], Path]
+from globe_stream.store.arrays import Loader
 
 
 class Accumulator(Protocol):

@@ -1,9 +1,9 @@
-"""What a bank and codes say about a batch of experts: mixtures, adapters and the error.
+"""Adapters refitted to mixtures of atoms, and the error that they leave.
 
-    Z_i = sum_j alpha_ij B_j,   H_i = phi(gamma Z_i),   A_i = W_i H_i^T (H_i H_i^T + ridge)^-1
+    H_i = phi(Z_i),   A_i = W_i H_i^T (H_i H_i^T + ridge)^-1
 
-Used alike by seeding (the initial error), training (every epoch) and export (the adapters).
-Source: method.md sections 1 and 4, steps 1 to 3; warm-start guidelines, section G.
+Seeding (the initial error), training (every epoch) and export (the adapters written) use it.
+Source: docs/design.md, section "Adapters".
 """
 
 from dataclasses import dataclass
@@ -11,32 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from globe_stream.kernels.activation import blend
+from globe_stream.factorization.activation import Activation
 from globe_stream.kernels.ridge import RidgeResult, ridge_solve
-from globe_stream.kernels.workspace import Workspace
-from globe_stream.store.tiles import Tiles
 
 # Below this squared relative error the expanded formula loses digits to cancellation.
 _CANCELLATION = 1e-3
-
-
-@dataclass(frozen=True)
-class Activation:
-    """phi(x) = (1 - lam) g x + lam act(g x) with g = `gamma`; act is silu, tanh or none."""
-
-    name: str = "none"
-    lam: float = 0.0
-    gamma: float = 1.0
-
-    @property
-    def linear(self) -> bool:
-        """Whether it is the identity up to `gamma`."""
-        return self.name == "none" or self.lam == 0.0
-
-    def apply(self, mixtures: Tensor) -> Tensor:
-        """H (b, r, d) from Z (b, r, d)."""
-        scaled = mixtures * self.gamma
-        return scaled if self.linear else blend(scaled, self.name, self.lam)
 
 
 @dataclass(frozen=True)
@@ -45,7 +24,7 @@ class AdapterFit:
 
     hidden: Tensor  # H (b, r, d)
     hidden_gram: Tensor  # H H^T (b, r, r)
-    solve: RidgeResult  # adapters (b, p, r) and how they were found
+    solve: RidgeResult  # adapters (b, p, r) and the solver's condition and fallbacks
     squared_error: Tensor  # (b,) float64
 
     @property
@@ -54,20 +33,13 @@ class AdapterFit:
         return self.solve.solution
 
 
-def compose(codes: Tensor, bank: Tiles, workspace: Workspace, name: str = "mixtures") -> Tensor:
-    """Z (b, r, d) = sum_j codes (b, m)_j B_j, in workspace buffer `name`."""
-    _, r, d = bank.shape
-    mixtures = workspace.take(name, (len(codes), r, d))
-    for (start, stop), tile in bank:
-        rows = mixtures[:, start:stop].view(len(codes), -1)
-        torch.mm(codes, tile.reshape(tile.shape[0], -1), out=rows)
-    return mixtures
-
-
 def fit_adapters(
     weights: Tensor, mixtures: Tensor, activation: Activation, ridge: float
 ) -> AdapterFit:
-    """Refit the adapters of W (b, p, d) to Z (b, r, d) and measure the error."""
+    """Refit the adapters of W (b, p, d) to Z (b, r, d) and measure the error.
+
+    `ridge` is relative to the mean diagonal of H H^T. Raises GlobeError for NaN or Inf.
+    """
     hidden = activation.apply(mixtures)
     gram = torch.bmm(hidden, hidden.mT)
     projected = torch.bmm(weights, hidden.mT)
@@ -81,7 +53,9 @@ def squared_error(
 ) -> Tensor:
     """||W - A H||_F^2 (b,) float64, from products at hand unless that would cancel.
 
-    ||W||^2 - 2 <A, W H^T> + <A H H^T, A>. Source: method.md section 4, step 3.
+    ||W||^2 - 2 <A, W H^T> + <A H H^T, A> for W (b, p, d), H (b, r, d), gram = H H^T (b, r, r),
+    projected = W H^T (b, p, r) and A (b, p, r); the residual itself where one of the batch is
+    fitted so well that the sum loses its digits.
     """
     norms = _squares(weights)
     expanded = norms + _inner(torch.baddbmm(projected, adapters, gram, beta=-2), adapters)

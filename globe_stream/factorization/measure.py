@@ -8,11 +8,13 @@ from torch import Tensor
 
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.engine.stream import Loader
-from globe_stream.factorization.adapters import Activation, compose, fit_adapters
+from globe_stream.factorization.activation import Activation
+from globe_stream.factorization.adapters import fit_adapters
+from globe_stream.factorization.compose import compose
+from globe_stream.factorization.normalization import Normalization
 from globe_stream.kernels.workspace import Workspace
-from globe_stream.seeding.statistics import Normalization
 from globe_stream.store import arrays
+from globe_stream.store.arrays import Loader
 from globe_stream.store.tiles import Tiles
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from globe_stream.factorization.adapters import AdapterFit, fit_adapters
+from globe_stream.factorization.compose import compose_sparse
 from globe_stream.factorization.trained_run import FittedGroup
 from globe_stream.store.bank import StoredBank
 
@@ -34,10 +35,10 @@ class BankApproximation:
         """scale A H + mean (p, d); `weights` (p, d) is overwritten."""
         fit = self.fit(position, weights)
         torch.mm(fit.adapters[0], fit.hidden[0], out=weights)
-        return weights.mul_(self.fitted.scale).add_(self.fitted.mean)
+        return self.fitted.normalization.undo_(weights)
 
     def fit(self, position: int, weights: Tensor) -> AdapterFit:
         """Adapters and error of `weights` (p, d), which are normalised in place."""
-        weights.sub_(self.fitted.mean).div_(self.fitted.scale)
-        self._bank.compose(*self.fitted.codes.of(position), self._mixture[0])
+        self.fitted.normalization.apply_(weights)
+        compose_sparse(*self.fitted.codes.of(position), self._bank.atom, self._mixture[0])
         return fit_adapters(weights[None], self._mixture, self.fitted.activation, self.fitted.ridge)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.engine.stream import Loader
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.store import arrays
+from globe_stream.store.arrays import Loader
 
 MAX_OPERATIONS = 5e11
 MIN_EXPERTS = 8

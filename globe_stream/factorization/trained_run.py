@@ -13,8 +13,9 @@ from torch import Tensor
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import ExpertIndex, Selection, open_index
 from globe_stream.errors import InputError
-from globe_stream.factorization.adapters import Activation
+from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.groups import ExpertGroup
+from globe_stream.factorization.normalization import Normalization
 from globe_stream.store import arrays
 from globe_stream.store.run import Run, State
 
@@ -61,6 +62,11 @@ class FittedGroup:
     def scale(self) -> float:
         """Standard deviation that the weights were divided by."""
         return float(self.state["scale"])
+
+    @property
+    def normalization(self) -> Normalization:
+        """The recorded mean and scale."""
+        return Normalization(self.mean, self.scale)
 
     @property
     def activation(self) -> Activation:

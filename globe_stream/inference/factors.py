@@ -15,7 +15,7 @@ from torch import Tensor
 
 from globe_stream.checkpoint.strided import TORCH_DTYPES
 from globe_stream.errors import InputError
-from globe_stream.factorization.adapters import Activation
+from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.factor_files import BANK, CODES, CONFIG, INDEX
 from globe_stream.io.safetensors import TensorEntry, read_header
 from globe_stream.io.safetensors_writer import bytes_of, read_into

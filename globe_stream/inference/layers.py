@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from globe_stream.factorization.adapters import Activation
+from globe_stream.factorization.activation import Activation
 
 FAMILIES = ("gate", "up")
 

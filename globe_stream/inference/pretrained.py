@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from globe_stream.factorization.adapters import Activation
+from globe_stream.factorization.activation import Activation
 from globe_stream.formatting import parse_size
 from globe_stream.inference.layers import FAMILIES, Bank, ComposedCache, ComposedExperts, FamilyPart
 

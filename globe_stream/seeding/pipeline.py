@@ -9,7 +9,7 @@ Source: method.md section 3; warm-start guidelines, sections A to K.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ import torch
 from globe_stream.config import SeedConfig
 from globe_stream.engine.context import Context
 from globe_stream.engine.stream import Pass, PassCost, finished, stream
-from globe_stream.factorization.adapters import Activation
+from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.code_statistics import code_values
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.measure import MeasureAccumulator
+from globe_stream.factorization.normalization import Normalization
 from globe_stream.factorization.svd_baseline import (
     BaselineAccumulator,
     sampled_experts,
@@ -38,7 +39,7 @@ from globe_stream.seeding.methods import (
     run_method,
     uses_dense_gram,
 )
-from globe_stream.seeding.statistics import Normalization, StatisticsAccumulator, evenly
+from globe_stream.seeding.statistics import StatisticsAccumulator, evenly
 from globe_stream.store import arrays, codes
 from globe_stream.store.tiles import Tiles
 
@@ -103,21 +104,23 @@ class Seeding:
         )
         task = self._pass("statistics")
         cost = stream(self.context, task, accumulator)
-        found = accumulator.result()
-        by = found.normalization(self.config.normalize)
+        statistics = accumulator.result()
+        normalization = statistics.normalization(self.config.normalize)
         put: dict[str, arrays.Storable] = {
-            "norms": found.norms,
-            "seed/row_energy": found.row_energy(by),
-            "seed/normalised_norms": found.normalized_norms(by, accumulator.expert_sums),
+            "norms": statistics.norms,
+            "seed/row_energy": statistics.row_energy(normalization),
+            "seed/normalised_norms": statistics.normalized_norms(
+                normalization, accumulator.expert_sums
+            ),
             "experts": torch.tensor(
                 [[e.layer, e.expert, int(e.shared)] for e in experts], dtype=torch.int32
             ),
         }
-        if found.left_gram is not None:
-            put["seed/left_gram"] = found.normalized_left_gram(by)
-        if found.procrustes_mean is not None:
-            put["seed/procrustes_mean"] = found.procrustes_mean
-        self._commit("statistics", {"mean": by.mean, "scale": by.scale}, cost, put, task)
+        if statistics.left_gram is not None:
+            put["seed/left_gram"] = statistics.normalized_left_gram(normalization)
+        if statistics.procrustes_mean is not None:
+            put["seed/procrustes_mean"] = statistics.procrustes_mean
+        self._commit("statistics", asdict(normalization), cost, put, task)
 
     def _proxies(self) -> None:
         projector, rows, facts = self._projector()
@@ -279,7 +282,7 @@ class Seeding:
 
     def _seeded_state(self, baseline: dict[str, Any]) -> dict[str, Any]:
         done = {stage: self.done(stage) or {} for stage in STAGES[:-1]} | {"baseline": baseline}
-        by = self._normalization()
+        normalization = self._normalization()
         norms = torch.from_numpy(self._read("norms"))
         return {
             "stage": "seeded",
@@ -289,8 +292,7 @@ class Seeding:
             "squared_norm": float(norms.sum()),
             "svd_relative_error": baseline["svd/relative_frobenius_error"],
             "svd_sampled": baseline["svd/experts"],
-            "mean": by.mean,
-            "scale": by.scale,
+            **asdict(normalization),
             "lambda_a": self.config.lambda_a,
             "activation": "none",
             "activation_lambda": 0.0,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.engine.stream import Loader
+from globe_stream.factorization.normalization import Normalization
 from globe_stream.seeding.procrustes import rotated, top_left
-from globe_stream.seeding.statistics import Normalization
 from globe_stream.store import arrays
+from globe_stream.store.arrays import Loader
 from globe_stream.store.tiles import Tiles
 
 Projector = Callable[[Tensor], Tensor]

@@ -1,9 +1,9 @@
-"""First pass: what normalisation and every kind of proxies need, all at once.
+"""First pass: the sums that normalization and every kind of proxies need, all at once.
 
-Sums are kept for the raw weights; the normalised quantities follow exactly from them, since
-normalisation is affine: sum (W - mu)(W - mu)^T = G - mu (s 1^T + 1 s^T) + N d mu^2 1 1^T with
-s the row sums. The Procrustes mean is of the raw weights: the mean is a rank-one trifle in it.
-Source: bank workflow, step 2; warm-start guidelines, sections A and B.
+Sums are kept for the raw weights; the normalized quantities follow exactly from them, since
+normalization is affine: sum (W - mu)(W - mu)^T = G - mu (s 1^T + 1 s^T) + N d mu^2 1 1^T with
+s the row sums. The Procrustes mean is of the raw weights: their mean is a negligible rank-one term
+in it. Source: docs/design.md, sections "Normalization" and "Proxies".
 """
 
 from collections.abc import Collection, Mapping
@@ -15,30 +15,15 @@ from torch import Tensor
 
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.engine.stream import Loader
-from globe_stream.errors import InputError
+from globe_stream.factorization.normalization import Normalization
 from globe_stream.seeding.procrustes import SAMPLE, ProcrustesMean
 from globe_stream.store import arrays
-
-MEAN_SHARE = 0.01
-"""Means smaller than this part of the deviation are no offset but chance."""
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """W~ = (W - mean) / scale, one pair for a whole unit."""
-
-    mean: float
-    scale: float
-
-    def apply_(self, weights: Tensor) -> Tensor:
-        """Normalise `weights` in place."""
-        return weights.sub_(self.mean).div_(self.scale)
+from globe_stream.store.arrays import Loader
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the first pass found; sums are float64 and of the raw weights."""
+    """The sums of the first pass, float64 and of the raw weights."""
 
     norms: Tensor  # (N,) squared Frobenius norm of each expert
     row_sum: Tensor  # (p,) sum over experts and columns
@@ -51,39 +36,29 @@ class Statistics:
     width: int  # d
 
     def normalization(self, kind: str) -> Normalization:
-        """Mean and standard deviation over all elements of the unit, or the identity.
-
-        A mean below `MEAN_SHARE` of the deviation is left in the weights: adapters and bank carry
-        it with the rest, while taking it out adds a rank-one term that no adapter carries.
-        """
+        """`Normalization.from_sums` over all elements of the group, or the identity for "none"."""
         if kind == "none":
-            return Normalization(0.0, 1.0)
+            return Normalization()
         elements = self.count * len(self.row_sum) * self.width
-        mean = float(self.row_sum.sum()) / elements
-        variance = float(self.norms.sum()) / elements - mean * mean
-        if variance <= 0:
-            raise InputError("all weights of the selected experts are equal: nothing to compress")
-        if mean * mean <= MEAN_SHARE**2 * variance:
-            return Normalization(0.0, (variance + mean * mean) ** 0.5)
-        return Normalization(mean, variance**0.5)
+        return Normalization.from_sums(float(self.row_sum.sum()), float(self.norms.sum()), elements)
 
-    def normalized_norms(self, by: Normalization, sums: Tensor) -> Tensor:
-        """(N,) squared norms of the normalised experts, from each expert's sum (N,)."""
-        size = len(self.row_sum) * self.width
-        return (self.norms - 2 * by.mean * sums + size * by.mean**2) / by.scale**2
+    def normalized_norms(self, normalization: Normalization, sums: Tensor) -> Tensor:
+        """(N,) squared norms of the normalized experts, from each expert's sum (N,)."""
+        mean, size = normalization.mean, len(self.row_sum) * self.width
+        return (self.norms - 2 * mean * sums + size * mean**2) / normalization.scale**2
 
-    def row_energy(self, by: Normalization) -> Tensor:
-        """(p,) energy of each row over the subset, normalised."""
-        cells = self.subset * self.width
-        centred = self.subset_energy - 2 * by.mean * self.subset_sum + cells * by.mean**2
-        return centred / by.scale**2
+    def row_energy(self, normalization: Normalization) -> Tensor:
+        """(p,) energy of each row over the subset, normalized."""
+        mean, cells = normalization.mean, self.subset * self.width
+        centered = self.subset_energy - 2 * mean * self.subset_sum + cells * mean**2
+        return centered / normalization.scale**2
 
-    def normalized_left_gram(self, by: Normalization) -> Tensor:
+    def normalized_left_gram(self, normalization: Normalization) -> Tensor:
         """(p, p) sum of W~ W~^T."""
         assert self.left_gram is not None
-        cross = by.mean * (self.row_sum[:, None] + self.row_sum[None, :])
-        centred = self.left_gram - cross + self.count * self.width * by.mean**2
-        return centred / by.scale**2
+        mean, columns = normalization.mean, self.count * self.width
+        cross = mean * (self.row_sum[:, None] + self.row_sum[None, :])
+        return (self.left_gram - cross + columns * mean**2) / normalization.scale**2
 
 
 class StatisticsAccumulator:
@@ -115,7 +90,7 @@ class StatisticsAccumulator:
         self._procrustes_mean = (
             ProcrustesMean(rank, self._width, device) if "procrustes" in kinds else None
         )
-        self._asked = frozenset(evenly(len(experts), SAMPLE))
+        self._in_mean = frozenset(evenly(len(experts), SAMPLE))
 
     @property
     def expert_sums(self) -> Tensor:
@@ -138,7 +113,7 @@ class StatisticsAccumulator:
                 self._sums["left_gram"] += self._product.cpu()
         if self._procrustes_mean is not None:
             for matrix, position in zip(weights, batch.positions, strict=True):
-                if position in self._asked:
+                if position in self._in_mean:
                     self._procrustes_mean.add(matrix)
         return ""
 

@@ -3,6 +3,7 @@
 Source: architecture.md, "The run directory".
 """
 
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from globe_stream.errors import GlobeError
 from globe_stream.store.tiles import Tiles
 
 Storable = np.ndarray[Any, Any] | Tensor | Tiles
+Loader = Callable[[str], Path]
+"""Where the stored array of a name is; see `read`."""
 CHUNK_BYTES = 64 << 20
 
 

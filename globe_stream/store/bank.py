@@ -47,13 +47,6 @@ class StoredBank:
         self._read(number, self._buffer[0])
         return self._buffer[0]
 
-    def compose(self, indices: Tensor, values: Tensor, out: Tensor) -> Tensor:
-        """Z (r, d) = sum_k values_k B_(indices_k), in `out`; atoms in the order given."""
-        out.zero_()
-        for number, value in zip(indices.tolist(), values.tolist(), strict=True):
-            out.add_(self.atom(number), alpha=value)
-        return out
-
     def close(self) -> None:
         """Close the files and give the memory back."""
         for descriptor in self._files.values():

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.engine.stream import Loader
-from globe_stream.factorization.adapters import Activation, AdapterFit, compose, fit_adapters
+from globe_stream.factorization.activation import Activation
+from globe_stream.factorization.adapters import AdapterFit, fit_adapters
+from globe_stream.factorization.compose import compose
 from globe_stream.factorization.measure import ErrorLog
+from globe_stream.factorization.normalization import Normalization
 from globe_stream.kernels.ridge import ridge_solve
 from globe_stream.kernels.workspace import Workspace
-from globe_stream.seeding.statistics import Normalization
 from globe_stream.store import arrays
+from globe_stream.store.arrays import Loader
 from globe_stream.store.tiles import Tiles
 from globe_stream.training import gradients as directions
 from globe_stream.training.code_update import Coding, solve_codes

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from globe_stream.factorization.adapters import Activation, AdapterFit
+from globe_stream.factorization.activation import Activation
+from globe_stream.factorization.adapters import AdapterFit
 from globe_stream.kernels.activation import blend_and_slope
 from globe_stream.kernels.polar import polar_rows
 from globe_stream.kernels.ridge import ridge_solve

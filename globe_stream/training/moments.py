@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globe_stream.engine.stream import Loader
 from globe_stream.store import arrays
+from globe_stream.store.arrays import Loader
 from globe_stream.store.tiles import Tiles
 from globe_stream.training.gradients import PreconditionedGradient
 

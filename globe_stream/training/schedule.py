@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from globe_stream.config import TrainConfig
-from globe_stream.factorization.adapters import Activation
+from globe_stream.factorization.activation import Activation
 from globe_stream.training.bank_update import BankUpdateSettings
 from globe_stream.training.code_update import Coding, first_temperature, next_temperature
 from globe_stream.training.epoch import EpochSettings

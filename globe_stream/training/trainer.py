@@ -19,8 +19,8 @@ from globe_stream.engine.stream import Pass, PassCost, finished, stream
 from globe_stream.factorization.code_statistics import code_values, median_support
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.measure import ErrorLog
+from globe_stream.factorization.normalization import Normalization
 from globe_stream.memory.cost_model import StagePlan, tile_rows
-from globe_stream.seeding.statistics import Normalization
 from globe_stream.store import arrays, codes
 from globe_stream.store.arrays import StoredTiles
 from globe_stream.store.tiles import Tiles

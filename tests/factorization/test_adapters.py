@@ -1,14 +1,13 @@
-"""Mixtures, adapters and the error against float64 formulas and least squares."""
+"""Adapters and the error against float64 formulas and least squares."""
 
 import numpy as np
 import pytest
 import torch
 
-from globe_stream.factorization.adapters import Activation, compose, fit_adapters, squared_error
-from globe_stream.kernels.workspace import Workspace
-from globe_stream.store.tiles import Tiles
+from globe_stream.factorization.activation import Activation
+from globe_stream.factorization.adapters import fit_adapters, squared_error
 
-B, P, R, D, M = 4, 9, 5, 30, 6
+B, P, R, D = 4, 9, 5, 30
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -83,17 +82,6 @@ def test_the_error_does_not_depend_on_the_batch_beyond_rounding():
     for k in range(1, B):
         alone = fit_adapters(weights[k : k + 1], mixtures[k : k + 1], Activation(), 1e-6)
         assert float(together[k]) == pytest.approx(float(alone.squared_error), rel=1e-5)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 5])
-def test_compose_sums_weighted_atoms(tmp_path, rows):
-    codes, bank = normal(B, M, dtype=torch.float32), normal(M, R, D, seed=1).float()
-    expected = torch.einsum("bm,mrd->brd", codes.double(), bank.double())
-    for path in (None, tmp_path / "bank"):
-        tiles = Tiles((M, R, D), rows, path=path)
-        tiles.put_items(0, bank)
-        found = compose(codes, tiles, Workspace())
-        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_adapters_absorb_the_scale_of_the_mixtures():

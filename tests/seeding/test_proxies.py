@@ -6,6 +6,7 @@ import torch
 
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
+from globe_stream.factorization.normalization import Normalization
 from globe_stream.factorization.svd_baseline import (
     MAX_OPERATIONS,
     MIN_EXPERTS,
@@ -16,7 +17,6 @@ from globe_stream.factorization.svd_baseline import (
 from globe_stream.kernels.gram import normalized
 from globe_stream.seeding import proxies as proxy
 from globe_stream.seeding.gram import ProxyOperator, build_bank, proxy_gram
-from globe_stream.seeding.statistics import Normalization
 from globe_stream.store.tiles import Tiles
 
 N, P, D, R, M, ROWS = 13, 8, 11, 5, 4, 2

@@ -6,7 +6,8 @@ import torch
 
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.errors import InputError
-from globe_stream.seeding.statistics import Normalization, StatisticsAccumulator
+from globe_stream.factorization.normalization import Normalization
+from globe_stream.seeding.statistics import StatisticsAccumulator
 from globe_stream.store import arrays
 
 N, P, D, R = 11, 6, 9, 4

@@ -39,15 +39,6 @@ def test_atoms_in_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert torch.equal(bank.atom(3), BANK[3])
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_compose_is_the_weighted_sum(tmp_path: Path, resident: bool) -> None:
-    arrays.write(tmp_path / "bank", BANK)
-    indices, values = torch.tensor([1, 4, 6]), torch.tensor([0.5, 2.0, 0.25])
-    with StoredBank(tmp_path / "bank", resident=resident) as bank:
-        found = bank.compose(indices, values, torch.full((10, 6), 9.0))
-    torch.testing.assert_close(found, torch.einsum("j,jrd->rd", values, BANK[indices]))
-
-
 def test_flipped_bit_is_an_error(tmp_path: Path) -> None:
     arrays.write(tmp_path / "bank", BANK)
     chunk = next(path for path in (tmp_path / "bank" / "c").rglob("*") if path.is_file())

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.factorization.adapters import Activation
+from globe_stream.factorization.activation import Activation
+from globe_stream.factorization.normalization import Normalization
 from globe_stream.kernels.atoms import unit_mixture_scales
-from globe_stream.seeding.statistics import Normalization
 from globe_stream.store import arrays
 from globe_stream.store.tiles import Tiles
 from globe_stream.training.bank_update import BankUpdateSettings, update_bank

@@ -5,7 +5,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from globe_stream.factorization.adapters import Activation, fit_adapters
+from globe_stream.factorization.activation import Activation
+from globe_stream.factorization.adapters import fit_adapters
 from globe_stream.training import gradients as directions
 
 B, P, R, D = 3, 7, 4, 11
