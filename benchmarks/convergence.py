@@ -11,7 +11,7 @@ Every line has the same experts and the same number of parameters. Entries:
            each of `--methods`, the seeding methods
     adam   Adam on adapters, bank and code logits together, full batch in memory; one global bank,
            and one bank a layer; `--adam-activations`, `--adam-codes`, `--adam-rate`
-    mod    the seeds' alternating minimisation: pseudo-inverse targets, no warm-up, no momentum
+    mod    plain alternating minimisation: pseudo-inverse targets, no warm-up, no momentum
     svd    truncated SVD of each expert
     parts  our step after every U-th of a pass, `--updates`; see updates.py
 

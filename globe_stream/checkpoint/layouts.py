@@ -9,7 +9,7 @@ Kinds (E experts a layer, p expert intermediate size, d hidden size)
     F  flat: w1 = gate, v1 = up, w2 = down, all (E p, d); w2 holds the transpose
 
 Names decide which tensors are experts; the model type decides the orientation of stacked ones,
-which their shapes cannot always tell. Source: checkpoint-layouts.md.
+which their shapes cannot always tell. Source: docs/layouts.md.
 """
 
 import re

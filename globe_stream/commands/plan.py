@@ -1,6 +1,6 @@
 """What a run would cost, from headers alone: `globe-stream plan`.
 
-Source: contract.md, "Commands"; method.md sections 1, 3 and 4 for the operations.
+Source: docs/design.md, sections Problem and Memory.
 """
 
 import shutil

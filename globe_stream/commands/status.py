@@ -1,6 +1,6 @@
 """The document of `status --json`, which `seed` and `train` end with too.
 
-Source: contract.md, "status --json".
+Source: docs/formats.md.
 """
 
 import hashlib

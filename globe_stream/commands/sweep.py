@@ -2,7 +2,7 @@
 
 Statistics are gathered once, proxies and Gram once for each kind of proxies that the methods work
 on; then every method makes its atoms and codes, and a pass measures them with refitted adapters.
-Source: warm-start guidelines, section K; method.md sections 3.2 and 3.3.
+Source: docs/design.md, section Seeding methods.
 """
 
 import tempfile

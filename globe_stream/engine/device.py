@@ -1,6 +1,6 @@
 """The machine at hand: device, threads and the GEMM precision that is fast and still exact.
 
-Source: method.md section 5; architecture.md, "Devices".
+Source: docs/design.md, section Devices.
 """
 
 import time

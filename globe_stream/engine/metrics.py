@@ -1,7 +1,7 @@
 """`metrics.jsonl`, the record of a run, and the trackers that may mirror it.
 
 Every row is one JSON object: `time, stage, family, epoch, step` and the metrics by their
-published names. Source: contract.md, "Files in a run directory".
+published names. Source: docs/design.md, section Run directory.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The GEMM precision of an export: the run's own, so that a resumed export has the same bytes.
 
-Source: method.md section 5.
+Source: docs/design.md, section Numerics.
 """
 
 from collections.abc import Iterator

@@ -3,7 +3,7 @@
 The reader hands out batches in file order; an accumulator takes each in turn. Between two
 batches, when a checkpoint is due or somebody asked to stop, the accumulator's state is committed
 with the number of batches done. Resuming restores it and skips those batches, so the result is
-bit for bit that of an undisturbed pass. Source: architecture.md, "The run directory".
+bit for bit that of an undisturbed pass. Source: docs/design.md, section Run directory.
 """
 
 import time

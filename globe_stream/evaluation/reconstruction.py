@@ -113,7 +113,7 @@ def svd_errors(
 ) -> list[GroupErrors]:
     """Errors of every expert's truncated SVD with the unit's parameters, in one streamed pass.
 
-    The rank is `scope.Sizes.svd_rank`. Source: method.md section 1.
+    The rank is `scope.Sizes.svd_rank`. Source: docs/design.md, section Problem.
     """
     with open_trained_run(run, trained=False) as source:
         tally = Tally(sum(len(fitted.group.experts) for fitted in source.groups), progress)

@@ -1,7 +1,7 @@
 """`export --format dense`: the source checkpoint with reconstructed experts, shard by shard.
 
 Memory does not depend on the model's size: one expert, one piece of a tensor and, if the budget
-allows, the banks. Source: contract.md, "export --format dense"; field notes 2, 6 and 9.
+allows, the banks. Source: docs/design.md, section Export formats.
 """
 
 import json
@@ -85,7 +85,7 @@ def export_svd(
     """As `export_dense`, but with every expert's truncated SVD of as many parameters.
 
     The rank of a unit's experts is `scope.Sizes.svd_rank`. The run need not be trained: only its
-    sizes are used. Source: method.md section 1.
+    sizes are used. Source: docs/design.md, section Problem.
     """
     with open_trained_run(run, model=model, trained=False) as source:
         ranks = [fitted.group.sizes.svd_rank for fitted in source.groups]

@@ -2,7 +2,7 @@
 
 The scale of the normalisation is folded into the adapters (so the recorded scale is 1); the mean
 is a rank-one term that an adapter cannot carry, and is recorded as the offset.
-Source: contract.md, "export --format factors".
+Source: docs/design.md, section Export formats.
 """
 
 import json

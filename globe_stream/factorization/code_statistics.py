@@ -1,6 +1,6 @@
 """What codes and atoms look like, as the metrics that every stage logs.
 
-Source: warm-start guidelines, section K; bank workflow, section 5.
+Source: docs/design.md, section Codes.
 """
 
 from typing import Any

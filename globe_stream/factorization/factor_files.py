@@ -1,6 +1,6 @@
 """The files of `export --format factors`: names, order and the description in globe_config.json.
 
-Source: contract.md, "export --format factors".
+Source: docs/design.md, section Export formats.
 """
 
 from dataclasses import dataclass

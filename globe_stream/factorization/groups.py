@@ -1,6 +1,6 @@
 """Units: one family within one bank's scope, the thing that has a bank.
 
-Source: method.md section 1, "Scope of a bank".
+Source: docs/design.md, section Problem.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class GroupSizes:
     def svd_rank(self) -> int:
         """Rank of the per-expert truncated SVD with as many parameters as adapters and bank.
 
-        k (p + d) = p r + m r d / N, rounded down. Source: method.md section 1.
+        k (p + d) = p r + m r d / N, rounded down. Source: docs/design.md, section Problem.
         """
         return self.kept_parameters // (self.experts * (self.p + self.d))
 

@@ -2,7 +2,7 @@
 
 One expert at a time: the arithmetic of an expert does not depend on which others are in the
 batch, so an export has the same bytes whatever the memory budget and wherever it was resumed.
-Source: method.md section 4, steps 1 to 3; contract.md, "export --format factors".
+Source: docs/design.md, sections Adapters and Export formats.
 """
 
 from typing import Protocol

@@ -2,7 +2,7 @@
 
 Each expert on its own, rank k with as many parameters as adapters and bank share out. The error
 needs singular values only: sum_{j > k} s_j^2 over sum_j s_j^2, s_j^2 being the eigenvalues of
-W W^T in float64. Source: method.md section 1.
+W W^T in float64. Source: docs/design.md, section Problem.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Reading exported factors: any expert's reconstruction, without holding the rest.
 
-Source: contract.md, "export --format factors".
+Source: docs/design.md, section Export formats.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 `x W_hat^T = (x H^T) (scale A)^T + offset (sum of x)`: two thin products and a rank-one term. H is
 composed on first use and kept in a cache with a budget. Plain torch; `patch` puts these into a
-transformers model. Source: contract.md, "export --format factors"; method.md section 1.
+transformers model. Source: docs/design.md, section Export formats.
 """
 
 from collections import Counter, OrderedDict

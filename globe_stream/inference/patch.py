@@ -3,7 +3,7 @@
 `patch_model` changes a loaded model; its `save_pretrained` then writes a checkpoint of its own kind
 (model type `globe_stream_<type>`), which `from_pretrained` of this module, or after it
 `transformers.AutoModelForCausalLM`, loads again. Needs the `hf` extra; nothing else here does.
-Source: contract.md, "export --format factors".
+Source: docs/design.md, section Export formats.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """Safetensors files written in any order of their bytes, after a header planned in full.
 
-Source: the safetensors format description; field notes 2 and 9.
+Source: the safetensors format description.
 """
 
 import hashlib

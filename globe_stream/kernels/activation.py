@@ -22,7 +22,7 @@ def blend(x: Tensor, name: str, lam: float) -> Tensor:
     Raises:
         InputError: an unknown name, or lambda outside [0, 1].
 
-    Source: training-focus notes, "Refactored AM step"; am-loop notes, section 3.
+    Source: docs/design.md, section Problem.
     """
     if _is_linear(name, lam):
         return x

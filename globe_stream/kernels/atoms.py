@@ -24,7 +24,7 @@ def squared_norms(tile: Tensor) -> Tensor:
 def unit_scales(squares: Tensor) -> Tensor:
     """Factors 1 / ||B_j|| (m,) that make atoms unit-Frobenius; one for an atom that is zero.
 
-    Source: warm-start guidelines, section I.
+    Source: docs/design.md, section Bank update.
     """
     norms = squares.sqrt()
     return torch.where(norms > 0, 1.0 / norms.clamp_min(torch.finfo(norms.dtype).tiny), 1.0)
@@ -42,7 +42,7 @@ def unit_mixture_scales(codes: Tensor, atom_gram: Tensor) -> Tensor:
         codes: (b, m).
         atom_gram: K (m, m) = <B_j, B_k>.
 
-    Source: method notes, section 1 (the scale of a code is redundant with the adapter).
+    Source: docs/design.md, section Codes (their scale is redundant with the adapter).
     """
     wide = codes.to(atom_gram.dtype)
     return unit_scales(((wide @ atom_gram) * wide).sum(1).clamp_min(0))
@@ -51,7 +51,7 @@ def unit_mixture_scales(codes: Tensor, atom_gram: Tensor) -> Tensor:
 def coherence(atom_gram: Tensor) -> Coherence:
     """Coherence of the normalised atoms from K (m, m); zero atoms count as orthogonal.
 
-    Source: warm-start guidelines, sections I and K.
+    Source: docs/design.md, section Bank update.
     """
     scales = unit_scales(atom_gram.diagonal())
     unit = atom_gram * scales[:, None] * scales[None, :]

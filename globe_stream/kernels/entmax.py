@@ -26,8 +26,8 @@ def entmax(scores: Tensor, alpha: float = 1.5) -> Tensor:
         InputError: another alpha.
         GlobeError: a row without a finite largest score (all -inf, +inf or NaN).
 
-    Source: Peters, Niculae, Martins, "Sparse Sequence-to-Sequence Models" (2019);
-    warm-start guidelines, section H.1.
+    Source: Peters, Niculae, Martins, "Sparse Sequence-to-Sequence Models" (2019); docs/design.md,
+    section Coding.
     """
     if alpha not in ALPHAS:
         raise InputError(f"entmax: alpha is {alpha}; it must be one of 1, 1.5 and 2")

@@ -22,7 +22,7 @@ def accumulate_gram(total: Tensor, block: Tensor) -> None:
 
     Memory: one (N, 4096) tile in float32 if the block is narrower, and an (512, N) panel.
 
-    Source: warm-start guidelines, sections A.4 and J; section I for the precision.
+    Source: docs/design.md, sections Gram space and Numerics.
     """
     for start in range(0, block.shape[1], REDUCTION_TILE):
         tile = block[:, start : start + REDUCTION_TILE]
@@ -78,7 +78,7 @@ def normalized(gram: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: an element with zero, negative or non-finite norm; positions are named.
 
-    Source: method notes, section 3.2; warm-start guidelines, section A.3.
+    Source: docs/design.md, section Gram space.
     """
     squares = gram.diagonal().double()
     usable = torch.isfinite(squares) & (squares > 0)

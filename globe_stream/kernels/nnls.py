@@ -68,7 +68,7 @@ def nnls(
     Raises:
         GlobeError: NaN or Inf in the problem, or an empty mask row on the simplex.
 
-    Source: warm-start guidelines, section G; method notes, section 3.2.
+    Source: docs/design.md, section Codes.
     """
     device = torch.device("cpu") if linear.device.type == "mps" else linear.device
     problem = Quadratic(

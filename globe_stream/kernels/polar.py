@@ -43,7 +43,8 @@ def polar_rows(matrices: Tensor, *, tolerance: float = 1e-5) -> PolarResult:
     Raises:
         GlobeError: r > k, or NaN or Inf in Y.
 
-    Source: method notes, section 4.4; Amsel, Persson, Musco, Gower, "The Polar Express" (2025).
+    Source: docs/design.md, section Warm-up; Amsel, Persson, Musco, Gower, "The Polar Express"
+    (2025).
     """
     if matrices.shape[-2] > matrices.shape[-1]:
         raise GlobeError(f"polar: {matrices.shape[-2]} rows cannot be orthonormal: too few columns")

@@ -40,7 +40,7 @@ def ridge_solve(gram: Tensor, rhs: Tensor, ridge: float) -> RidgeResult:
     Raises:
         GlobeError: NaN or Inf in G or R, or a negative ridge.
 
-    Source: bank workflow, section 3.8; method notes, section 4.2.
+    Source: docs/design.md, sections Adapters and Numerics.
     """
     if ridge < 0:
         raise GlobeError(f"ridge: {ridge} is negative")

@@ -2,7 +2,7 @@
 
 A price is what a stage adds to the process that was measured before it began (`base`:
 interpreter, libraries, thread pools). Every term stands beside the array it pays for.
-Source: architecture.md, "Memory"; method.md section 2.
+Source: docs/design.md, section Memory.
 """
 
 import math

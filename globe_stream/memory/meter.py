@@ -2,7 +2,7 @@
 
 Linux keeps the exact peak (VmHWM) and lets it be reset, so stages are measured exactly there;
 elsewhere a thread samples every few milliseconds. Device memory is added where the device shares
-the machine's memory. Source: architecture.md, "Memory".
+the machine's memory. Source: docs/design.md, section Memory.
 """
 
 import sys

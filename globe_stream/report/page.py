@@ -124,7 +124,7 @@ def _banks(family: dict[str, Any]) -> str:
 
 
 def _verdicts(status: dict[str, Any]) -> list[str]:
-    """Whether each family's bank is worth having. Source: method.md section 1."""
+    """Whether each family's bank is worth having. Source: docs/design.md, section Problem."""
     lines = []
     for name, one in status["families"].items():
         found = one.get("relative_frobenius_error")

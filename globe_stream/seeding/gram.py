@@ -1,7 +1,7 @@
 """From spilled proxies to the Gram matrix, and from combinations of proxies to atoms.
 
 Both are loops over tiles of rows, so their memory does not depend on how large a proxy is.
-Source: warm-start guidelines, sections A.4, A.5 and J; method.md section 3.2.
+Source: docs/design.md, section Gram space.
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@
 
 `statistics`, `proxies` and `measure` each read the experts once; `gram` and `atoms` work on the
 spilled proxies; `baseline` reads a sample of large experts, or all small ones.
-Source: method.md section 3; warm-start guidelines, sections A to K.
+Source: docs/design.md, sections Proxies, Gram space and Seeding methods.
 """
 
 import time

@@ -5,7 +5,8 @@ different gauges, and a basis A0 shared by all of them then mixes what belongs t
 Procrustes mean T (r, d) is the mean of the experts, each rotated to lie nearest to it:
 S_i = Q_i W_i / ||W_i|| with Q_i = polar(T W_i^T); the proxies are the S_i. T is updated after
 every expert, T <- T + (S_i - T) / k, so that one pass makes it and the batch does not matter.
-Source: Gower, "Generalized Procrustes analysis" (1975); method.md section 4.4 for the gauge.
+Source: Gower, "Generalized Procrustes analysis" (1975); docs/design.md, section Warm-up, for the
+rotation ambiguity.
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 Proxies are spilled to a file laid out as tiles of rows, each holding those rows of all
 experts, so that the Gram matrix and the atoms need one tile of memory whatever N is.
-Source: warm-start guidelines, sections A, B and J; method.md section 3.
+Source: docs/design.md, section Proxies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ def select_rows(selection: str, energy: Tensor, rank: int, seed: int) -> list[in
     """Indices of `rank` of the p rows, ascending.
 
     `energy` picks the largest of `energy` (p,), `uniform` a regular stride, `random` without
-    replacement from `seed`. Source: warm-start guidelines, section A.1.
+    replacement from `seed`. Source: docs/design.md, section Proxies.
     """
     p = len(energy)
     if selection == "energy":
@@ -40,7 +40,7 @@ def select_rows(selection: str, energy: Tensor, rank: int, seed: int) -> list[in
 def left_basis(left_gram: Tensor, rank: int) -> tuple[Tensor, float]:
     """A0 (p, r), the top eigenvectors of the left Gram, and the share of energy they hold.
 
-    Source: warm-start guidelines, section B.1.
+    Source: docs/design.md, section Proxies.
     """
     values, vectors = torch.linalg.eigh(left_gram.double())
     share = float(values[-rank:].clamp_min(0).sum() / values.clamp_min(0).sum())
@@ -57,7 +57,7 @@ def svd_projector(rank: int) -> Projector:
     """W (b, p, d) -> each expert's top-r right singular rows, scaled by singular values.
 
     With W = U S V^T the rows are U_r^T W = S_r V_r^T; U comes from the eigenvectors of
-    W W^T in float64. Source: bank workflow, step 4, "SVD baseline".
+    W W^T in float64. Source: docs/design.md, section Proxies.
     """
 
     def project(weights: Tensor) -> Tensor:

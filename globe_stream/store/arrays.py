@@ -1,6 +1,6 @@
 """Zarr v3 arrays of a run: every chunk checksummed, present, and written by one writer.
 
-Source: architecture.md, "The run directory".
+Source: docs/design.md, section Run directory.
 """
 
 from collections.abc import Callable

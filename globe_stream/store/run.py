@@ -3,7 +3,7 @@
 `Run.commit` stages new arrays, flushes them, writes one ledger row that says where each of
 them belongs and what the new state is, and only then moves them into place. A crash before the row
 leaves the old state; a crash after it is rolled forward when the run is opened next.
-Source: architecture.md, "The run directory".
+Source: docs/design.md, section Run directory.
 """
 
 import os

@@ -2,7 +2,7 @@
 
 Banks, their accumulators and proxies are separable over rows of r, so every operation on
 them is a loop over tiles. A resident array hands out its own memory; a spilled one is read
-into, and written from, one reused tile. Source: method.md section 2.
+into, and written from, one reused tile. Source: docs/design.md, section Memory.
 """
 
 import os

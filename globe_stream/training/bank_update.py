@@ -2,8 +2,7 @@
 
     V <- mu V + (SA + lambda_B I)^-1 (F + D B),   B <- B + V - kappa (K - I) B
 
-Everything is a loop over tiles of rows. Source: warm-start guidelines, sections H.2 and I;
-method.md section 4, "dictionary step".
+Everything is a loop over tiles of rows. Source: docs/design.md, section Bank update.
 """
 
 from dataclasses import dataclass

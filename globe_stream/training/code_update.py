@@ -1,6 +1,6 @@
 """New codes for a batch: non-negative least squares, then at most a wanted support.
 
-Source: method.md section 4.2; warm-start guidelines, sections H.1 and I.
+Source: docs/design.md, section Coding.
 """
 
 from dataclasses import dataclass, replace
@@ -90,8 +90,8 @@ def next_temperature(
 ) -> float:
     """T <- clamp(T exp(-rate (median / target - 1))): larger T means larger support.
 
-    The seeds print the law without the minus sign, which is positive feedback.
-    Source: method.md section 4.2; bank workflow, step 9.
+    Without the minus sign the law is positive feedback and runs away.
+    Source: docs/design.md, section Coding.
     """
     change = -rate * (median_support / target - 1)
     factor = float(torch.tensor(min(max(change, -2.0), 2.0)).exp())

@@ -2,7 +2,7 @@
 
 For each batch: compose, refit the adapters, measure, find the direction, solve the codes, add to
 the sums. The measured error is that of the bank and codes the epoch began with.
-Source: method.md section 4; bank workflow, steps 6 to 9.
+Source: docs/design.md, section Alternating minimization.
 """
 
 from collections.abc import Mapping

@@ -4,7 +4,7 @@ A direction says that mixture Z_i wants to move by M^-1 F_i C^-1 / L_i, with the
 seen from the left, C (d, d) from the right and the weight L_i. Keeping the force F_i instead of
 the displacement spares two large products an expert: coding needs only <B_j, F_i>, and the bank's
 sum of forces is multiplied by the inverses once, after the pass.
-Source: method.md section 4.1; seeds' Route-L and Route-W targets.
+Source: docs/design.md, section Targets.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def orthonormal(weights: Tensor, mixtures: Tensor) -> tuple[PreconditionedGradie
     """Towards S_i = Q_i W_i / ||W_i||, Q_i = polar(Z_i W_i^T): the warm-up's exact target.
 
     weights (b, p, d), mixtures (b, r, d); metric identity, all weights one. Also returns how many
-    polar factors needed an exact fallback. Source: method.md section 4.4.
+    polar factors needed an exact fallback. Source: docs/design.md, section Warm-up.
     """
     polar = polar_rows(torch.bmm(mixtures, weights.mT))
     target = torch.bmm(polar.rows, weights)
@@ -78,7 +78,7 @@ def pseudo_inverse(
     ridge: float,
     weight: float = 1.0,
 ) -> PreconditionedGradient:
-    """Towards S_i = (A_i^T A_i + ridge)^-1 A_i^T W_i / gamma, the seeds' Route-W.
+    """Towards S_i = (A_i^T A_i + ridge)^-1 A_i^T W_i / gamma: the pseudo-inverse target.
 
     Metric identity; every expert goes 1 / `weight` of the way. Not monotone with weight one: it
     ignores that errors are seen through A_i.
@@ -105,7 +105,7 @@ def blended(
     """(1 - beta) of the way to the warm-start targets and beta to the weight-aware ones.
 
     Both in the identity metric, the result's weights being one.
-    Source: am-loop notes, "Target Blending".
+    Source: docs/design.md, section Targets.
     """
     move = aware.gradient / aware.weight[:, None, None]
     return PreconditionedGradient(torch.lerp(start.gradient, move, beta), start.weight)

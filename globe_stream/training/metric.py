@@ -4,7 +4,8 @@
 adapters. `right` C (d, d) is the mean of I - P_i, P_i projecting on the rows of H_i: with
 adapters refitted, the loss feels a change of H_i only outside its own row space (Kaufman's form of
 variable projection). Both are estimates from the last pass; either may be absent (identity).
-Source: method.md section 4.1 (M); Golub and Pereyra, "Separable nonlinear least squares" (2003).
+Source: docs/design.md, section Metric; Golub and Pereyra, "Separable nonlinear least squares"
+(2003).
 """
 
 from dataclasses import dataclass

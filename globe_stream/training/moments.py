@@ -6,7 +6,7 @@ expert i's mixture wants to be. With S_i = Z_i + M^-1 F_i C^-1 / L_i the right-h
     sum_i L_i alpha_i (S_i - Z_i(new codes)) = M^-1 [sum_i alpha_i F_i] C^-1 + D B,
 
 D = sum_i L_i alpha_i (old_i - alpha_i)^T, so one bank-sized sum of forces is all a pass keeps.
-Source: warm-start guidelines, section H.2 (MOD); method.md section 4, step 6.
+Source: docs/design.md, section Bank update.
 """
 
 from collections.abc import Mapping

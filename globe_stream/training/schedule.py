@@ -4,8 +4,8 @@ A trajectory goes through warm-up (orthonormal targets, linear), then weight-awa
 activation and the wanted support brought in from there. A state that measures worse than the saved
 one is rejected: training goes back to it without momentum, so the error of the saved state hardly
 ever rises. Steps become much shorter only when one is rejected that had gathered no momentum.
-Source: method.md section 4.3; am-loop notes, sections 1 and 2; O'Donoghue and Candes, "Adaptive
-restart for accelerated gradient schemes" (2015).
+Source: docs/design.md, section Schedules; O'Donoghue and Candes, "Adaptive restart for accelerated
+gradient schemes" (2015).
 """
 
 from dataclasses import asdict, dataclass, replace

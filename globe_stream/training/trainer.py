@@ -3,7 +3,7 @@
 The saved state (bank, codes) is the one that the last epoch measured; what training continues
 from (next bank, next codes, momentum, metric) is kept beside it under `next`. So the error in
 the ledger is always that of the bank beside it, and no pass is spent on measuring alone.
-Source: method.md section 4; bank workflow, section 3.
+Source: docs/design.md, section Alternating minimization.
 """
 
 import time

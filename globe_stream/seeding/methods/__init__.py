@@ -1,7 +1,7 @@
 """Every warm start, on the Gram matrix of the proxies alone: no data is read here.
 
 A method is a function ``(view, count, options) -> Atoms``; adding one is one entry in METHODS.
-Source: warm-start guidelines; method notes, section 3.2.
+Source: docs/design.md, section Seeding methods.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Residual-driven greedy seeding in Gram space.
 
-Source: warm-start guidelines, section E.
+Source: docs/design.md, section Seeding methods.
 """
 
 import math

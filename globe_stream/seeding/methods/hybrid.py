@@ -1,6 +1,6 @@
 """Half PCA, half something else: balanced variance and diversity.
 
-Source: warm-start guidelines, section F.
+Source: docs/design.md, section Seeding methods.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """First codes of the proxies in Gram space, and how good they are.
 
-Source: warm-start guidelines, sections G and K; bank workflow, section 2.5.
+Source: docs/design.md, section Codes.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Spherical k-means in Gram space.
 
-Source: warm-start guidelines, section D; Dhillon and Modha, "Concept Decompositions for Large
-Sparse Text Data Using Clustering" (2001); Arthur and Vassilvitskii, "k-means++" (2007).
+Source: docs/design.md, section Seeding methods; Dhillon and Modha, "Concept Decompositions for
+Large Sparse Text Data Using Clustering" (2001); Arthur and Vassilvitskii, "k-means++" (2007).
 """
 
 import math

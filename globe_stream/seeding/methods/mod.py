@@ -1,7 +1,7 @@
 """Non-negative dictionary learning in Gram space: MOD for the atoms, NNLS for the codes.
 
-Source: method notes, section 3.2; Engan, Aase, Husoy, "Method of Optimal Directions for Frame
-Design" (1999).
+Source: docs/design.md, section Gram space; Engan, Aase, Husoy, "Method of Optimal Directions for
+Frame Design" (1999).
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """PCA of the proxies in Gram space, exact and randomised, with atoms for non-negative codes.
 
-Source: warm-start guidelines, sections A.4, A.5, B and C; Halko, Martinsson, Tropp, "Finding
-Structure with Randomness" (2011).
+Source: docs/design.md, section Seeding methods; Halko, Martinsson, Tropp, "Finding Structure with
+Randomness" (2011).
 """
 
 from dataclasses import dataclass
