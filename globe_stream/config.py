@@ -6,7 +6,6 @@ may differ when a run is continued.
 """
 
 import dataclasses
-import re
 import tomllib
 import types
 import typing
@@ -17,9 +16,9 @@ from typing import Any, Self
 import tomli_w
 
 from globe_stream.errors import InputError
+from globe_stream.errors import option as named
 from globe_stream.formatting import parse_size
 
-_OPTION = re.compile(r"(?<!\S)--([a-z][a-z0-9-]*)")
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
@@ -47,7 +46,7 @@ class Checked:
 
     def __post_init__(self) -> None:
         for item in fields(self):  # type: ignore[arg-type]
-            _check(flag(item.name), getattr(self, item.name), item)
+            _check(named(item.name), getattr(self, item.name), item)
         self.check()
 
     def check(self) -> None:
@@ -65,7 +64,7 @@ class Checked:
         try:
             return cls(**plain)
         except InputError as error:
-            raise InputError(f"{where}: {as_keys(str(error))}") from error
+            raise error.at(where) from error
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide what is computed, by name."""
@@ -85,7 +84,9 @@ class SelectionConfig(Checked):
     layers: str | None = option(None, "Take layers A to B-1 only.", metavar="A:B")
     max_experts: int | None = option(None, "At most this many experts a family.", low=2)
     sample_method: str = option(
-        "first_n", "Which experts --max-experts keeps.", choices=("first_n", "evenly_spaced")
+        "first_n",
+        f"Which experts {named('max_experts')} keeps.",
+        choices=("first_n", "evenly_spaced"),
     )
     include_shared: bool = option(
         False, "Also take shared experts, cut into blocks of the routed experts' height."
@@ -100,7 +101,10 @@ class SelectionConfig(Checked):
 
     def check(self) -> None:
         if self.single_layer is not None and self.layers is not None:
-            raise InputError("--single-layer and --layers: both choose layers. Give one of them")
+            raise InputError(
+                f"{named('single_layer')} and {named('layers')}: both choose layers. "
+                "Give one of them"
+            )
 
 
 METHODS = (
@@ -120,9 +124,11 @@ class SeedConfig(Checked):
     """The warm start: proxies, atoms, codes."""
 
     method: str = option("nn_dictionary", "Seeding method.", choices=METHODS)
-    rank: int | None = option(None, "Rows r of an atom; overrides --rank-ratio.", low=1)
+    rank: int | None = option(None, f"Rows r of an atom; overrides {named('rank_ratio')}.", low=1)
     rank_ratio: float = option(0.75, "r as a fraction of the expert height p.", low=0.0, high=1.0)
-    bases: int | None = option(None, "Atoms m in the bank; overrides --basis-ratio.", low=1)
+    bases: int | None = option(
+        None, f"Atoms m in the bank; overrides {named('basis_ratio')}.", low=1
+    )
     basis_ratio: float = option(
         0.25, "m as a fraction of the N experts in a bank's scope.", low=0.0, high=1.0
     )
@@ -182,7 +188,7 @@ class SeedConfig(Checked):
     dictionary_support: int = option(
         24,
         "Atoms a code may use while nn_dictionary learns: about twice the support wanted in the "
-        "end, or --bases for unconstrained codes.",
+        f"end, or {named('bases')} for unconstrained codes.",
         low=1,
     )
     lambda_a: float = option(
@@ -192,9 +198,15 @@ class SeedConfig(Checked):
 
     def check(self) -> None:
         if self.rank is None and self.rank_ratio == 0:
-            raise InputError("--rank-ratio 0 leaves no rows: give a fraction above 0, or --rank")
+            raise InputError(
+                f"{named('rank_ratio')} 0 leaves no rows: "
+                f"give a fraction above 0, or {named('rank')}"
+            )
         if self.bases is None and self.basis_ratio == 0:
-            raise InputError("--basis-ratio 0 leaves no atoms: give a fraction above 0, or --bases")
+            raise InputError(
+                f"{named('basis_ratio')} 0 leaves no atoms: "
+                f"give a fraction above 0, or {named('bases')}"
+            )
         self.scope_layers()
 
     def scope_layers(self) -> int | None:
@@ -207,7 +219,7 @@ class SeedConfig(Checked):
         if kind == "layers" and count.isdigit() and int(count) > 0:
             return int(count)
         raise InputError(
-            f"--bank-scope {self.bank_scope!r} is not known: "
+            f"{named('bank_scope')} {self.bank_scope!r} is not known: "
             "use global, layer or layers:K with K > 0"
         )
 
@@ -297,7 +309,9 @@ class TrainConfig(Checked):
     def check(self) -> None:
         self.support_target()
         if self.temperature_min > self.temperature_max:
-            raise InputError("--temperature-min is above --temperature-max: swap them")
+            raise InputError(
+                f"{named('temperature_min')} is above {named('temperature_max')}: swap them"
+            )
 
     def support_target(self) -> int | None:
         """The wanted median support, or None."""
@@ -305,7 +319,7 @@ class TrainConfig(Checked):
             return None
         if not self.target_support.isdigit() or int(self.target_support) < 1:
             raise InputError(
-                f"--target-support {self.target_support!r}: give a number above 0, or none"
+                f"{named('target_support')} {self.target_support!r}: give a number above 0, or none"
             )
         return int(self.target_support)
 
@@ -339,17 +353,7 @@ class RuntimeConfig(Checked):
             try:
                 parse_size(self.memory)
             except InputError as error:
-                raise InputError(f"--memory: {error}") from error
-
-
-def flag(name: str) -> str:
-    """The command-line spelling of a field's name."""
-    return "--" + name.replace("_", "-")
-
-
-def as_keys(text: str) -> str:
-    """`text` with options spelled as the keys of a TOML file: rank_ratio for --rank-ratio."""
-    return _OPTION.sub(lambda found: found[1].replace("-", "_"), text)
+                raise error.at(named("memory")) from error
 
 
 def limits_of(item: "dataclasses.Field[Any]") -> Limits:

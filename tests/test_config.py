@@ -7,13 +7,13 @@ import pytest
 from globe_stream.cli.checkpoint import plan
 from globe_stream.cli.options import record_from
 from globe_stream.cli.runs import seed, train
+from globe_stream.commands.wording import flag
 from globe_stream.config import (
     RuntimeConfig,
     SeedConfig,
     SelectionConfig,
     TrainConfig,
     differences,
-    flag,
     limits_of,
     load_toml,
     to_toml,
@@ -38,7 +38,7 @@ def test_every_number_is_checked_at_its_bounds(record):
             if bound is None:
                 continue
             wrong = type(bound)(bound + outside)
-            with pytest.raises(InputError, match=f"{flag(item.name)} .* out of range"):
+            with pytest.raises(InputError, match=f"{item.name} .* out of range"):
                 dataclasses.replace(record(), **{item.name: wrong})
 
 
@@ -85,7 +85,7 @@ def test_bank_scopes(scope, layers):
 
 @pytest.mark.parametrize("scope", ["layers", "layers:", "layers:0", "layers:-1", "layers:x", "all"])
 def test_unknown_bank_scopes(scope):
-    with pytest.raises(InputError, match="--bank-scope"):
+    with pytest.raises(InputError, match="bank_scope"):
         SeedConfig(bank_scope=scope)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from globe_stream.checkpoint.strided import FP8_BLOCK, Storage
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 
 FAMILIES = ("up", "gate", "down")
 
@@ -56,7 +56,7 @@ def split_shared(expert: ExpertMatrix, p: int) -> tuple[ExpertMatrix, ...]:
     if size % p:
         raise InputError(
             f"{expert.where}: the shared expert of layer {expert.layer} has size {size}, no "
-            f"multiple of the routed experts' {p}. Leave out --include-shared."
+            f"multiple of the routed experts' {p}. Leave out {option('include_shared')}."
         )
     return tuple(_block(expert, number, p, down) for number in range(size // p))
 

@@ -12,7 +12,7 @@ from globe_stream.checkpoint.experts import ExpertMatrix, split_shared
 from globe_stream.checkpoint.inventory import Inventory, take_inventory
 from globe_stream.checkpoint.layouts import model_type_of
 from globe_stream.checkpoint.selection import Selection
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.io.safetensors import Header, TensorEntry, read_header
 
 __all__ = [
@@ -65,7 +65,9 @@ class ExpertIndex:
         chosen = {}
         for family in selection.families:
             if family not in self.experts:
-                raise InputError(f"{self.model}: has no {family} matrices. Change --families.")
+                raise InputError(
+                    f"{self.model}: has no {family} matrices. Change {option('families')}."
+                )
             members = self.experts[family]
             if selection.include_shared:
                 members = self._with_shared(family, members)
@@ -76,7 +78,9 @@ class ExpertIndex:
         self, family: str, members: tuple[ExpertMatrix, ...]
     ) -> tuple[ExpertMatrix, ...]:
         if not self.shared.get(family):
-            raise InputError(f"{self.model}: has no shared experts. Leave out --include-shared.")
+            raise InputError(
+                f"{self.model}: has no shared experts. Leave out {option('include_shared')}."
+            )
         p = members[0].shape[1 if family == "down" else 0]
         blocks = (block for expert in self.shared[family] for block in split_shared(expert, p))
         return tuple(sorted((*members, *blocks), key=lambda expert: expert.order))
@@ -131,7 +135,7 @@ def require_revisions(model: str, revision: str | None) -> None:
     """Raise InputError when a `revision` is asked of a local folder, which has none."""
     if revision is not None and Path(model).expanduser().is_dir():
         raise InputError(
-            f"--revision {revision}: {model} is a folder, which has no revisions. "
+            f"{option('revision')} {revision}: {model} is a folder, which has no revisions. "
             "Leave it out, or give a hub id."
         )
 

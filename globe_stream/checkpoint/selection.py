@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from globe_stream.checkpoint.experts import ExpertMatrix
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ def choose(experts: tuple[ExpertMatrix, ...], selection: Selection) -> tuple[Exp
         present = sorted({expert.layer for expert in experts})
         raise InputError(
             f"no experts in the layers asked for: routed experts are in the layers "
-            f"{_ranges(present)}. Change --single-layer or --layers."
+            f"{_ranges(present)}. Change {option('single_layer')} or {option('layers')}."
         )
     _require_layers(experts, selection)
     wanted = selection.max_experts
     if wanted is None or wanted >= len(chosen):
         return chosen
     if wanted < 1:
-        raise InputError(f"--max-experts is {wanted}: at least 1 expert is needed.")
+        raise InputError(f"{option('max_experts')} is {wanted}: at least 1 expert is needed.")
     if selection.sample_method == "first_n":
         return chosen[:wanted]
     return tuple(chosen[i * len(chosen) // wanted] for i in range(wanted))
@@ -70,7 +70,7 @@ def _require_layers(experts: tuple[ExpertMatrix, ...], selection: Selection) -> 
     if selection.layers is not None and selection.layers[1] > last + 1:
         first, end = selection.layers
         raise InputError(
-            f"--layers {first}:{end}: the last layer with experts is {last}. "
+            f"{option('layers')} {first}:{end}: the last layer with experts is {last}. "
             f"Write {first}:{last + 1}."
         )
 

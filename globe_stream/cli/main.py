@@ -7,6 +7,7 @@ import click
 from globe_stream import __version__
 from globe_stream.cli import checkpoint, results, runs
 from globe_stream.cli.resuming import after_interruption
+from globe_stream.commands.wording import worded
 from globe_stream.errors import GlobeError, InputError
 from globe_stream.io.system_errors import explain
 
@@ -42,7 +43,7 @@ def run(arguments: list[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except GlobeError as error:
-        print(f"globe-stream: {error}", file=sys.stderr)
+        print(f"globe-stream: {worded(error.message)}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         return _refused_by_the_system(error)

@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 
 import click
 
-from globe_stream.config import Checked, Limits, flag, limits_of, plain_type
+from globe_stream.commands.wording import flag
+from globe_stream.config import Checked, Limits, limits_of, plain_type
+from globe_stream.errors import spelled
 
 Command = Callable[..., Any]
 Record = TypeVar("Record", bound=Checked)
@@ -37,14 +39,22 @@ def record_from(record: type[Record], values: dict[str, Any]) -> Record:
 def _option(item: "dataclasses.Field[Any]") -> Callable[[Command], Command]:
     limits, kind = limits_of(item), plain_type(item)
     shown: dict[str, Any] = {"default": item.default, "show_default": item.default is not None}
-    text = limits.help + _range(limits)
+    text = spelled(limits.help, flag) + _range(limits)
     if kind is bool:
         return click.option(
-            flag(item.name), item.name, is_flag=True, default=item.default, help=limits.help
+            flag(item.name),
+            item.name,
+            is_flag=True,
+            default=item.default,
+            help=spelled(limits.help, flag),
         )
     if limits.choices:
         return click.option(
-            flag(item.name), item.name, type=click.Choice(limits.choices), help=limits.help, **shown
+            flag(item.name),
+            item.name,
+            type=click.Choice(limits.choices),
+            help=spelled(limits.help, flag),
+            **shown,
         )
     return click.option(
         flag(item.name), item.name, type=kind, metavar=limits.metavar, help=text, **shown

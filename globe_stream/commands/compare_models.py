@@ -238,7 +238,7 @@ def _common_origin(runs: Sequence[Path]) -> Path:
 @contextmanager
 def _workspace(work: Path | None) -> Iterator[Path]:
     if work is not None:
-        make_folder(work, "--work")
+        make_folder(work, "work")
         yield work
         return
     with tempfile.TemporaryDirectory(prefix="globe-eval-") as folder:

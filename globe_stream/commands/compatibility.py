@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream.config import differences
-from globe_stream.errors import InputError, Mismatch
+from globe_stream.errors import InputError, Mismatch, option
 from globe_stream.store.run import Run
 
 
@@ -25,7 +25,7 @@ def matching_run(path: Path, header: dict[str, Any], fresh: bool) -> Run | None:
             f"{path}: holds a run of another model or configuration",
             changed,
             [foreign_options(old[section], new[section]) for section in ("selection", "seed")],
-            "Choose another --run, or start over with --fresh",
+            f"Choose another {option('run')}, or start over with {option('fresh')}",
         )
     return run
 
@@ -78,9 +78,11 @@ def _require_no_other_files(path: Path, fresh: bool) -> None:
     if not path.is_dir() or all(c.name in ("lock", "ledger.jsonl") for c in path.iterdir()):
         return
     if not Run.lost_its_record(path):
-        raise InputError(f"{path}: not empty and not a run directory. Choose another --run")
+        raise InputError(
+            f"{path}: not empty and not a run directory. Choose another {option('run')}"
+        )
     if not fresh:
         raise InputError(
             f"{path}/ledger.jsonl: empty, so the run beside it cannot be continued. "
-            "Start over with --fresh, or choose another --run"
+            f"Start over with {option('fresh')}, or choose another {option('run')}"
         )

@@ -1,6 +1,7 @@
 """Whether a run still has something to do."""
 
 from globe_stream.config import TrainConfig
+from globe_stream.errors import option
 from globe_stream.store.run import Run
 from globe_stream.training.schedule import Schedule, ScheduleState
 
@@ -20,10 +21,11 @@ def why_complete(run: Run, training: TrainConfig) -> str:
     if done < training.epochs:
         return (
             f"{run.path}: nothing is left to do: training stood still and stopped after {done} "
-            "epochs. A larger --patience goes on"
+            f"epochs. A larger {option('patience')} goes on"
         )
     return (
-        f"{run.path}: nothing is left to do: --epochs {training.epochs} counts from the start, "
+        f"{run.path}: nothing is left to do: "
+        f"{option('epochs')} {training.epochs} counts from the start, "
         f"{done} are done. Ask for more to go on"
     )
 

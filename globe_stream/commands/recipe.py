@@ -15,7 +15,6 @@ from globe_stream.config import (
     SeedConfig,
     SelectionConfig,
     TrainConfig,
-    as_keys,
     load_toml,
     plain_value,
 )
@@ -141,7 +140,7 @@ def _synth(values: Mapping[str, Any], where: str) -> SyntheticModel:
     try:
         return SyntheticModel(**given)
     except InputError as error:
-        raise InputError(f"{where}: {as_keys(str(error))}") from error
+        raise error.at(where) from error
 
 
 def _refuse_unknown(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:

@@ -3,8 +3,6 @@
 Whatever follows from the recipe and the folders it names is checked before any work.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,9 @@ from typing import Any
 from globe_stream.commands import session as api
 from globe_stream.commands.completion import is_complete
 from globe_stream.commands.recipe import Export, Recipe
-from globe_stream.config import as_keys
+from globe_stream.commands.wording import in_words_of_recipes
 from globe_stream.engine.progress import Progress
-from globe_stream.errors import InputError, Mismatch
+from globe_stream.errors import InputError
 from globe_stream.report.page import write_report
 from globe_stream.store.run import Run
 from globe_stream.synthetic.checkpoints import SyntheticModel, is_unfinished, write_synthetic
@@ -23,7 +21,7 @@ from globe_stream.synthetic.record import made_otherwise, planned_index
 
 def run_recipe(recipe: Recipe, *, command: str, silent: bool = False) -> dict[str, Any]:
     """Do everything in `recipe` that is not done yet; returns the status and what was written."""
-    with _in_words_of_recipes(recipe):
+    with in_words_of_recipes(str(recipe.run)):
         if recipe.synth is not None:
             _synthesise(recipe, recipe.synth, silent)
         else:
@@ -96,17 +94,3 @@ def _export(recipe: Recipe, item: Export, command: str, silent: bool) -> dict[st
         command=command,
         silent=silent,
     )
-
-
-@contextmanager
-def _in_words_of_recipes(recipe: Recipe) -> Iterator[None]:
-    """Errors that speak of options speak of the recipe's keys instead."""
-    try:
-        yield
-    except Mismatch as error:
-        raise InputError(
-            f"{as_keys(error.fact)}. Change the recipe back, name another run in it, "
-            f"or delete {recipe.run} to start over"
-        ) from error
-    except InputError as error:
-        raise InputError(as_keys(str(error))) from error

@@ -19,6 +19,7 @@ from globe_stream.commands.compatibility import (
 )
 from globe_stream.commands.completion import is_complete, why_complete
 from globe_stream.commands.status import status_document
+from globe_stream.commands.wording import worded
 from globe_stream.config import (
     RuntimeConfig,
     SeedConfig,
@@ -33,7 +34,7 @@ from globe_stream.engine.metrics import Metrics, MetricsFile, Sink
 from globe_stream.engine.progress import Bar, Progress
 from globe_stream.engine.signals import graceful_interrupts
 from globe_stream.engine.trackers import WandbSink
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
 from globe_stream.factorization.groups import ExpertGroup, make_groups
@@ -259,15 +260,15 @@ def _same_source(run: Run) -> GroupedExperts:
         seeding = SeedConfig.from_mapping(config["seed"], "seed")
     except InputError as error:
         raise InputError(
-            f"{run.path}: begun by another version of globe-stream ({error}). "
-            "Use that version, or seed again with --fresh or into a new --run"
+            f"{run.path}: begun by another version of globe-stream ({error.message}). "
+            f"Use that version, or seed again with {option('fresh')} or into a new {option('run')}"
         ) from error
     source = open_experts(run.header["model"], selection, seeding)
     changed = source_changes(run.header["fingerprint"], source.index.fingerprint())
     if changed:
         raise InputError(
             f"{run.header['model']}: changed since {run.path} was seeded: {'; '.join(changed)}. "
-            "Restore the checkpoint, or seed again with --fresh"
+            f"Restore the checkpoint, or seed again with {option('fresh')}"
         )
     return source
 
@@ -293,12 +294,12 @@ def _adopt_config(run: Run, training: TrainConfig, fresh: bool) -> None:
         changed = differences(recorded, training.identity())
         if changed:
             foreign = foreign_options(recorded, training.identity())
-            advice = "train again from the seeds with --fresh"
+            advice = f"train again from the seeds with {option('fresh')}"
             raise mismatch(
                 f"{run.path}: training began with another configuration",
                 changed,
                 [foreign],
-                f"Seed into a new --run, or {advice}"
+                f"Seed into a new {option('run')}, or {advice}"
                 if foreign
                 else f"Give the same options, or {advice}",
             )
@@ -351,11 +352,11 @@ def _say_what_to_expect(
 ) -> None:
     """Tell that nothing is left to do, or which settings do not do what they seem to."""
     if is_complete(context.run, training):
-        context.progress.say(why_complete(context.run, training))
+        context.progress.say(worded(why_complete(context.run, training)))
         return
     lines = [line for group in groups for line in training_warnings(training, group.bases)]
     for line in dict.fromkeys(lines):
-        context.progress.say(line)
+        context.progress.say(worded(line))
 
 
 def _seed_plans(

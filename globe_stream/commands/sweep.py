@@ -22,7 +22,7 @@ from globe_stream.engine.metrics import Metrics
 from globe_stream.engine.progress import Progress
 from globe_stream.engine.signals import graceful_interrupts
 from globe_stream.engine.stream import Pass, finished, stream
-from globe_stream.errors import InputError, Interrupted
+from globe_stream.errors import InputError, Interrupted, option
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.svd_baseline import BaselineAccumulator, sampled_experts
 from globe_stream.io import files
@@ -226,13 +226,17 @@ def _kind(config: SeedConfig) -> str:
 
 def _require_distinct(methods: Sequence[str]) -> None:
     if not methods:
-        raise InputError("--methods names no method: give at least one")
+        raise InputError(f"{option('methods')} names no method: give at least one")
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
-        raise InputError(f"--methods {unknown[0]!r} is not known: use some of {', '.join(METHODS)}")
+        raise InputError(
+            f"{option('methods')} {unknown[0]!r} is not known: use some of {', '.join(METHODS)}"
+        )
     repeated = {method for method in methods if methods.count(method) > 1}
     if repeated:
-        raise InputError(f"--methods names {sorted(repeated)[0]} more than once: give it once")
+        raise InputError(
+            f"{option('methods')} names {sorted(repeated)[0]} more than once: give it once"
+        )
 
 
 @contextmanager
@@ -241,7 +245,7 @@ def _context(
 ) -> Iterator[Context]:
     """A context whose run directory is deleted in the end."""
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: not an empty folder. Choose another --run")
+        raise InputError(f"{folder}: not an empty folder. Choose another {option('run')}")
     with ExitStack() as stack:
         parent = folder if folder is not None else Path(tempfile.gettempdir())
         parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from globe_stream.errors import GlobeError, InputError
+from globe_stream.commands.wording import worded
+from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.export.result import ProgressCall
 from globe_stream.export.staging import MANIFEST, WORK
 from globe_stream.io.safetensors_writer import sha256_of
@@ -55,7 +56,9 @@ def verify(path: Path, *, progress: ProgressCall | None = None) -> Verification:
     if (path / MANIFEST).exists() or (path / WORK).exists():
         return verify_export(path, progress=progress)
     said = "neither a run directory nor an export" if path.exists() else "does not exist"
-    raise InputError(f"{path}: {said}. Give the --run of a seed or the --out of an export")
+    raise InputError(
+        f"{path}: {said}. Give the {option('run')} of a seed or the {option('out')} of an export"
+    )
 
 
 def verify_run(path: Path, *, progress: ProgressCall | None = None) -> Verification:
@@ -78,7 +81,7 @@ def verify_run(path: Path, *, progress: ProgressCall | None = None) -> Verificat
         try:
             size += _read_all(run.array(name))
         except GlobeError as error:
-            problems.append(str(error))
+            problems.append(worded(error.message))
         if progress:
             progress(number, len(names), name)
     problems += _shapes(run, found)

@@ -13,7 +13,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 
 _PROBE = 768
 _CANARY_TILE = 16_384
@@ -50,7 +50,9 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
             return torch.device(name), "asked for" if wanted != "auto" else "first that works"
         reasons.append(f"{name} {fault}")
     if wanted != "auto":
-        raise InputError(f"--device {wanted}: {reasons[0]}. Use --device cpu or auto")
+        raise InputError(
+            f"{option('device')} {wanted}: {reasons[0]}. Use {option('device')} cpu or auto"
+        )
     return torch.device("cpu"), ", ".join(reasons)
 
 

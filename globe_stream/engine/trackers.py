@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream.engine.metrics import Row
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.io import files
 
 _STAMPS = ("time", "stage", "family", "epoch", "step")
@@ -26,7 +26,7 @@ class WandbSink:
             self._wandb = importlib.import_module("wandb")
         except ImportError as error:
             raise InputError(
-                "--wandb-project: the wandb package is not installed. "
+                f"{option('wandb_project')}: the wandb package is not installed. "
                 "pip install 'globe-stream[wandb]', or leave the option out"
             ) from error
         self._run = self._wandb.init(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from globe_stream.checkpoint.index import ExpertIndex
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.evaluation.models import Loading, build_empty
 from globe_stream.evaluation.perplexity import estimate_scoring
 from globe_stream.factorization.trained_run import TrainedRun
@@ -85,15 +85,16 @@ def within_memory(needs: ModelMemory, loading: Loading, memory: int | None) -> L
         return loading
     if loading.offload is None:
         raise InputError(
-            f"--memory {format_bytes(memory)}: scoring needs {format_bytes(needs.total)} "
+            f"{option('memory')} {format_bytes(memory)}: scoring needs {format_bytes(needs.total)} "
             f"({format_bytes(needs.base)} of it for the program itself, "
-            f"{format_bytes(needs.weights)} for a model). Raise --memory, give --offload DIR, "
-            "or leave out --text to see errors only"
+            f"{format_bytes(needs.weights)} for a model). Raise {option('memory')}, "
+            f"give {option('offload')} DIR, or leave out {option('text')} to see errors only"
         )
     if needs.overhead >= memory:
         raise InputError(
-            f"--memory {format_bytes(memory)}: scoring with --offload needs more than "
-            f"{format_bytes(needs.overhead)}. Raise --memory, or leave out --text"
+            f"{option('memory')} {format_bytes(memory)}: scoring with {option('offload')} "
+            f"needs more than {format_bytes(needs.overhead)}. Raise {option('memory')}, "
+            f"or leave out {option('text')}"
         )
     return replace(loading, held=memory - needs.overhead)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.export.dense import export_dense, export_svd
 from globe_stream.export.factors import export_factors
 from globe_stream.export.result import ExportResult, ProgressCall
@@ -31,7 +31,9 @@ class Loading:
     def options(self, name: str) -> dict[str, Any]:
         """Arguments of `from_pretrained`, for a model called `name`."""
         if self.dtype not in DTYPES:
-            raise InputError(f"--dtype {self.dtype!r} is not known: use one of {', '.join(DTYPES)}")
+            raise InputError(
+                f"{option('dtype')} {self.dtype!r} is not known: use one of {', '.join(DTYPES)}"
+            )
         options: dict[str, Any] = {"dtype": DTYPES[self.dtype]}
         if self.offload is not None:
             options |= {"device_map": "auto", "offload_folder": str(self.offload / name)}
@@ -55,7 +57,7 @@ def build_empty(folder: Path, loading: Loading) -> Any:
         reason = " ".join(str(error).split(". ")[0].split())
         raise InputError(
             f"{folder}: transformers cannot build this model: {reason}. "
-            "Leave out --text, or install a newer transformers"
+            f"Leave out {option('text')}, or install a newer transformers"
         ) from error
 
 
@@ -87,7 +89,9 @@ def require_variants(names: tuple[str, ...]) -> None:
     """InputError for a name that is none."""
     unknown = [name for name in names if name not in VARIANTS]
     if unknown or not names:
-        raise InputError(f"--models {','.join(names)!r}: use some of {','.join(VARIANTS)}")
+        raise InputError(
+            f"{option('models')} {','.join(names)!r}: use some of {','.join(VARIANTS)}"
+        )
 
 
 def _transformers() -> Any:

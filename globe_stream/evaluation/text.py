@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 
 BYTE_VOCABULARY = 256
 _BYTES_PER_TOKEN = 16  # more than any tokenizer's average, so that a window is always filled
@@ -30,7 +30,8 @@ class Windows:
     def __post_init__(self) -> None:
         for name, least in (("count", 1), ("length", 2), ("stride", 1)):
             if getattr(self, name) < least:
-                raise InputError(f"--window-{name} {getattr(self, name)}: at least {least} needed")
+                field = option(f"window_{name}")
+                raise InputError(f"{field} {getattr(self, name)}: at least {least} needed")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from globe_stream.errors import GlobeError, InputError
+from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.export.staging import MANIFEST, WORK
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -16,7 +16,8 @@ def require_repository(repository: str) -> None:
     """InputError unless `repository` is spelt owner/name; asks nobody."""
     if not _NAME.fullmatch(repository):
         raise InputError(
-            f"--push-to-hub {repository}: is no repository. Give it as owner/name, such as me/model"
+            f"{option('push_to_hub')} {repository}: is no repository. "
+            "Give it as owner/name, such as me/model"
         )
 
 
@@ -36,7 +37,7 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = True, api: Any
         url = hub.create_repo(repository, private=private, exist_ok=True, repo_type="model")
         hub.upload_folder(repo_id=repository, folder_path=str(folder), repo_type="model")
     except Exception as error:
-        raise _explained(error, f"--push-to-hub {repository}") from error
+        raise _explained(error, f"{option('push_to_hub')} {repository}") from error
     return str(url)
 
 

@@ -9,7 +9,7 @@ from globe_stream.formatting import format_bytes
 
 NO_SAVING = (
     "This is a dense export: every expert is written out at full size, so it saves no size on "
-    "disk or in memory. `globe-stream export --format factors` is the small one."
+    "disk or in memory. An export of factors is the small one."
 )
 
 

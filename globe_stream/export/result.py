@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.export.model_card import NO_SAVING
 from globe_stream.export.staging import MANIFEST, FileRecord
 from globe_stream.factorization.trained_run import TrainedRun
@@ -30,7 +30,7 @@ class Tally:
 
 
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
-"""Accepted names of --dtype and how safetensors spells them."""
+"""Names of the types that an export can have, and how safetensors spells them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def choose_dtype(name: str | None, source: str) -> str:
     if name is None:
         return source if source in DTYPES.values() else "BF16"
     if name.lower() not in DTYPES:
-        raise InputError(f"--dtype {name!r} is not known: use one of {', '.join(DTYPES)}")
+        raise InputError(f"{option('dtype')} {name!r} is not known: use one of {', '.join(DTYPES)}")
     return DTYPES[name.lower()]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from globe_stream.errors import GlobeError, InputError
+from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.io import files
 from globe_stream.io.safetensors_writer import OutFile, PlannedFile, sha256_of
 from globe_stream.io.writable import (
@@ -164,7 +164,7 @@ def open_work(out: Path, identity: Mapping[str, Any], last: str) -> ExportWork |
     Raises InputError when `out` holds anything else, or another process works on it.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file. Choose another --out")
+        raise InputError(f"{out}: is a file. Choose another {option('out')}")
     unfinished = (out / WORK / _LEDGER).exists()
     if unfinished:
         _require_same(out, _identity_of(out / WORK / _LEDGER), identity, "an unfinished")
@@ -173,17 +173,19 @@ def open_work(out: Path, identity: Mapping[str, Any], last: str) -> ExportWork |
         _require_same(out, found, identity, "another")
         return None
     elif out.exists() and any(child.name != WORK for child in out.iterdir()):
-        raise InputError(f"{out}: exists and is not empty. Choose another --out, or empty it")
+        raise InputError(
+            f"{out}: exists and is not empty. Choose another {option('out')}, or empty it"
+        )
     return _begin(out, identity)
 
 
 def _begin(out: Path, identity: Mapping[str, Any]) -> ExportWork:
     """The work in `out`; where it cannot be begun, nothing made for it is left."""
     fresh = not (out / WORK).exists()
-    made = make_folder(out, "--out")
+    made = make_folder(out, "out")
     try:
         with (
-            unwritable_is_input_error(out, "--out"),
+            unwritable_is_input_error(out, "out"),
             files.disk_full_is_input_error(out, "the export"),
         ):
             return ExportWork(out, identity, made)
@@ -210,5 +212,6 @@ def _require_same(out: Path, found: Any, wanted: Mapping[str, Any], which: str) 
         or "the run had another state then"
     )
     raise InputError(
-        f"{out}: holds {which} export that differs ({what}). Choose another --out, or delete it"
+        f"{out}: holds {which} export that differs ({what}). "
+        f"Choose another {option('out')}, or delete it"
     )

@@ -13,7 +13,7 @@ import torch
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.config import SeedConfig
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _family_groups(
     layers = sorted({expert.layer for expert in experts})
     if span > len(layers):
         raise InputError(
-            f"--bank-scope {config.bank_scope}: {len(layers)} layers are chosen. "
+            f"{option('bank_scope')} {config.bank_scope}: {len(layers)} layers are chosen. "
             "Use global for one bank of all of them, or a smaller K"
         )
     group_of = {layer: number // span for number, layer in enumerate(layers)}
@@ -139,12 +139,14 @@ def _group(
     )
     if rank > p:
         raise InputError(
-            f"--rank {rank}: larger than the experts' {p} rows ({family}). Use at most {p}"
+            f"{option('rank')} {rank}: larger than the experts' {p} rows ({family}). "
+            f"Use at most {p}"
         )
     if bases > len(experts):
         raise InputError(
-            f"--bases {bases}: more atoms than the {len(experts)} experts that share the bank "
-            f"{key}. Use at most {len(experts)}, or a wider --bank-scope"
+            f"{option('bases')} {bases}: more atoms than the {len(experts)} experts "
+            f"that share the bank {key}. Use at most {len(experts)}, "
+            f"or a wider {option('bank_scope')}"
         )
     return ExpertGroup(key, family, experts, rank, bases)
 
@@ -155,5 +157,5 @@ def _require_one_shape(experts: Sequence[ExpertMatrix]) -> None:
         if expert.shape != first.shape:
             raise InputError(
                 f"{expert.where}: shape {expert.shape}, but {first.name} has {first.shape}; a bank "
-                "needs experts of one shape. Select layers of one shape with --layers"
+                f"needs experts of one shape. Select layers of one shape with {option('layers')}"
             )

@@ -163,7 +163,7 @@ def load_factors(path: str | Path) -> Factors:
         if not (folder / name).is_file():
             raise InputError(
                 f"{folder}: is no export of factors: {name} is missing. Make one with "
-                "`globe-stream export RUN --out OUT --format factors`"
+                "`globe-stream export`, in the format factors"
             )
     return Factors(folder)
 

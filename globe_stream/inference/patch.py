@@ -143,7 +143,7 @@ def _describe(factors: Factors, modules: dict[int, Any]) -> dict[str, Any]:
             raise InputError(
                 f"{factors.folder}: has factors for layer {layer}, where the model has no fused "
                 "experts module that can be patched. Use the model they were made from, or "
-                "`globe-stream export --format dense`"
+                "export the run as dense"
             )
         _check_shapes(factors, layer, modules[layer])
     return {

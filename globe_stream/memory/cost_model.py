@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import GroupSizes
 from globe_stream.formatting import format_bytes
 from globe_stream.store.tiles import balanced_rows
@@ -285,7 +285,8 @@ def _budget(base: int, estimate_bytes: int) -> int:
 
 def _refusal(stage: str, limit: int, base: int, least: int, advice: str) -> InputError:
     return InputError(
-        f"--memory {format_bytes(limit)}: stage {stage} needs at least {format_bytes(least)} "
-        f"({format_bytes(base)} of it for the program itself). "
-        f"Raise --memory to {safe_budget(least) >> 20}MiB" + (f", or {advice}" if advice else "")
+        f"{option('memory')} {format_bytes(limit)}: stage {stage} needs at least "
+        f"{format_bytes(least)} ({format_bytes(base)} of it for the program itself). "
+        f"Raise {option('memory')} to {safe_budget(least) >> 20}MiB"
+        + (f", or {advice}" if advice else "")
     )

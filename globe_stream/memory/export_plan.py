@@ -9,7 +9,7 @@ import torch
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.engine.device import warm_up
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.formatting import format_bytes
 from globe_stream.io.safetensors_writer import PIECE_BYTES
@@ -90,9 +90,9 @@ def fits(estimate_bytes: int, memory: int | None) -> bool:
 
 def _too_little(what: str, memory: int | None, base: int, estimate_bytes: int) -> InputError:
     return InputError(
-        f"--memory {format_bytes(memory or 0)}: {what} needs at least "
+        f"{option('memory')} {format_bytes(memory or 0)}: {what} needs at least "
         f"{format_bytes(estimate_bytes + SLACK_BYTES)} ({format_bytes(base)} of it for the "
-        "program itself). Raise --memory"
+        f"program itself). Raise {option('memory')}"
     )
 
 

@@ -9,12 +9,13 @@ from itertools import product
 
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.config import TrainConfig
+from globe_stream.errors import option
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.memory import cost_model as budget
 from globe_stream.memory.cost_model import BatchPlan, Stage, StagePlan
 
 _MANY = 1024
-_FEWER = "choose a smaller --rank or --bases, or --bank-scope layer"
+_FEWER = f"choose a smaller {option('rank')} or {option('bases')}, or {option('bank_scope')} layer"
 
 EstimateBytes = Callable[[BatchPlan], int]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream import __version__
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.formatting import format_bytes, format_seconds
 from globe_stream.io import files
 from globe_stream.io.writable import (
@@ -42,12 +42,14 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     """
     target = out or run / NAME
     if target.is_dir():
-        raise InputError(f"{target}: is a folder. Give the HTML file to write, with --out")
+        raise InputError(
+            f"{target}: is a folder. Give the HTML file to write, with {option('out')}"
+        )
     page = render(gather(run))
-    made = make_folder(target.parent, "--out")
+    made = make_folder(target.parent, "out")
     try:
         with (
-            unwritable_is_input_error(target, "--out"),
+            unwritable_is_input_error(target, "out"),
             files.disk_full_is_input_error(target.parent, "the report"),
         ):
             files.replace_text(target, page)

@@ -14,7 +14,7 @@ import zarr
 from torch import Tensor
 from zarr.codecs import Crc32cCodec
 
-from globe_stream.errors import GlobeError
+from globe_stream.errors import GlobeError, option
 from globe_stream.store.tiles import Tiles
 
 Storable = np.ndarray[Any, Any] | Tensor | Tiles
@@ -57,12 +57,12 @@ def open_checked(path: Path) -> "zarr.Array[Any]":
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise GlobeError(
             f"{path}: the array is missing or unreadable ({error}). "
-            "Restore it or start over with --fresh"
+            f"Restore it or start over with {option('fresh')}"
         ) from error
     if array.nchunks_initialized != array.nchunks:
         raise GlobeError(
             f"{path}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks are "
-            "missing. Restore the run directory or start over with --fresh"
+            f"missing. Restore the run directory or start over with {option('fresh')}"
         )
     return array
 
@@ -74,7 +74,7 @@ def read_slice(array: "zarr.Array[Any]", selection: Any) -> np.ndarray[Any, Any]
     except ValueError as error:
         raise GlobeError(
             f"{array.store_path}: damaged on disk ({error}). "
-            "Restore the run directory or start over with --fresh"
+            f"Restore the run directory or start over with {option('fresh')}"
         ) from error
 
 

@@ -13,7 +13,7 @@ import google_crc32c
 import torch
 from torch import Tensor
 
-from globe_stream.errors import GlobeError
+from globe_stream.errors import GlobeError, option
 from globe_stream.io.safetensors_writer import bytes_of, read_into
 from globe_stream.store import arrays
 
@@ -101,5 +101,5 @@ def _check(descriptor: int, name: Path) -> None:
     if checksum != int.from_bytes(stored, "little"):
         raise GlobeError(
             f"{name}: damaged on disk (its checksum does not match). "
-            "Restore the run directory or start over with --fresh"
+            f"Restore the run directory or start over with {option('fresh')}"
         )

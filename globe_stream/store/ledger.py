@@ -10,7 +10,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from globe_stream.errors import GlobeError
+from globe_stream.errors import GlobeError, option
 
 Row = dict[str, Any]
 
@@ -59,7 +59,7 @@ def _read(path: Path) -> tuple[list[Row], int]:
         except ValueError as error:
             raise GlobeError(
                 f"{path}: line {number} is not JSON ({error}): the run's record is damaged. "
-                "Start over with --fresh"
+                f"Start over with {option('fresh')}"
             ) from error
         intact += len(line)
     return rows, intact

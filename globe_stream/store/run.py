@@ -14,7 +14,7 @@ from typing import Any
 
 import zarr
 
-from globe_stream.errors import GlobeError, InputError
+from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.io import files
 from globe_stream.store import arrays
 from globe_stream.store.ledger import Ledger, Row
@@ -40,8 +40,7 @@ class Run:
         if not (path / "ledger.jsonl").exists():
             reason = "no ledger.jsonl" if path.exists() else "no such folder"
             raise InputError(
-                f"{path}: not a run directory ({reason}). "
-                "Give one that `globe-stream seed MODEL --run DIR` made"
+                f"{path}: not a run directory ({reason}). Give one that `globe-stream seed` made"
             )
         self.path = path
         self.beside: Callable[[], Mapping[str, State]] = _nothing
@@ -68,7 +67,8 @@ class Run:
                 files.sync_tree(path)
         except OSError as error:
             raise InputError(
-                f"{path}: cannot be made a run directory: {error.strerror}. Choose another --run"
+                f"{path}: cannot be made a run directory: {error.strerror}. "
+                f"Choose another {option('run')}"
             ) from error
         return cls(path, writable=True)
 
@@ -177,7 +177,7 @@ class Run:
     def _open(self, writable: bool) -> None:
         self.ledger = Ledger(self.path / "ledger.jsonl", writable=writable)
         if not self.ledger.rows:
-            raise GlobeError(f"{self.path}/ledger.jsonl: empty; seed again with --fresh")
+            raise GlobeError(f"{self.path}/ledger.jsonl: empty; seed again with {option('fresh')}")
         _require_format(self.path, self.ledger.rows[0])
         if writable:
             self._recover()
@@ -265,5 +265,5 @@ def _require_format(path: Path, header: Row) -> None:
     if found != FORMAT:
         raise InputError(
             f"{path}: written in run format {found}, this version reads {FORMAT}. "
-            "Use the version that made it, or start over with --fresh"
+            f"Use the version that made it, or start over with {option('fresh')}"
         )

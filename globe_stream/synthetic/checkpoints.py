@@ -24,7 +24,7 @@ from torch import Tensor
 from globe_stream.checkpoint.index import INDEX_NAME
 from globe_stream.checkpoint.strided import TORCH_DTYPES
 from globe_stream.engine.progress import Bar, Progress
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.io.shard_writer import (
     PlannedTensor,
     ShardWriter,
@@ -67,15 +67,21 @@ class SyntheticModel:
     def __post_init__(self) -> None:
         for name in ("layers", "experts", "hidden", "intermediate"):
             if getattr(self, name) < 1:
-                raise InputError(f"--{name} is {getattr(self, name)}: at least 1 is needed.")
+                raise InputError(f"{option(name)} is {getattr(self, name)}: at least 1 is needed.")
         if self.dtype not in DTYPES:
-            raise InputError(f"--dtype {self.dtype} is unknown: use {', '.join(DTYPES)}.")
+            raise InputError(f"{option('dtype')} {self.dtype} is unknown: use {', '.join(DTYPES)}.")
         if self.planted_bases is not None and self.planted_bases < 1:
-            raise InputError(f"--planted-bases is {self.planted_bases}: at least 1 is needed.")
+            raise InputError(
+                f"{option('planted_bases')} is {self.planted_bases}: at least 1 is needed."
+            )
         if self.planted_bases is None and (self.noise or self.planted_rank is not None):
-            raise InputError("--noise and a planted rank need --planted-bases.")
+            raise InputError(
+                f"{option('noise')} and a planted rank need {option('planted_bases')}."
+            )
         if not (math.isfinite(self.noise) and self.noise >= 0):
-            raise InputError(f"--noise is {self.noise}: a number of at least 0 is needed.")
+            raise InputError(
+                f"{option('noise')} is {self.noise}: a number of at least 0 is needed."
+            )
         if not 0 < self.rank <= min(self.intermediate, self.hidden):
             raise InputError(
                 f"the planted rank is {self.rank}: it must lie between 1 and "

@@ -30,7 +30,7 @@ RISEN = 1.1
 RECOVERY = 0.97
 """Damping raised by a rejection returns to the configured one by this factor an epoch."""
 CAP_OVER_TARGET = 1.5
-"""No code keeps more than this many times the wanted number of atoms, unless --support-cap."""
+"""No code keeps more than this many times the wanted number of atoms, unless `support_cap`."""
 LAMBDA_REST = 5
 """Epochs between a rejected step of lambda and the next, half as large."""
 

@@ -1,6 +1,7 @@
 """Settings of training that are allowed, but do not do what they seem to."""
 
 from globe_stream.config import TrainConfig
+from globe_stream.errors import option
 
 
 def training_warnings(config: TrainConfig, bases: int) -> list[str]:
@@ -9,16 +10,17 @@ def training_warnings(config: TrainConfig, bases: int) -> list[str]:
     lines = []
     if target is not None and target > bases:
         lines.append(
-            f"--target-support {target} is above the {bases} atoms of a bank: "
+            f"{option('target_support')} {target} is above the {bases} atoms of a bank: "
             "codes are left unconstrained"
         )
     if target is not None and cap is not None and cap < target:
         lines.append(
-            f"--support-cap {cap} is below --target-support {target}: codes use {cap} atoms at most"
+            f"{option('support_cap')} {cap} is below {option('target_support')} {target}: "
+            f"codes use {cap} atoms at most"
         )
     if config.warmup_epochs > config.epochs:
         lines.append(
-            f"--warmup-epochs {config.warmup_epochs} is above --epochs {config.epochs}: "
-            "all epochs are warm-up, with orthonormal adapters and no activation"
+            f"{option('warmup_epochs')} {config.warmup_epochs} is above {option('epochs')} "
+            f"{config.epochs}: all epochs are warm-up, with orthonormal adapters and no activation"
         )
     return lines

@@ -93,9 +93,9 @@ def test_runs_of_different_checkpoints_are_refused(tmp_path: Path, run: Path, te
 
 
 def test_unknown_names_are_refused(run: Path, text: Path) -> None:
-    with pytest.raises(InputError, match="--models 'lora'"):
+    with pytest.raises(InputError, match="models 'lora'"):
         compare_models([run], text, models=("lora",))
-    with pytest.raises(InputError, match="--dtype 'int3'"):
+    with pytest.raises(InputError, match="dtype 'int3'"):
         compare_models([run], text, models=("original",), loading=Loading(dtype="int3"))
 
 
@@ -121,11 +121,11 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(
     monkeypatch.setattr("globe_stream.commands.compare_models.load_plain", _never_loaded)
     monkeypatch.setattr("globe_stream.evaluation.models.load_plain", _never_loaded)
     work = tmp_path / "work"
-    said = r"--memory 100\.00 MiB: scoring needs .* Raise --memory, give --offload"
+    said = r"memory 100\.00 MiB: scoring needs .* Raise memory, give offload"
     with pytest.raises(InputError, match=said):
         compare_models([run], text, models=models, windows=WINDOWS, work=work, memory=100 << 20)
     assert not work.exists()
-    said = "--offload needs more than"
+    said = "offload needs more than"
     offload = Loading(offload=tmp_path / "offload")
     with pytest.raises(InputError, match=said):
         compare_models(
@@ -160,7 +160,7 @@ def test_offload_holds_what_memory_leaves(run: Path) -> None:
 def test_a_work_folder_that_cannot_be_made(run: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for work in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/x")):
-        with pytest.raises(InputError, match=f"{work}: cannot be written: .*another --work"):
+        with pytest.raises(InputError, match=f"{work}: cannot be written: .*another work"):
             compare_models([run], text, models=("original",), windows=WINDOWS, work=work)
 
 

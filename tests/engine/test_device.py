@@ -33,7 +33,7 @@ def test_a_named_device_is_taken_or_refused(monkeypatch):
     faults(monkeypatch, mps=None, cuda="computes a wrong Cholesky factor")
     assert runtime.choose_device("cpu") == (CPU, "asked for")
     assert runtime.choose_device("mps") == (torch.device("mps"), "asked for")
-    with pytest.raises(InputError, match="--device cuda: cuda computes a wrong Cholesky factor"):
+    with pytest.raises(InputError, match="device cuda: cuda computes a wrong Cholesky factor"):
         runtime.choose_device("cuda")
 
 

@@ -176,13 +176,13 @@ def test_a_run_at_work_is_refused(tmp_path: Path, run: Path) -> None:
 
 
 def test_a_budget_that_is_too_small_is_refused(tmp_path: Path, run: Path) -> None:
-    with pytest.raises(InputError, match=r"--memory 1\.00 MiB: export needs at least"):
+    with pytest.raises(InputError, match=r"memory 1\.00 MiB: export needs at least"):
         export_dense(run, tmp_path / "out", memory=1 << 20)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_dtype_is_refused(tmp_path: Path, run: Path) -> None:
-    with pytest.raises(InputError, match="--dtype 'int8'"):
+    with pytest.raises(InputError, match="dtype 'int8'"):
         export_dense(run, tmp_path / "out", dtype="int8")
 
 
@@ -191,7 +191,7 @@ def test_an_unknown_dtype_is_refused(tmp_path: Path, run: Path) -> None:
 def test_folders_that_cannot_be_made(tmp_path: Path, run: Path, export: Any, place: str) -> None:
     (tmp_path / "file").touch()
     out = tmp_path / place
-    with pytest.raises(InputError, match=f"{out}: cannot be written: .*Choose another --out"):
+    with pytest.raises(InputError, match=f"{out}: cannot be written: .*Choose another out"):
         export(run, out)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

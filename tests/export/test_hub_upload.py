@@ -56,7 +56,7 @@ def test_a_hub_out_of_reach(run: Path, tmp_path: Path) -> None:
 def test_the_real_client_out_of_reach(run: Path, tmp_path: Path) -> None:
     export_dense(run, tmp_path / "out")
     nobody = huggingface_hub.HfApi(endpoint="http://127.0.0.1:9", token="x")
-    with pytest.raises(InputError, match="--push-to-hub me/model: the hub cannot be reached: "):
+    with pytest.raises(InputError, match="push_to_hub me/model: the hub cannot be reached: "):
         push_to_hub(tmp_path / "out", "me/model", api=nobody)
 
 

@@ -53,9 +53,9 @@ def test_sizes_from_ratios_or_numbers(index, options, rank, bases):
 
 
 def test_limits(index):
-    with pytest.raises(InputError, match="--bank-scope layers:9: 5 layers are chosen"):
+    with pytest.raises(InputError, match="bank_scope layers:9: 5 layers are chosen"):
         make_groups(index, ("up",), SeedConfig(bank_scope="layers:9"))
-    with pytest.raises(InputError, match="--rank 9: larger than the experts' 8 rows"):
+    with pytest.raises(InputError, match="rank 9: larger than the experts' 8 rows"):
         make_groups(index, ("up",), SeedConfig(rank=9))
-    with pytest.raises(InputError, match=r"--bases 5: .* 4 experts that share .*layers-000-000"):
+    with pytest.raises(InputError, match=r"bases 5: .* 4 experts that share .*layers-000-000"):
         make_groups(index, ("up",), SeedConfig(bases=5, bank_scope="layer"))

@@ -70,9 +70,9 @@ def test_what_is_refused_by_a_hair_is_accepted_with_it(group):
 
     needed = least(plan) + MIB // 50
     plan(needed)
-    with pytest.raises(InputError, match="--bank-scope layer"):
+    with pytest.raises(InputError, match="bank_scope layer"):
         plan(needed - MIB)  # a smaller bank would do
-    with pytest.raises(InputError, match=r"Raise --memory to \d+MiB$"):
+    with pytest.raises(InputError, match=r"Raise memory to \d+MiB$"):
         plan(BASE)  # no bank would do
 
 

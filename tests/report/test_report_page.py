@@ -152,7 +152,7 @@ def test_a_folder_is_no_report(told: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["/proc/x.html", "file/x.html"])
 def test_places_that_cannot_be_written(told: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot be written: .*Choose another --out"):
+    with pytest.raises(InputError, match=r"cannot be written: .*Choose another out"):
         write_report(told, tmp_path / place)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

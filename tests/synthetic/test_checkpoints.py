@@ -76,11 +76,11 @@ def test_planted_rows_lie_in_the_atoms_span(tmp_path: Path, noise: float) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": 0}, "--layers is 0"),
-        ({"dtype": "int4"}, "--dtype int4 is unknown"),
-        ({"noise": 0.1}, "need --planted-bases"),
-        ({"planted_bases": 0}, "--planted-bases is 0"),
-        ({"planted_bases": 2, "noise": -1.0}, "--noise is -1.0"),
+        ({"layers": 0}, "layers is 0"),
+        ({"dtype": "int4"}, "dtype int4 is unknown"),
+        ({"noise": 0.1}, "need planted_bases"),
+        ({"planted_bases": 0}, "planted_bases is 0"),
+        ({"planted_bases": 2, "noise": -1.0}, "noise is -1.0"),
         ({"planted_bases": 2, "planted_rank": 17}, "between 1 and 16"),
         ({"experts": 10**15}, "disk is too full"),
     ],

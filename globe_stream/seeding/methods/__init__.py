@@ -7,7 +7,7 @@ Source: docs/design.md, section Seeding methods.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.seeding.methods.base import Atoms, SeedOptions
 from globe_stream.seeding.methods.gram_view import GramView, SupportsMatmul
 from globe_stream.seeding.methods.greedy import residual_greedy
@@ -67,7 +67,8 @@ def proxies_for(method: str, asked: str | None = None) -> str:
         return allowed[0]
     if asked not in allowed:
         raise InputError(
-            f"--proxies {asked} does not go with --method {method}; use {' or '.join(allowed)}"
+            f"{option('proxies')} {asked} does not go with {option('method')} {method}; "
+            f"use {' or '.join(allowed)}"
         )
     return asked
 
@@ -89,5 +90,7 @@ def run_method(config: object, view: GramView, count: int) -> Atoms:
 
 def _method(name: str) -> Method:
     if name not in METHODS:
-        raise InputError(f"--method {name!r} is unknown; choose one of {', '.join(METHODS)}")
+        raise InputError(
+            f"{option('method')} {name!r} is unknown; choose one of {', '.join(METHODS)}"
+        )
     return METHODS[name]

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.seeding.methods.gram_view import GramView
 
 PSEUDO_INVERSE_TOLERANCE = 1e-10
@@ -55,7 +55,7 @@ def check_count(view: GramView, count: int) -> None:
     if not 1 <= count <= view.size:
         raise InputError(
             f"seeding: {count} bases asked of {view.size} experts; "
-            f"give --bases from 1 to {view.size}"
+            f"give {option('bases')} from 1 to {view.size}"
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.kernels.nnls import nnls
 from globe_stream.seeding.methods.base import Atoms, SeedOptions, check_count, finish
 from globe_stream.seeding.methods.gram_view import GramView
@@ -72,7 +72,7 @@ def grow(
         if error <= EXPLAINED * view.size:
             raise InputError(
                 f"residual_greedy: {combination.shape[1]} atoms explain the proxies exactly; "
-                f"give --bases {combination.shape[1]} or fewer"
+                f"give {option('bases')} {combination.shape[1]} or fewer"
             )
         errors.append(error)
         atom = _next_atom(Residual(view, combination, codes), generator)

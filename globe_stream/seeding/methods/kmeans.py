@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.seeding.methods.base import Atoms, SeedOptions, check_count, finish
 from globe_stream.seeding.methods.gram_view import GramView
 
@@ -76,7 +76,8 @@ def first_centres(
     for k in range(1, count):
         if float(distance.max()) <= SAME_PROXY:
             raise InputError(
-                f"k-means: {count} bases asked of {k} distinct proxies; give --bases {k} or fewer"
+                f"k-means: {count} bases asked of {k} distinct proxies; "
+                f"give {option('bases')} {k} or fewer"
             )
         if options.kmeans_init == "farthest":
             chosen[k] = distance.argmax()

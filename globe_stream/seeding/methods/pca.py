@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.kernels.gram import fix_signs
 from globe_stream.seeding.methods.base import Atoms, SeedOptions, check_count, finish
 from globe_stream.seeding.methods.gram_view import GramView
@@ -92,7 +92,7 @@ def _check_rank(values: Tensor, count: int) -> None:
     if rank < count:
         raise InputError(
             f"PCA: {count} components asked of proxies that span {rank} dimensions; "
-            f"give --bases {rank} or fewer"
+            f"give {option('bases')} {rank} or fewer"
         )
 
 

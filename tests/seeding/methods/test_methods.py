@@ -90,7 +90,7 @@ def test_counts_out_of_range_are_refused(method, count, proxies):
 
 @pytest.mark.parametrize("method", ["ts_pca", "left_gram_pca", "rpca"])
 def test_pca_refuses_more_components_than_dimensions(method):
-    with pytest.raises(InputError, match=r"span 6 dimensions; give --bases 6 or fewer"):
+    with pytest.raises(InputError, match=r"span 6 dimensions; give bases 6 or fewer"):
         run(method, group_proxies(30, 6), 8)
 
 
@@ -138,7 +138,7 @@ def test_default_and_allowed_proxies():
     assert proxies_for("svd") == "svd"
     assert proxies_for("nn_dictionary") == "procrustes"
     assert proxies_for("nn_dictionary", "rows") == "rows"
-    with pytest.raises(InputError, match="--proxies svd does not go with --method ts_pca"):
+    with pytest.raises(InputError, match="proxies svd does not go with method ts_pca"):
         proxies_for("ts_pca", "svd")
 
 
