@@ -12,9 +12,10 @@ from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.commands.status import status_document
 from globe_stream.export.result import ProgressCall, Tally
 from globe_stream.factorization.bank_cache import BankCache
+from globe_stream.factorization.error_sums import ErrorSums, by_expert, by_layer, pooled_by
 from globe_stream.factorization.reconstruction import BankApproximation
+from globe_stream.factorization.svd_baseline import lost_energy
 from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
-from globe_stream.factorization.truncated import lost_energy
 from globe_stream.memory.export_plan import plan_export, plan_svd
 from globe_stream.store import arrays
 from globe_stream.store.run import Run
@@ -34,31 +35,22 @@ class GroupErrors:
     squared_norms: Tensor
 
     @property
-    def relative_error(self) -> float:
-        """relF over all experts."""
-        return _relative(self.squared_errors, self.squared_norms)
+    def sums(self) -> ErrorSums:
+        """Over all experts."""
+        return ErrorSums.of(self.squared_errors, self.squared_norms)
 
     def by_layer(self) -> dict[int, float]:
         """relF of each layer."""
-        layers = self.members[:, 0]
-        return {
-            layer: _relative(
-                self.squared_errors[layers == layer], self.squared_norms[layers == layer]
-            )
-            for layer in torch.unique(layers).tolist()
-        }
+        sums = by_layer(self.squared_errors, self.squared_norms, self.members[:, 0])
+        return {layer: part.relative_error for layer, part in sums.items()}
 
     def by_expert(self) -> list[dict[str, Any]]:
         """relF of each expert."""
-        each = (self.squared_errors / self.squared_norms).sqrt().tolist()
+        each = by_expert(self.squared_errors, self.squared_norms).tolist()
         return [
             {"layer": layer, "expert": expert, "shared": bool(shared), "relative_error": value}
             for (layer, expert, shared), value in zip(self.members.tolist(), each, strict=True)
         ]
-
-
-def _relative(errors: Tensor, norms: Tensor) -> float:
-    return float((errors.sum() / norms.sum()).sqrt())
 
 
 def recorded_errors(run: Path) -> list[GroupErrors]:
@@ -135,15 +127,11 @@ def errors_document(groups: list[GroupErrors]) -> dict[str, Any]:
     """relF by family, layer and expert, for `eval --json`."""
     document: dict[str, Any] = {}
     for group in groups:
-        family = document.setdefault(group.family, {"by_layer": {}, "by_expert": [], "squares": []})
+        family = document.setdefault(group.family, {"by_layer": {}, "by_expert": []})
         family["by_layer"] |= {str(layer): value for layer, value in group.by_layer().items()}
         family["by_expert"] += group.by_expert()
-        family["squares"].append(
-            (float(group.squared_errors.sum()), float(group.squared_norms.sum()))
-        )
-    for family in document.values():
-        errors, norms = (sum(column) for column in zip(*family.pop("squares"), strict=True))
-        family["relative_frobenius_error"] = (errors / norms) ** 0.5
+    for name, sums in pooled_by((group.family, group.sums) for group in groups).items():
+        document[name]["relative_frobenius_error"] = sums.relative_error
     return document
 
 

@@ -29,8 +29,8 @@ from globe_stream.export.shard_plan import Rewrite, Shard, plan_rewrite
 from globe_stream.export.staging import ExportWork, open_work
 from globe_stream.factorization.bank_cache import BankCache
 from globe_stream.factorization.reconstruction import Approximation, BankApproximation
+from globe_stream.factorization.svd_baseline import SvdApproximation
 from globe_stream.factorization.trained_run import TrainedRun, key_of, open_trained_run
-from globe_stream.factorization.truncated import SvdApproximation
 from globe_stream.io import files
 from globe_stream.io.safetensors_writer import OutFile
 from globe_stream.memory.export_plan import ExportPlan, plan_export, plan_svd

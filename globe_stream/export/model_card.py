@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from globe_stream import __version__
+from globe_stream.factorization.error_sums import pooled
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.formatting import format_bytes
 
@@ -96,11 +97,7 @@ def _errors(source: TrainedRun, errors: Mapping[str, float]) -> str:
     ]
     for family, value in errors.items():
         groups = [group for group in source.groups if group.group.family == family]
-        weights = [group.group.sizes.experts for group in groups]
-        run = sum(
-            group.state["relative_frobenius_error"] * count
-            for group, count in zip(groups, weights, strict=True)
-        ) / sum(weights)
+        run = pooled(group.recorded_errors for group in groups).relative_error
         epochs = sorted({int(group.state.get("epoch", 0)) for group in groups})
         lines.append(
             f"| {family} | {value:.4f} | {run:.4f} | {', '.join(str(epoch) for epoch in epochs)} |"

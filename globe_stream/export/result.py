@@ -9,8 +9,8 @@ from typing import Any
 from globe_stream.errors import InputError, option
 from globe_stream.export.model_card import NO_SAVING
 from globe_stream.export.staging import MANIFEST, FileRecord
+from globe_stream.factorization.error_sums import ErrorSums, pooled_by
 from globe_stream.factorization.trained_run import TrainedRun
-from globe_stream.store import arrays
 
 ProgressCall = Callable[[int, int, str], None]
 """Called with experts done, experts in all, and a short note."""
@@ -69,20 +69,16 @@ def choose_dtype(name: str | None, source: str) -> str:
 
 def relative_errors(source: TrainedRun, records: Mapping[str, FileRecord]) -> dict[str, float]:
     """relF by family from the squared errors noted beside the finished files."""
-    squared: dict[str, float] = {}
-    for record in records.values():
-        for family, value in record.notes.get("squared_error", {}).items():
-            squared[family] = squared.get(family, 0.0) + value
-    return {
-        family: (value / squared_norm(source, family)) ** 0.5
-        for family, value in sorted(squared.items())
-    }
-
-
-def squared_norm(source: TrainedRun, family: str) -> float:
-    """Squared Frobenius norm of a family's experts."""
-    keys = [group.group.key for group in source.groups if group.group.family == family]
-    return sum(float(arrays.read(source.run.array(f"{key}/norms")).sum()) for key in keys)
+    errors = pooled_by(
+        (family, ErrorSums(squared_error=value))
+        for record in records.values()
+        for family, value in record.notes.get("squared_error", {}).items()
+    )
+    norms = pooled_by(
+        (fitted.group.family, ErrorSums(squared_norm=fitted.recorded_errors.squared_norm))
+        for fitted in source.groups
+    )
+    return {family: (errors[family] + norms[family]).relative_error for family in sorted(errors)}
 
 
 def finished_result(

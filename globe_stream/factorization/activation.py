@@ -1,6 +1,6 @@
 """The activation phi that is applied to a mixture of atoms, with its gain.
 
-Source: docs/design.md, section "Problem".
+Source: docs/design.md, section Problem.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
     H_i = phi(Z_i),   A_i = W_i H_i^T (H_i H_i^T + ridge)^-1
 
 Seeding (the initial error), training (every epoch) and export (the adapters written) use it.
-Source: docs/design.md, section "Adapters".
+Source: docs/design.md, section Adapters.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Mixtures of atoms, Z_i = sum_j alpha_ij B_j: for a batch of dense codes, and for one expert.
 
-Source: docs/design.md, section "Problem".
+Source: docs/design.md, section Problem.
 """
 
 from collections.abc import Callable

@@ -11,6 +11,7 @@ from globe_stream.checkpoint.reader import Batch
 from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.adapters import fit_adapters
 from globe_stream.factorization.compose import compose
+from globe_stream.factorization.error_sums import ErrorSums, by_expert, by_layer
 from globe_stream.factorization.normalization import Normalization
 from globe_stream.kernels.workspace import Workspace
 from globe_stream.store import arrays
@@ -54,11 +55,11 @@ class ErrorLog:
     def relative_error(self) -> float:
         """relF over the experts seen so far."""
         seen = ~self.squared_errors.isnan()
-        return float((self.squared_errors[seen].sum() / self._norms[seen].sum()).sqrt())
+        return ErrorSums.of(self.squared_errors[seen], self._norms[seen]).relative_error
 
     def metrics(self, experts: Sequence[ExpertMatrix]) -> dict[str, Any]:
         """Error overall, by layer and by expert, and the health counts."""
-        each = (self.squared_errors / self._norms).sqrt()
+        each = by_expert(self.squared_errors, self._norms)
         return {
             "recon/relative_frobenius_error": self.relative_error,
             "recon/worst_expert": float(each.max()),
@@ -72,14 +73,8 @@ class ErrorLog:
 
     def _by_layer(self, experts: Sequence[ExpertMatrix]) -> dict[str, float]:
         layers = torch.tensor([expert.layer for expert in experts])
-        return {
-            str(layer): float(
-                (
-                    self.squared_errors[layers == layer].sum() / self._norms[layers == layer].sum()
-                ).sqrt()
-            )
-            for layer in sorted(set(layers.tolist()))
-        }
+        sums = by_layer(self.squared_errors, self._norms, layers)
+        return {str(layer): part.relative_error for layer, part in sums.items()}
 
 
 class MeasureAccumulator:

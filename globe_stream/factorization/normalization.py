@@ -1,6 +1,6 @@
 """The affine normalization of a group's weights, W~ = (W - mean) / scale.
 
-Source: docs/design.md, section "Normalization".
+Source: docs/design.md, section Normalization.
 """
 
 from dataclasses import dataclass

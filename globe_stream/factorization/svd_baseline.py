@@ -1,16 +1,19 @@
-"""The equal-parameter truncated SVD, which a bank has to beat.
+"""The truncated SVD of single experts with as many parameters as the bank, which has to beat it.
 
-Each expert on its own, rank k with as many parameters as adapters and bank share out. The error
-needs singular values only: sum_{j > k} s_j^2 over sum_j s_j^2, s_j^2 being the eigenvalues of
-W W^T in float64. Source: docs/design.md, section Problem.
+The rank is `GroupSizes.svd_rank`. Everything is computed in float64 from the eigenvalues and
+eigenvectors of the smaller Gram matrix, W W^T or W^T W: the error of rank k is
+sum_{j > k} s_j^2 over sum_j s_j^2 and needs eigenvalues only. Source: docs/design.md, section
+Problem.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch
+from globe_stream.factorization.error_sums import ErrorSums
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
@@ -27,15 +30,17 @@ def sampled_experts(group: ExpertGroup) -> list[int]:
 
 
 def seed_passes(group: ExpertGroup) -> int:
-    """Passes of seeding over the unit's experts: statistics, proxies, measure; where the
-    baseline reads every expert, that too.
+    """Passes of seeding over a group's experts.
+
+    Statistics, proxies and measure; also the baseline where it reads every expert.
     """
     return 3 + (len(sampled_experts(group)) == group.sizes.experts)
 
 
 def operations(sizes: GroupSizes) -> float:
     """Floating-point operations of one expert: the Gram, then its eigenvalues."""
-    return 2.0 * sizes.p**2 * sizes.d + 4 / 3 * sizes.p**3
+    side, length = sorted((sizes.p, sizes.d))
+    return 2.0 * side**2 * length + 4 / 3 * side**3
 
 
 class BaselineAccumulator:
@@ -48,9 +53,9 @@ class BaselineAccumulator:
 
     def update(self, batch: Batch) -> str:
         for matrix in batch.weights:
-            values = torch.linalg.eigvalsh((matrix @ matrix.T).cpu().double()).clamp_min(0)
-            self._lost += float(values[: max(0, len(values) - self._rank)].sum())
-            self._whole += float(values.sum())
+            energies = _energies(matrix)
+            self._lost += _discarded(energies, self._rank)
+            self._whole += float(energies.sum())
         return f"SVD relF {self.relative_error:.4f}"
 
     def arrays(self) -> Mapping[str, arrays.Storable]:
@@ -66,4 +71,47 @@ class BaselineAccumulator:
     @property
     def relative_error(self) -> float:
         """relF of the truncated experts seen so far."""
-        return (self._lost / self._whole) ** 0.5 if self._whole else 0.0
+        return ErrorSums(self._lost, self._whole).relative_error
+
+
+class SvdApproximation:
+    """W_hat = U_k U_k^T W with the leading k = `rank` left singular vectors of each expert."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def replace(self, position: int, weights: Tensor) -> Tensor:
+        """The best matrix of rank k (p, d) in the Frobenius norm; any `position` alike."""
+        del position
+        return truncate(weights, self._rank)
+
+
+def truncate(weights: Tensor, rank: int) -> Tensor:
+    """W (p, d) cut to rank `rank`, float32."""
+    wide = _wide(weights)
+    _, vectors = torch.linalg.eigh(wide @ wide.T)
+    leading = vectors[:, max(0, len(vectors) - rank) :]
+    cut: Tensor = (leading @ (leading.T @ wide)).float()
+    return cut if len(weights) == len(wide) else cut.T.contiguous()
+
+
+def lost_energy(weights: Tensor, rank: int) -> float:
+    """Squared Frobenius error of the best rank-`rank` matrix for W (p, d)."""
+    return _discarded(_energies(weights), rank)
+
+
+def _energies(weights: Tensor) -> Tensor:
+    """Squared singular values (min(p, d),) float64 of W (p, d), ascending."""
+    wide = _wide(weights)
+    values: Tensor = torch.linalg.eigvalsh(wide @ wide.T)
+    return values.clamp_min(0)
+
+
+def _discarded(energies: Tensor, rank: int) -> float:
+    return float(energies[: max(0, len(energies) - rank)].sum())
+
+
+def _wide(weights: Tensor) -> Tensor:
+    """W or W^T, whichever has no more rows than columns, float64 on the CPU."""
+    exact = weights.cpu().double()
+    return exact if exact.shape[0] <= exact.shape[1] else exact.T

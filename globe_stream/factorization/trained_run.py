@@ -14,6 +14,7 @@ from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import ExpertIndex, Selection, open_index
 from globe_stream.errors import InputError
 from globe_stream.factorization.activation import Activation
+from globe_stream.factorization.error_sums import ErrorSums
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.normalization import Normalization
 from globe_stream.store import arrays
@@ -62,6 +63,13 @@ class FittedGroup:
     def scale(self) -> float:
         """Standard deviation that the weights were divided by."""
         return float(self.state["scale"])
+
+    @property
+    def recorded_errors(self) -> ErrorSums:
+        """Error and norm of the group's experts, as the run measured them."""
+        return ErrorSums.from_relative(
+            float(self.state["relative_frobenius_error"]), float(self.state["squared_norm"])
+        )
 
     @property
     def normalization(self) -> Normalization:

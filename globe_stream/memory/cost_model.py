@@ -223,9 +223,14 @@ def train_bytes(
     return banks + squares + codes + max(each, step)
 
 
+def svd_work_bytes(p: int, d: int) -> int:
+    """The eigenvalues of one expert's smaller Gram matrix: W and four such matrices in float64."""
+    return 8 * (p * d + 4 * min(p, d) ** 2)
+
+
 def baseline_bytes(sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes) -> int:
-    """Spectra: the reader, and one expert's (p, p) Gram in float32 and, three times, float64."""
-    return reader(batch_plan.batch, None) + sizes.p**2 * (4 + 3 * 8)
+    """Spectra: the reader and the work of one expert."""
+    return reader(batch_plan.batch, None) + svd_work_bytes(sizes.p, sizes.d)
 
 
 def batches(sizes: GroupSizes, bytes_each: int) -> list[int]:

@@ -13,7 +13,7 @@ from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.formatting import format_bytes
 from globe_stream.io.safetensors_writer import PIECE_BYTES
-from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES, fit_bytes
+from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES, fit_bytes, svd_work_bytes
 
 _BATCHES = (8, 4, 2, 1)
 
@@ -44,11 +44,8 @@ def estimate_export(sizes: GroupSizes, reader: int, banks: int) -> int:
 
 
 def estimate_svd(p: int, d: int, reader: int) -> int:
-    """Bytes of replacing experts by their truncated SVD: Gram, vectors and work in float64.
-
-    Four (p, p) in float64, the weights in float64 and three (p, d) in float32.
-    """
-    return reader + 8 * (4 * p * p + p * d) + 4 * 3 * p * d + 2 * PIECE_BYTES
+    """Bytes of replacing experts by their truncated SVD: its work and three (p, d) in float32."""
+    return reader + svd_work_bytes(p, d) + 4 * 3 * p * d + 2 * PIECE_BYTES
 
 
 def plan_export(groups: Sequence[ExpertGroup], memory: int | None) -> ExportPlan:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from globe_stream.factorization.error_sums import ErrorSums, pooled
 from globe_stream.report.data import Array, GroupData, StageMemory
 
 MANY_UNITS = 8
@@ -35,18 +36,16 @@ def _pool(family: str, groups: Sequence[GroupData]) -> FamilyCurve:
     curves = [dict(group.curve) for group in groups]
     epochs = tuple(sorted(set.intersection(*(set(curve) for curve in curves))))
     errors = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
-    norms = np.array([group.state["squared_norm"] for group in groups])
+    norms = [group.state["squared_norm"] for group in groups]
     known = [group.svd_error for group in groups if group.svd_error is not None]
-    svd = float(_pooled(np.array(known), norms)) if len(known) == len(groups) else None
-    return FamilyCurve(
-        family, epochs, _pooled(errors, norms), errors.min(axis=0), errors.max(axis=0), svd
-    )
+    svd = _pooled(known, norms) if len(known) == len(groups) else None
+    curve = np.array([_pooled(column, norms) for column in errors.T.tolist()])
+    return FamilyCurve(family, epochs, curve, errors.min(axis=0), errors.max(axis=0), svd)
 
 
-def _pooled(errors: Array, norms: Array) -> Array:
-    """relF over all units from those of each (units first) and their squared norms."""
-    pooled: Array = np.sqrt(norms @ np.square(errors) / norms.sum())
-    return pooled
+def _pooled(errors: Sequence[float], norms: Sequence[float]) -> float:
+    """relF over all groups from those of each and their squared norms."""
+    return pooled(map(ErrorSums.from_relative, errors, norms)).relative_error
 
 
 def pool_stages(stages: Sequence[StageMemory]) -> list[StageMemory]:

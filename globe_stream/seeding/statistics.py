@@ -3,7 +3,7 @@
 Sums are kept for the raw weights; the normalized quantities follow exactly from them, since
 normalization is affine: sum (W - mu)(W - mu)^T = G - mu (s 1^T + 1 s^T) + N d mu^2 1 1^T with
 s the row sums. The Procrustes mean is of the raw weights: their mean is a negligible rank-one term
-in it. Source: docs/design.md, sections "Normalization" and "Proxies".
+in it. Source: docs/design.md, sections Normalization and Proxies.
 """
 
 from collections.abc import Collection, Mapping

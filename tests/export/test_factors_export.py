@@ -1,6 +1,7 @@
 """`export --format factors` and `load_factors` against the definition."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from sample_runs import Recipe, make_run, run_oracle
 from globe_stream.checkpoint.index import Selection, open_index
 from globe_stream.checkpoint.reader import read_expert
 from globe_stream.export.factors import export_factors
+from globe_stream.export.model_card import model_card
+from globe_stream.factorization.trained_run import open_trained_run
 from globe_stream.inference.factors import load_factors
 
 RECIPES = {
@@ -98,3 +101,22 @@ def test_stored_values_give_the_reconstruction_by_the_printed_formula(
     expected = group["scale"] * adapter @ hidden + group["offset"]
     found = load_factors(out).reconstruct("gate", 1, 2)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_card_pools_the_errors_of_banks_by_norm(model, tmp_path):
+    run = make_run(tmp_path / "run", model, Recipe(per_layer=True, measured=False))
+    with open_trained_run(run) as source:
+        figures = [(0.1, 9.0), (0.7, 1.0)]
+        groups = [fitted for fitted in source.groups if fitted.group.family == "up"]
+        changed = tuple(
+            replace(fitted, state={
+                **fitted.state, "relative_frobenius_error": error, "squared_norm": norm,
+            })
+            for fitted, (error, norm) in zip(groups, figures, strict=True)
+        )  # fmt: skip
+        card = model_card(
+            replace(source, groups=changed), kind="dense", dtype="BF16", size=1,
+            errors={"up": 0.25}, command="", hub_id=False,
+        )  # fmt: skip
+    expected = ((0.1**2 * 9 + 0.7**2 * 1) / 10) ** 0.5
+    assert f"| up | 0.2500 | {expected:.4f} | 3 |" in card

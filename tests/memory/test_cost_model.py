@@ -86,7 +86,7 @@ def test_fit_holds_its_mixtures_and_the_largest_of_its_moments():
 
 
 def test_baseline():
-    assert budget.baseline_bytes(SMALL, BatchPlan(4), reader) == 4000 + 25 * (4 + 3 * 8)
+    assert budget.baseline_bytes(SMALL, BatchPlan(4), reader) == 4000 + 8 * (5 * 11 + 4 * 25)
 
 
 def test_training_grows_with_each_of_its_parts(monkeypatch):
