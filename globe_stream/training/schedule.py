@@ -101,7 +101,7 @@ class Schedule:
         """The wanted median support; None where codes are unconstrained.
 
         It holds from the first epoch on: codes that are sparse from the start cost less in the
-        end than dense ones made sparse later (README, "Sparse codes").
+        end than dense ones made sparse later (docs/design.md, section Coding).
         """
         target = self.config.support_target()
         return None if target is None or target >= self.bases else target
