@@ -17,7 +17,7 @@ from globe_stream.evaluation.perplexity import estimate_scoring
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.formatting import format_bytes, parse_size
 from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
-from globe_stream.memory.export_plan import measured_base
+from globe_stream.memory.meter import measured_base
 
 
 @dataclass(frozen=True)

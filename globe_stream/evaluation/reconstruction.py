@@ -16,7 +16,7 @@ from globe_stream.factorization.error_sums import ErrorSums, by_expert, by_layer
 from globe_stream.factorization.reconstruction import BankApproximation
 from globe_stream.factorization.svd_baseline import lost_energy
 from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
-from globe_stream.memory.export_plan import plan_export, plan_svd
+from globe_stream.memory.planner import plan_export, plan_svd
 from globe_stream.store import arrays
 from globe_stream.store.run import Run
 

@@ -33,8 +33,8 @@ from globe_stream.factorization.svd_baseline import SvdApproximation
 from globe_stream.factorization.trained_run import TrainedRun, key_of, open_trained_run
 from globe_stream.io import files
 from globe_stream.io.safetensors_writer import OutFile
-from globe_stream.memory.export_plan import ExportPlan, plan_export, plan_svd
 from globe_stream.memory.meter import Meter
+from globe_stream.memory.planner import ExportPlan, plan_export, plan_svd
 
 Provider = Callable[[int], Approximation]
 """The approximation of the unit with this number."""

@@ -31,8 +31,8 @@ from globe_stream.factorization.reconstruction import BankApproximation
 from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
 from globe_stream.io import files
 from globe_stream.io.safetensors_writer import OutFile, PlannedFile, plan_file
-from globe_stream.memory.export_plan import ExportPlan, plan_export
 from globe_stream.memory.meter import Meter
+from globe_stream.memory.planner import ExportPlan, plan_export
 from globe_stream.store.bank import StoredBank
 
 

@@ -1,17 +1,17 @@
-"""All byte arithmetic: what every stage needs at its peak, and the batch that fits a budget.
+"""All byte arithmetic: what every stage holds at its peak.
 
-A price is what a stage adds to the process that was measured before it began (`base`:
-interpreter, libraries, thread pools). Every term stands beside the array it pays for.
+An estimate is what a stage adds to the process as it was measured before the stage began (the
+`base`: interpreter, libraries, thread pools). Every term stands beside the array it is for; which
+batch and which spilling keep a stage within a budget is chosen in `planner`.
 Source: docs/design.md, section Memory.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import GroupSizes
-from globe_stream.formatting import format_bytes
+from globe_stream.io.safetensors_writer import PIECE_BYTES
 from globe_stream.store.tiles import balanced_rows
 
 TILE_BYTES = 32 << 20
@@ -42,7 +42,7 @@ _EIGEN_BYTES = 8 * 5
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What the planner may choose for a stage."""
+    """Experts a batch, and whether banks are spilled to disk: what the planner may choose."""
 
     batch: int = 1
     spill: bool = False
@@ -50,28 +50,11 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage's choice and its price in bytes above the base."""
+    """What was chosen for a stage, and its estimated bytes above the base."""
 
     stage: str
     batch_plan: BatchPlan
     estimate_bytes: int
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage before its plan: the knobs it may choose, best first, and what they cost.
-
-    `smallest` is the least price with the smallest bank that the experts allow.
-    """
-
-    name: str
-    candidates: Sequence[BatchPlan]
-    estimate_bytes: Callable[[BatchPlan], int]
-    smallest: int
-
-    def least(self, base: int) -> int:
-        """The smallest budget in which it can be carried out."""
-        return _budget(base, min(map(self.estimate_bytes, self.candidates)))
 
 
 ReaderBytes = Callable[[int, int | None], int]
@@ -148,7 +131,7 @@ def atoms_bytes(sizes: GroupSizes, proxy_itemsize: int) -> int:
 
 
 def fit_bytes(sizes: GroupSizes, curved: bool = False) -> int:
-    """Arrays of `fitting.fit_adapters` for one expert at the fit's peak.
+    """Arrays of `adapters.fit_adapters` for one expert at the fit's peak.
 
     Z and H (r, d) throughout. While factoring: H H^T, its ridged copy and the factor (r, r), and
     W H^T (p, r). While solving: H H^T, the factor, and W H^T, its copy and the solution. In the
@@ -243,55 +226,28 @@ def batches(sizes: GroupSizes, bytes_each: int) -> list[int]:
     return sizes_down
 
 
-def choose(
-    stage: str,
-    candidates: Iterable[BatchPlan],
-    estimate_bytes: Callable[[BatchPlan], int],
-    limit: int,
-    base: int,
-    advice: str,
-) -> StagePlan:
-    """The first of `candidates` (best first) whose price and `base` stay within `limit`.
+def estimate_export(sizes: GroupSizes, reader: int, banks: int) -> int:
+    """Bytes of an export above the base, for `banks` resident bytes of banks and a `reader`.
 
-    To `price` comes what compiled kernels take, once for every stage.
-    Raises InputError naming the stage, the least it needs, the limit and what to change.
+    One expert's fit (see `fit_bytes`) and two more (r, d) inside a curved activation; its adapter
+    scaled (p, r); its gate-and-up block as stored (2 p, d), at most float32; one atom; the copy
+    buffer twice; codes as supports.
     """
-    least = None
-    for batch_plan in candidates:
-        cost = estimate_bytes(batch_plan)
-        if _budget(base, cost) <= limit:
-            return StagePlan(stage, batch_plan, cost + COMPILED_BYTES)
-        least = cost if least is None else min(least, cost)
-    raise _refusal(stage, limit, base, _budget(base, least or 0), advice)
+    r, p, d = sizes.rank, sizes.p, sizes.d
+    one = fit_bytes(sizes) + 4 * (2 * r * d + p * r + 2 * p * d)
+    return banks + reader + one + 4 * r * d + 2 * PIECE_BYTES + 8 * sizes.experts * sizes.bases
 
 
-def require(stages: Iterable[Stage], limit: int, base: int, advice: str) -> None:
-    """Raise InputError unless all of `stages` fit `limit`, naming the one that needs most.
+def estimate_svd_export(p: int, d: int, reader: int) -> int:
+    """Bytes of replacing experts by their truncated SVD: its work and three (p, d) in float32."""
+    return reader + svd_work_bytes(p, d) + 4 * 3 * p * d + 2 * PIECE_BYTES
 
-    `advice` on smaller banks is given only where they could make the stages fit.
-    """
-    stages = list(stages)
-    greatest = max(stages, key=lambda stage: stage.least(base))
-    if greatest.least(base) <= limit:
-        return
-    helps = all(_budget(base, stage.smallest) <= limit for stage in stages)
-    raise _refusal(greatest.name, limit, base, greatest.least(base), advice if helps else "")
+
+def budget_for(base: int, estimate_bytes: int) -> int:
+    """The budget that a stage asks for: its bytes, the base, compiled kernels and slack."""
+    return base + estimate_bytes + COMPILED_BYTES + SLACK_BYTES
 
 
 def safe_budget(least: int) -> int:
     """`least` bytes rounded up to whole MiB that suffice in another process too."""
     return math.ceil((least + BASE_SPREAD_BYTES) / (1 << 20)) << 20
-
-
-def _budget(base: int, estimate_bytes: int) -> int:
-    """The budget that a price asks for: with the base, compiled kernels and slack."""
-    return base + estimate_bytes + COMPILED_BYTES + SLACK_BYTES
-
-
-def _refusal(stage: str, limit: int, base: int, least: int, advice: str) -> InputError:
-    return InputError(
-        f"{option('memory')} {format_bytes(limit)}: stage {stage} needs at least "
-        f"{format_bytes(least)} ({format_bytes(base)} of it for the program itself). "
-        f"Raise {option('memory')} to {safe_budget(least) >> 20}MiB"
-        + (f", or {advice}" if advice else "")
-    )

@@ -1,27 +1,68 @@
-"""Chooses batch and spilling for every stage of a unit, before any work.
+"""Chooses batches, spilling and resident banks before any work, so that a budget is kept.
 
-Resident banks are tried before spilled ones, and large batches before small ones.
+Candidates are tried best first: banks in memory before spilled ones, large batches before small
+ones. The bytes of each are those of `cost_model`. Source: docs/design.md, section Memory.
 """
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import TypeVar
 
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.config import TrainConfig
-from globe_stream.errors import option
+from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import ExpertGroup
-from globe_stream.memory import cost_model as budget
-from globe_stream.memory.cost_model import BatchPlan, Stage, StagePlan
+from globe_stream.formatting import format_bytes
+from globe_stream.memory import cost_model
+from globe_stream.memory.cost_model import BatchPlan, StagePlan, budget_for, safe_budget
+from globe_stream.memory.meter import measured_base
 
 _MANY = 1024
+_EXPORT_BATCHES = (8, 4, 2, 1)
 _FEWER = f"choose a smaller {option('rank')} or {option('bases')}, or {option('bank_scope')} layer"
 
 EstimateBytes = Callable[[BatchPlan], int]
+Choice = TypeVar("Choice")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage before its plan: the candidates, best first, and the bytes of each above the base.
+
+    `smallest` is the least that it takes with the smallest bank that the experts allow.
+    """
+
+    name: str
+    candidates: Sequence[BatchPlan]
+    estimate_bytes: EstimateBytes
+    smallest: int
+
+    def least(self, base: int) -> int:
+        """The smallest budget in which it can be carried out."""
+        return budget_for(base, min(map(self.estimate_bytes, self.candidates)))
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """How many banks stay in memory (none: atoms are read as needed), and the reader's batch.
+
+    `estimate_bytes` is the peak expected, the program itself and compiled kernels included; a
+    budget must leave SLACK_BYTES besides.
+    """
+
+    resident: int
+    batch: int
+    estimate_bytes: int
+
+
+# -- the stages of seeding and training ------------------------------------------------------
 
 
 def seed_stages(group: ExpertGroup, proxies: str, kinds: Collection[str] = ()) -> dict[str, Stage]:
-    """Every seeding stage of `unit` by name.
+    """Every seeding stage of `group` by name.
 
     `kinds` are those that the statistics serve, when more than `proxies`.
     """
@@ -36,20 +77,15 @@ def seed_stages(group: ExpertGroup, proxies: str, kinds: Collection[str] = ()) -
 
 
 def train_stage(group: ExpertGroup, config: TrainConfig) -> Stage:
-    """The epochs of `unit`."""
+    """The epochs of `group`."""
     estimate_bytes, small = _train_bytes(group, config), _train_bytes(_smallest(group), config)
     return _stage(f"train of {group.key}", group, estimate_bytes, small, True)
-
-
-def require(stages: Iterable[Stage], limit: int, base: int) -> None:
-    """Raise InputError unless all of `stages` fit `limit`, naming the one that needs most."""
-    budget.require(stages, limit, base, _FEWER)
 
 
 def seed_plans(
     group: ExpertGroup, proxies: str, limit: int, base: int, kinds: Collection[str] = ()
 ) -> dict[str, StagePlan]:
-    """A plan for every seeding stage of `unit`; InputError when they cannot all fit `limit`.
+    """A plan for every seeding stage of `group`; InputError when they cannot all fit `limit`.
 
     `kinds` are those that the statistics serve, when more than `proxies`.
     """
@@ -59,14 +95,106 @@ def seed_plans(
 
 
 def train_plan(group: ExpertGroup, config: TrainConfig, limit: int, base: int) -> StagePlan:
-    """The plan of `unit`'s epochs; InputError when even spilled banks do not fit `limit`."""
+    """The plan of `group`'s epochs; InputError when even spilled banks do not fit `limit`."""
     stage = train_stage(group, config)
     require([stage], limit, base)
     return _plan(stage, limit, base)
 
 
+def require(stages: Iterable[Stage], limit: int, base: int, advice: str = _FEWER) -> None:
+    """Raise InputError unless all of `stages` fit `limit`, naming the one that needs most.
+
+    `advice` on smaller banks is given only where they could make the stages fit.
+    """
+    stages = list(stages)
+    greatest = max(stages, key=lambda stage: stage.least(base))
+    if greatest.least(base) <= limit:
+        return
+    helps = all(budget_for(base, stage.smallest) <= limit for stage in stages)
+    raise _refusal(greatest.name, limit, base, greatest.least(base), advice if helps else "")
+
+
+# -- exports -----------------------------------------------------------------------------------
+
+
+def plan_export(groups: Sequence[ExpertGroup], memory: int | None) -> ExportPlan:
+    """The largest choice that fits `memory` bytes, base included; None means no limit.
+
+    Raises InputError when even one expert at a time does not fit.
+    """
+    banks = [group.sizes.bank_bytes for group in groups]
+    resident = {len(groups): sum(banks), 1: max(banks), 0: 0}
+
+    def estimate_bytes(choice: tuple[int, int]) -> int:
+        return max(
+            cost_model.estimate_export(
+                group.sizes, _largest_reader(group.experts, choice[1]), resident[choice[0]]
+            )
+            for group in groups
+        )
+
+    return _export_plan("export", product(resident, _EXPORT_BATCHES), estimate_bytes, memory)
+
+
+def plan_svd(experts: Sequence[ExpertMatrix], memory: int | None) -> ExportPlan:
+    """As `plan_export`, for the truncated SVD of `experts`."""
+    p, d = experts[0].shape
+
+    def estimate_bytes(choice: tuple[int, int]) -> int:
+        return cost_model.estimate_svd_export(p, d, _largest_reader(experts, choice[1]))
+
+    choices = product((0,), _EXPORT_BATCHES)
+    return _export_plan("truncated SVD", choices, estimate_bytes, memory)
+
+
+def _export_plan(
+    stage: str,
+    choices: Iterable[tuple[int, int]],
+    estimate_bytes: Callable[[tuple[int, int]], int],
+    memory: int | None,
+) -> ExportPlan:
+    base, limit = measured_base(), sys.maxsize if memory is None else memory
+    chosen, needed = choose(stage, choices, estimate_bytes, limit, base)
+    return ExportPlan(*chosen, base + needed)
+
+
+# -- the choice --------------------------------------------------------------------------------
+
+
+def choose(
+    stage: str,
+    candidates: Iterable[Choice],
+    estimate_bytes: Callable[[Choice], int],
+    limit: int,
+    base: int,
+    advice: str = "",
+) -> tuple[Choice, int]:
+    """The first of `candidates` (best first) that fits `limit`, and its bytes above the base.
+
+    Compiled kernels are counted among those bytes, once for every stage. Raises InputError naming
+    the stage, the least it needs, the limit and what to change.
+    """
+    least = None
+    for candidate in candidates:
+        estimate = estimate_bytes(candidate)
+        if budget_for(base, estimate) <= limit:
+            return candidate, estimate + cost_model.COMPILED_BYTES
+        least = estimate if least is None else min(least, estimate)
+    raise _refusal(stage, limit, base, budget_for(base, least or 0), advice)
+
+
+def _refusal(stage: str, limit: int, base: int, least: int, advice: str) -> InputError:
+    return InputError(
+        f"{option('memory')} {format_bytes(limit)}: stage {stage} needs at least "
+        f"{format_bytes(least)} ({format_bytes(base)} of it for the program itself). "
+        f"Raise {option('memory')} to {safe_budget(least) >> 20}MiB"
+        + (f", or {advice}" if advice else "")
+    )
+
+
 def _plan(stage: Stage, limit: int, base: int) -> StagePlan:
-    return budget.choose(stage.name, stage.candidates, stage.estimate_bytes, limit, base, _FEWER)
+    chosen = choose(stage.name, stage.candidates, stage.estimate_bytes, limit, base, _FEWER)
+    return StagePlan(stage.name, *chosen)
 
 
 def _stage(
@@ -77,7 +205,7 @@ def _stage(
 
 
 def _smallest(group: ExpertGroup) -> ExpertGroup:
-    """`unit` with the smallest bank: one atom of one row, for the experts of one layer."""
+    """`group` with the smallest bank: one atom of one row, for the experts of one layer."""
     first = group.experts[0].layer
     members = tuple(expert for expert in group.experts if expert.layer == first)
     return replace(group, experts=members, rank=1, bases=1)
@@ -89,12 +217,12 @@ def _seed_estimates(
     sizes, reader = group.sizes, _reader_bytes(group)
     itemsize = group.proxy_dtype.itemsize
     return {
-        "statistics": lambda k: budget.statistics_bytes(sizes, k, reader, kinds or {proxies}),
-        "proxies": lambda k: budget.proxies_bytes(sizes, k, reader, proxies, itemsize),
-        "gram": lambda _: budget.gram_bytes(sizes, itemsize),
-        "atoms": lambda _: budget.atoms_bytes(sizes, itemsize),
-        "measure": lambda k: budget.measure_bytes(sizes, k, reader),
-        "baseline": lambda k: budget.baseline_bytes(sizes, k, reader),
+        "statistics": lambda k: cost_model.statistics_bytes(sizes, k, reader, kinds or {proxies}),
+        "proxies": lambda k: cost_model.proxies_bytes(sizes, k, reader, proxies, itemsize),
+        "gram": lambda _: cost_model.gram_bytes(sizes, itemsize),
+        "atoms": lambda _: cost_model.atoms_bytes(sizes, itemsize),
+        "measure": lambda k: cost_model.measure_bytes(sizes, k, reader),
+        "baseline": lambda k: cost_model.baseline_bytes(sizes, k, reader),
     }
 
 
@@ -102,7 +230,7 @@ def _train_bytes(group: ExpertGroup, config: TrainConfig) -> EstimateBytes:
     sizes, reader = group.sizes, _reader_bytes(group)
 
     def estimate_bytes(batch_plan: BatchPlan) -> int:
-        return budget.train_bytes(
+        return cost_model.train_bytes(
             sizes,
             batch_plan,
             reader,
@@ -118,14 +246,20 @@ def _candidates(
 ) -> list[BatchPlan]:
     # The slope where the batch dominates: small ones may hide below a fixed part of the stage.
     each = (estimate_bytes(BatchPlan(2 * _MANY)) - estimate_bytes(BatchPlan(_MANY))) // _MANY
-    sizes = budget.batches(group.sizes, each)
+    sizes = cost_model.batches(group.sizes, each)
     return [
         BatchPlan(batch, spilled) for spilled, batch in product((False, True)[: 1 + spill], sizes)
     ]
 
 
-def _reader_bytes(group: ExpertGroup) -> budget.ReaderBytes:
+def _reader_bytes(group: ExpertGroup) -> cost_model.ReaderBytes:
     def needed(batch: int, rows: int | None) -> int:
         return ExpertReader.buffer_bytes(group.experts[0], batch, rows)
 
     return needed
+
+
+def _largest_reader(experts: Sequence[ExpertMatrix], batch: int) -> int:
+    """Bytes of a reader of `experts`, whatever their dtypes."""
+    kinds = {expert.dtype: expert for expert in experts}
+    return max(ExpertReader.buffer_bytes(expert, batch) for expert in kinds.values())

@@ -12,7 +12,7 @@ from sample_runs import Recipe, make_run
 from globe_stream.errors import InputError
 from globe_stream.factorization.trained_run import open_trained_run
 from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
-from globe_stream.memory.export_plan import plan_export
+from globe_stream.memory.planner import plan_export
 from globe_stream.synthetic.checkpoints import write_synthetic
 
 EXPORT = """
@@ -69,7 +69,7 @@ def test_peak_stays_within_budget_and_bytes(
 def test_a_budget_leaves_the_slack_of_every_stage(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("globe_stream.memory.export_plan.measured_base", lambda: 1 << 28)
+    monkeypatch.setattr("globe_stream.memory.planner.measured_base", lambda: 1 << 28)
     with open_trained_run(run) as source:
         groups = [fitted.group for fitted in source.groups]
     generous = plan_export(groups, None)

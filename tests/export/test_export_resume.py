@@ -75,7 +75,7 @@ def test_a_second_command_changes_nothing(tmp_path: Path, run: Path, kind: str) 
 def test_bytes_do_not_depend_on_the_budget(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from globe_stream.memory import export_plan as plan
+    from globe_stream.memory import planner as plan
 
     export_dense(run, tmp_path / "all")
     for resident in (1, 0):

@@ -1,8 +1,7 @@
-"""Every term of every price, with distinct small numbers."""
+"""Every term of every estimate, with distinct small numbers."""
 
 import pytest
 
-from globe_stream.errors import InputError
 from globe_stream.factorization.groups import GroupSizes
 from globe_stream.memory import cost_model as budget
 from globe_stream.memory.cost_model import BatchPlan
@@ -144,59 +143,9 @@ def test_batches_halve_from_the_largest_useful_one(bytes_each, expected):
     assert budget.batches(SMALL, 1) == [7, 3, 1]
 
 
-# -- the choice ----------------------------------------------------------------------------------
-
-CANDIDATES = (
-    BatchPlan(4),
-    BatchPlan(2),
-    BatchPlan(1),
-    BatchPlan(2, spill=True),
-    BatchPlan(1, spill=True),
-)
-
-
-def cost(batch_plan):
-    return (10 if batch_plan.spill else 50) * MIB + batch_plan.batch * 7 * MIB
-
-
-def choose(limit):
-    return budget.choose("train of up", CANDIDATES, cost, limit, 100 * MIB, "buy more")
-
-
-@pytest.mark.parametrize(("room", "expected"), [
-    (78, BatchPlan(4)), (77, BatchPlan(2)), (64, BatchPlan(2)), (63, BatchPlan(1)),
-    (56, BatchPlan(2, True)),
-    (24, BatchPlan(2, True)), (23, BatchPlan(1, True)), (17, BatchPlan(1, True)),
-])  # fmt: skip
-def test_the_first_that_fits_with_some_slack(room, expected):
-    plan = choose(100 * MIB + room * MIB + budget.COMPILED_BYTES + budget.SLACK_BYTES)
-    assert plan.batch_plan == expected
-    assert plan.estimate_bytes == cost(expected) + budget.COMPILED_BYTES
-    assert plan.stage == "train of up"
-
-
-def test_a_refusal_names_stage_need_limit_and_knob():
-    least = 100 * MIB + 17 * MIB + budget.COMPILED_BYTES + budget.SLACK_BYTES
-    with pytest.raises(InputError) as refusal:
-        choose(least - 1)
-    said = str(refusal.value)
-    assert "--memory 165.00 MiB: stage train of up needs at least 165.00 MiB" in said
-    assert "(100.00 MiB of it for the program itself)" in said
-    assert said.endswith("Raise --memory to 169MiB, or buy more")
-
-
-def stage(name, least, smallest):
-    return budget.Stage(
-        name, CANDIDATES, lambda batch_plan: least * MIB + batch_plan.batch, smallest * MIB
-    )
-
-
-@pytest.mark.parametrize(("room", "helps"), [(40, True), (20, False)])
-def test_a_refusal_names_the_stage_that_needs_most_and_advice_that_helps(room, helps):
-    fixed = budget.COMPILED_BYTES + budget.SLACK_BYTES
-    stages = [stage("first", 50, 10), stage("second", 90, 30), stage("third", 60, 5)]
-    with pytest.raises(InputError, match="stage second needs at least") as refusal:
-        budget.require(stages, 100 * MIB + fixed + room * MIB, 100 * MIB, "buy more")
-    assert ("buy more" in str(refusal.value)) == helps
-    budget.require(stages, stages[1].least(100 * MIB), 100 * MIB, "buy more")
-    assert budget.safe_budget(stages[1].least(0)) >= stages[1].least(budget.BASE_SPREAD_BYTES)
+def test_exports():
+    one = budget.fit_bytes(SMALL) + 4 * (2 * RD + PR + 2 * 5 * 11)
+    fixed = one + 4 * RD + 2 * budget.PIECE_BYTES + 8 * 7 * 2
+    assert budget.estimate_export(SMALL, 4000, 3 * BANK) == 4000 + 3 * BANK + fixed
+    svd = 8 * (5 * 11 + 4 * 25) + 4 * 3 * 5 * 11 + 2 * budget.PIECE_BYTES
+    assert budget.estimate_svd_export(5, 11, 4000) == 4000 + svd

@@ -12,6 +12,7 @@ from globe_stream.errors import InputError
 from globe_stream.factorization.groups import make_groups
 from globe_stream.memory import cost_model as budget
 from globe_stream.memory import planner
+from globe_stream.memory.cost_model import BatchPlan
 
 MIB = 1 << 20
 BASE = 200 * MIB
@@ -80,7 +81,64 @@ def test_the_readers_share_is_what_the_reader_says(group):
     """One more expert in a batch of the first pass costs one more in the reader, nothing else."""
     first = group.experts[0]
     estimates = [budget.statistics_bytes(
-        group.sizes, budget.BatchPlan(batch), planner._reader_bytes(group), ())
+        group.sizes, BatchPlan(batch), planner._reader_bytes(group), ())
         for batch in (3, 4)]  # fmt: skip
     sizes = [ExpertReader.buffer_bytes(first, batch) for batch in (3, 4)]
     assert estimates[1] - estimates[0] == sizes[1] - sizes[0] == 256 * 512 * (2 + 4)
+
+
+# -- the choice ----------------------------------------------------------------------------------
+
+CANDIDATES = (
+    BatchPlan(4),
+    BatchPlan(2),
+    BatchPlan(1),
+    BatchPlan(2, spill=True),
+    BatchPlan(1, spill=True),
+)
+
+
+def cost(batch_plan):
+    return (10 if batch_plan.spill else 50) * MIB + batch_plan.batch * 7 * MIB
+
+
+def choose(limit):
+    return planner.choose("train of up", CANDIDATES, cost, limit, 100 * MIB, "buy more")
+
+
+@pytest.mark.parametrize(("room", "expected"), [
+    (78, BatchPlan(4)), (77, BatchPlan(2)), (64, BatchPlan(2)), (63, BatchPlan(1)),
+    (56, BatchPlan(2, True)),
+    (24, BatchPlan(2, True)), (23, BatchPlan(1, True)), (17, BatchPlan(1, True)),
+])  # fmt: skip
+def test_the_first_that_fits_with_some_slack(room, expected):
+    fixed = budget.COMPILED_BYTES + budget.SLACK_BYTES
+    chosen = choose(100 * MIB + room * MIB + fixed)
+    assert chosen == (expected, cost(expected) + budget.COMPILED_BYTES)
+
+
+def test_a_refusal_names_stage_need_limit_and_knob():
+    least = 100 * MIB + 17 * MIB + budget.COMPILED_BYTES + budget.SLACK_BYTES
+    with pytest.raises(InputError) as refusal:
+        choose(least - 1)
+    said = str(refusal.value)
+    assert "memory 165.00 MiB: stage train of up needs at least 165.00 MiB" in said
+    assert "(100.00 MiB of it for the program itself)" in said
+    assert said.endswith("Raise memory to 169MiB, or buy more")
+
+
+def stage(name, least, smallest):
+    return planner.Stage(
+        name, CANDIDATES, lambda batch_plan: least * MIB + batch_plan.batch, smallest * MIB
+    )
+
+
+@pytest.mark.parametrize(("room", "helps"), [(40, True), (20, False)])
+def test_a_refusal_names_the_stage_that_needs_most_and_advice_that_helps(room, helps):
+    fixed = budget.COMPILED_BYTES + budget.SLACK_BYTES
+    stages = [stage("first", 50, 10), stage("second", 90, 30), stage("third", 60, 5)]
+    with pytest.raises(InputError, match="stage second needs at least") as refusal:
+        planner.require(stages, 100 * MIB + fixed + room * MIB, 100 * MIB, "buy more")
+    assert ("buy more" in str(refusal.value)) == helps
+    planner.require(stages, stages[1].least(100 * MIB), 100 * MIB, "buy more")
+    assert budget.safe_budget(stages[1].least(0)) >= stages[1].least(budget.BASE_SPREAD_BYTES)
