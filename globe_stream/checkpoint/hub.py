@@ -26,8 +26,8 @@ from globe_stream.checkpoint.index import (
     read_json,
 )
 from globe_stream.errors import GlobeError, InputError
+from globe_stream.io.files import require_free
 from globe_stream.io.safetensors import Header, load_header, read_header
-from globe_stream.io.shard_writer import require_space
 
 _FIRST_REQUEST = 100_000  # bytes: most headers fit, so most shards need one request
 _REQUESTS_AT_ONCE = 8
@@ -156,7 +156,7 @@ def _fetch(repository: _Repository, wanted: list[Header]) -> None:
     missing = [header for header in wanted if not _complete(header)]
     if not missing:
         return
-    require_space(missing[0].path.parent, sum(header.size for header in missing))
+    require_free(missing[0].path.parent, sum(header.size for header in missing), "the download")
     for header in missing:
         name = header.path.name
         with _explained(f"{repository.model}: {name} cannot be downloaded", GlobeError):

@@ -12,7 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from globe_stream.checkpoint.strided import TORCH_DTYPES, StridedMatrix
+from globe_stream.checkpoint.strided import StridedMatrix
+from globe_stream.io.dtypes import TORCH_DTYPES
 
 PAGE = 4096
 

@@ -94,11 +94,6 @@ class ExpertReader:
         return self._files.bytes_read
 
     @property
-    def read_calls(self) -> int:
-        """System calls made to read them."""
-        return self._files.calls
-
-    @property
     def batch_count(self) -> int:
         """Number of batches in one pass."""
         return -(-len(self._order) // self._batch)

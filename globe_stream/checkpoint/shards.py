@@ -8,8 +8,9 @@ from pathlib import Path
 import psutil
 
 from globe_stream.errors import InputError
+from globe_stream.io.files import read_up_to
+from globe_stream.io.system_errors import explained
 
-_CALL_BYTES = 64 * 2**20  # some systems refuse to read 2 GiB at once
 _OPEN_FILES = 8
 _CACHED_SHARE = 8  # a pass over less than memory / 8 may stay in the page cache
 
@@ -20,7 +21,7 @@ def should_drop(total_bytes: int) -> bool:
 
 
 class ShardFiles:
-    """Open shards, a few at a time. `bytes_read` counts what was read, `calls` the system calls.
+    """Open shards, a few at a time. `bytes_read` counts what was read.
 
     With `drop` the pages read are given back to the operating system as soon as `forget` names
     them, so that a pass over a large checkpoint leaves the page cache to others.
@@ -28,27 +29,19 @@ class ShardFiles:
 
     def __init__(self, drop: bool) -> None:
         self.bytes_read = 0
-        self.calls = 0
         self._drop = drop
         self._open: dict[Path, int] = {}
 
     def read_into(self, path: Path, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes of `path` from `start`; InputError if it ends before."""
-        file, done = self._file(path), 0
-        while done < len(buffer):
-            piece = buffer[done : done + _CALL_BYTES]
-            try:
-                count = os.preadv(file, [piece], start + done)
-            except OSError as error:
-                raise InputError(f"{path}: cannot be read: {error.strerror}.") from error
-            self.calls += 1
-            self.bytes_read += count
-            done += count
-            if count == 0:
-                raise InputError(
-                    f"{path}: is truncated: {len(buffer):,} bytes expected at {start:,}, "
-                    f"{done:,} present. Download the file again."
-                )
+        with explained(path, "reading"):
+            count = read_up_to(self._file(path), start, buffer)
+        self.bytes_read += count
+        if count < len(buffer):
+            raise InputError(
+                f"{path}: is truncated: {len(buffer):,} bytes expected at {start:,}, "
+                f"{count:,} present. Download the file again."
+            )
 
     def forget(self, ranges: Iterable[tuple[Path, int, int]]) -> None:
         """Say that the bytes `start` to `stop` of each path will not be read again soon."""
@@ -63,10 +56,7 @@ class ShardFiles:
             return self._open[path]
         if len(self._open) >= _OPEN_FILES:
             os.close(self._open.pop(next(iter(self._open))))
-        try:
-            file = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be opened: {error.strerror}.") from error
+        file = os.open(path, os.O_RDONLY)
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         elif sys.platform == "darwin" and self._drop:

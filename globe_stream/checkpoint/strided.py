@@ -11,19 +11,10 @@ one description.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from globe_stream.io.safetensors import ITEM_BYTES, TensorEntry
-
-TORCH_DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "U8": torch.uint8,
-}
-"""Torch's name for every dtype an expert, or its scales, may be stored in."""
+from globe_stream.io.dtypes import ITEM_BYTES, TORCH_DTYPES
+from globe_stream.io.safetensors import TensorEntry
 
 FP8_BLOCK = 128
 """Side of the square blocks of an fp8 matrix that share one scale."""

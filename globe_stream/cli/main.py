@@ -8,8 +8,8 @@ from globe_stream import __version__
 from globe_stream.cli import checkpoint, results, runs
 from globe_stream.cli.resuming import after_interruption
 from globe_stream.commands.wording import worded
-from globe_stream.errors import GlobeError, InputError
-from globe_stream.io.system_errors import explain
+from globe_stream.errors import GlobeError
+from globe_stream.io.system_errors import error_of
 
 INTERRUPTED = 130
 
@@ -56,8 +56,8 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _refused_by_the_system(error: OSError) -> int:
     """Tell what the user can mend and return the exit code; re-raise anything else."""
-    told = explain(error)
+    told = error_of(error)
     if told is None:
         raise error
-    print(f"globe-stream: {told}", file=sys.stderr)
-    return InputError.exit_code
+    print(f"globe-stream: {worded(told.message)}", file=sys.stderr)
+    return told.exit_code

@@ -22,7 +22,7 @@ from globe_stream.evaluation.text import Windows, read_text, read_windows
 from globe_stream.export.result import ProgressCall
 from globe_stream.factorization.trained_run import TrainedRun, open_trained_run
 from globe_stream.formatting import format_bytes
-from globe_stream.io.writable import make_folder
+from globe_stream.io.files import make_folder
 from globe_stream.memory.allocator import return_freed_memory
 
 
@@ -238,7 +238,7 @@ def _common_origin(runs: Sequence[Path]) -> Path:
 @contextmanager
 def _workspace(work: Path | None) -> Iterator[Path]:
     if work is not None:
-        make_folder(work, "work")
+        make_folder(work)
         yield work
         return
     with tempfile.TemporaryDirectory(prefix="globe-eval-") as folder:

@@ -40,6 +40,7 @@ from globe_stream.export.factors import export_factors
 from globe_stream.factorization.groups import ExpertGroup, make_groups
 from globe_stream.formatting import format_bytes, parse_size
 from globe_stream.io import files
+from globe_stream.io.system_errors import explained
 from globe_stream.memory import allocator, planner
 from globe_stream.memory.cost_model import BatchPlan, StagePlan
 from globe_stream.memory.meter import Meter
@@ -332,7 +333,7 @@ def _write_config(run: Run, training: TrainConfig | None) -> None:
     }
     if training is not None:
         sections["train"] = asdict(training)
-    files.replace_text(run.path / "config.toml", to_toml(sections))
+    files.write_text(run.path / "config.toml", to_toml(sections))
 
 
 def _prepare(run: Run | None, device: torch.device, reason: str) -> devices.Machine:
@@ -420,7 +421,7 @@ def _context(
     try:
         with (
             graceful_interrupts() as interrupt,
-            files.disk_full_is_input_error(run.path, "the run"),
+            explained(run.path, "writing the run"),
         ):
             yield Context(
                 run,

@@ -25,7 +25,7 @@ from globe_stream.engine.stream import Pass, finished, stream
 from globe_stream.errors import InputError, Interrupted, option
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.svd_baseline import BaselineAccumulator, sampled_experts
-from globe_stream.io import files
+from globe_stream.io.system_errors import explained
 from globe_stream.memory import allocator, planner
 from globe_stream.memory.cost_model import StagePlan
 from globe_stream.memory.meter import Meter
@@ -252,7 +252,7 @@ def _context(
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix="sweep-")))
         stack.enter_context(_stopped_for_good())
         interrupt = stack.enter_context(graceful_interrupts("stopping after this batch"))
-        stack.enter_context(files.disk_full_is_input_error(path, "the comparison"))
+        stack.enter_context(explained(path, "writing the comparison"))
         run = stack.enter_context(Run.create(path / "run", {"units": []}))
         progress = Progress(silent=silent)
         yield Context(

@@ -13,7 +13,7 @@ from globe_stream.commands.wording import worded
 from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.export.result import ProgressCall
 from globe_stream.export.staging import MANIFEST, WORK
-from globe_stream.io.safetensors_writer import sha256_of
+from globe_stream.io.files import sha256_of
 from globe_stream.store import arrays
 from globe_stream.store.run import STORE, Run
 

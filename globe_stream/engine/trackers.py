@@ -65,5 +65,5 @@ def _mode() -> str | None:
 def _tracker_id(directory: Path) -> str:
     path = directory / "wandb-id"
     if not path.exists():
-        files.replace_text(path, uuid.uuid4().hex[:12])
+        files.write_text(path, uuid.uuid4().hex[:12])
     return path.read_text().strip()

@@ -1,29 +1,25 @@
 """The content of a tensor before its replaced experts are put in: copied, cast or dequantised."""
 
-from dataclasses import replace
-
 import torch
 
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.checkpoint.reader import read_expert
-from globe_stream.checkpoint.strided import (
-    FP8_BLOCK,
-    TORCH_DTYPES,
-    Storage,
-    StridedMatrix,
-    contiguous,
-)
+from globe_stream.checkpoint.strided import FP8_BLOCK, Storage, StridedMatrix, contiguous
 from globe_stream.export.shard_plan import Tensor
 from globe_stream.factorization.trained_run import Key, key_of
-from globe_stream.io.safetensors import ITEM_BYTES
-from globe_stream.io.safetensors_writer import OutFile, pieces
+from globe_stream.io.dtypes import ITEM_BYTES, TORCH_DTYPES, bytes_of
+from globe_stream.io.files import pieces
+from globe_stream.io.safetensors_writer import SafetensorsWriter
 
 _ROW_BYTES = 32 << 20
 
 
 def fill_tensor(
-    file: OutFile, tensor: Tensor, index: ExpertIndex, dequantised: dict[Key, StridedMatrix]
+    file: SafetensorsWriter,
+    tensor: Tensor,
+    index: ExpertIndex,
+    dequantised: dict[Key, StridedMatrix],
 ) -> None:
     """Write the content of one tensor; that of replaced experts may be left for later."""
     if tensor.conversion == "copy":
@@ -44,7 +40,7 @@ def _stored(tensor: Tensor):  # type: ignore[no-untyped-def]
         position += len(piece)
 
 
-def _cast(file: OutFile, tensor: Tensor) -> None:
+def _cast(file: SafetensorsWriter, tensor: Tensor) -> None:
     before, after = TORCH_DTYPES[tensor.source.dtype], TORCH_DTYPES[tensor.entry.dtype]
     ratio = ITEM_BYTES[tensor.source.dtype]
     for start, piece in _stored(tensor):
@@ -52,7 +48,7 @@ def _cast(file: OutFile, tensor: Tensor) -> None:
         file.write_tensor(tensor.entry.start + start // ratio * after.itemsize, values)
 
 
-def _fp8(file: OutFile, tensor: Tensor) -> None:
+def _fp8(file: SafetensorsWriter, tensor: Tensor) -> None:
     """Rows at a time, each group of rows read like an expert with scales of its own."""
     entry, scale = tensor.source, tensor.scale
     assert scale is not None
@@ -72,11 +68,35 @@ def _fp8(file: OutFile, tensor: Tensor) -> None:
 
 
 def _mxfp4(
-    file: OutFile, tensor: Tensor, index: ExpertIndex, dequantised: dict[Key, StridedMatrix]
+    file: SafetensorsWriter,
+    tensor: Tensor,
+    index: ExpertIndex,
+    dequantised: dict[Key, StridedMatrix],
 ) -> None:
     """Every expert of the tensor that is not replaced, one at a time."""
     for family in index.experts.values():
         for expert in family:
             place = dequantised.get(key_of(expert))
             if place is not None and expert.storage.weight.tensor == tensor.source.name:
-                file.write_matrix(replace(place, path=tensor.entry.path), read_expert(expert))
+                write_matrix(file, place, read_expert(expert))
+
+
+def write_matrix(
+    file: SafetensorsWriter, region: StridedMatrix, matrix: torch.Tensor
+) -> torch.Tensor:
+    """Round `matrix` to the region's dtype and put it in its place in `file`; returns it rounded.
+
+    `matrix` and the result have the shape of the expert: (p, d), or (d, p) for down. Elements of
+    the region's block that belong to others keep their value, so blocks shared by two families may
+    be filled one after the other.
+    """
+    plain = not region.transposed and region.minor_step == 1 == region.major_step
+    if plain and region.columns == region.minor:
+        stored = torch.empty(region.shape, dtype=TORCH_DTYPES[region.dtype]).copy_(matrix)
+        file.write_tensor(region.offset, stored)
+        return stored
+    block = torch.empty(region.block_bytes, dtype=torch.uint8)
+    file.read_into(region.start, bytes_of(block))
+    region.scatter(block, matrix)
+    file.write_tensor(region.start, block)
+    return region.view(block)

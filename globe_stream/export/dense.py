@@ -15,7 +15,7 @@ from globe_stream.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.engine.precision import arithmetic_of
 from globe_stream.export import auxiliary_files as companions
-from globe_stream.export.convert import fill_tensor
+from globe_stream.export.convert import fill_tensor, write_matrix
 from globe_stream.export.model_card import model_card
 from globe_stream.export.result import (
     ExportResult,
@@ -32,7 +32,7 @@ from globe_stream.factorization.reconstruction import Approximation, BankApproxi
 from globe_stream.factorization.svd_baseline import SvdApproximation
 from globe_stream.factorization.trained_run import TrainedRun, key_of, open_trained_run
 from globe_stream.io import files
-from globe_stream.io.safetensors_writer import OutFile
+from globe_stream.io.safetensors_writer import SafetensorsWriter
 from globe_stream.memory.meter import Meter
 from globe_stream.memory.planner import ExportPlan, plan_export, plan_svd
 
@@ -199,7 +199,7 @@ class _ShardWriter:
         paths |= {tensor.scale.path for tensor in shard.tensors if tensor.scale}
         self.source.index.fetch_files(sorted(paths))
 
-    def _replace_group(self, file: OutFile, shard: Shard, number: int) -> float:
+    def _replace_group(self, file: SafetensorsWriter, shard: Shard, number: int) -> float:
         """Replace one unit's experts in one shard; returns their squared error as stored."""
         group = self.source.groups[number].group
         positions = [
@@ -218,7 +218,7 @@ class _ShardWriter:
                     original = weights.clone()
                     replacement = approximation.replace(positions[slot], weights)
                     place = shard.places[key_of(chosen[slot])]
-                    stored = file.write_matrix(place, replacement)
+                    stored = write_matrix(file, place, replacement)
                     squared += float(original.sub_(stored).norm().double().square())
                 self.tally.advance(len(part.positions), group.key)
         return squared

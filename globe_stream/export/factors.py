@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from globe_stream.checkpoint.reader import ExpertReader
-from globe_stream.checkpoint.strided import TORCH_DTYPES
 from globe_stream.engine.precision import arithmetic_of
 from globe_stream.export.model_card import model_card
 from globe_stream.export.result import (
@@ -30,7 +29,8 @@ from globe_stream.factorization.bank_cache import BankCache
 from globe_stream.factorization.reconstruction import BankApproximation
 from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
 from globe_stream.io import files
-from globe_stream.io.safetensors_writer import OutFile, PlannedFile, plan_file
+from globe_stream.io.dtypes import TORCH_DTYPES
+from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter, plan_file
 from globe_stream.memory.meter import Meter
 from globe_stream.memory.planner import ExportPlan, plan_export
 from globe_stream.store.bank import StoredBank
@@ -100,7 +100,7 @@ def export_factors(
 
 def _require_space(work: ExportWork, planned: Iterable[PlannedFile]) -> None:
     sizes = {one.path.name: one.size for one in planned}
-    files.require_free(work.out, work.remaining(sizes) + (1 << 20), "the export")
+    files.require_free(work.out, work.remaining(sizes), "the export")
 
 
 def _plan_bank(source: TrainedRun, out: Path, dtype: str) -> PlannedFile:
@@ -188,7 +188,7 @@ def _groups_of(shard: layout.AdapterFile, source: TrainedRun) -> list[FittedGrou
 
 
 def _write_group(
-    file: OutFile,
+    file: SafetensorsWriter,
     shard: layout.AdapterFile,
     approximation: BankApproximation,
     batch: int,

@@ -11,6 +11,7 @@ from globe_stream.export.model_card import NO_SAVING
 from globe_stream.export.staging import MANIFEST, FileRecord
 from globe_stream.factorization.error_sums import ErrorSums, pooled_by
 from globe_stream.factorization.trained_run import TrainedRun
+from globe_stream.io.dtypes import DTYPES
 
 ProgressCall = Callable[[int, int, str], None]
 """Called with experts done, experts in all, and a short note."""
@@ -27,10 +28,6 @@ class Tally:
         self._done += count
         if self._progress:
             self._progress(self._done, self._total, note)
-
-
-DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
-"""Names of the types that an export can have, and how safetensors spells them."""
 
 
 @dataclass(frozen=True)

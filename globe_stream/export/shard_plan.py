@@ -17,6 +17,7 @@ from globe_stream.checkpoint.inventory import take_inventory
 from globe_stream.checkpoint.strided import StridedMatrix
 from globe_stream.errors import InputError
 from globe_stream.factorization.trained_run import Key, key_of
+from globe_stream.io.dtypes import CONFIG_NAMES
 from globe_stream.io.safetensors import Header, TensorEntry
 from globe_stream.io.safetensors_writer import PlannedFile, plan_file
 
@@ -137,14 +138,13 @@ def _plan(header: Header, drafts: list[_Draft], out: Path) -> PlannedFile:
 def _config(config: dict[str, Any], dtype: str, chosen: bool, quantised: bool) -> dict[str, Any]:
     """config.json without quantisation, naming the dtype where that changed."""
     kept = copy.deepcopy(config)
-    names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
     for part in (kept, kept.get("text_config")):
         if not isinstance(part, dict):
             continue
         part.pop("quantization_config", None)
         for field in ("dtype", "torch_dtype"):
             if field in part and (chosen or quantised):
-                part[field] = names[dtype]
+                part[field] = CONFIG_NAMES[dtype]
     return kept
 
 

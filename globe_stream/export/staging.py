@@ -17,12 +17,8 @@ from typing import Any
 
 from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.io import files
-from globe_stream.io.safetensors_writer import OutFile, PlannedFile, sha256_of
-from globe_stream.io.writable import (
-    make_folder,
-    remove_empty,
-    unwritable_is_input_error,
-)
+from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter
+from globe_stream.io.system_errors import explained
 from globe_stream.store.ledger import Ledger
 from globe_stream.store.lock import RunLock
 
@@ -68,38 +64,38 @@ class ExportWork:
         return sum(size for name, size in planned.items() if self.record(name) is None)
 
     @contextmanager
-    def writing(self, planned: PlannedFile, notes: dict[str, Any]) -> Iterator[OutFile]:
+    def writing(self, planned: PlannedFile, notes: dict[str, Any]) -> Iterator[SafetensorsWriter]:
         """Write a planned file; on leaving it is finished and recorded with `notes`.
 
         Raises InputError when the disk becomes full; the file is then to be written again.
         """
         name = planned.path.name
         partial = self._folder / f"{name}.partial"
-        with files.disk_full_is_input_error(self.out, name):
+        with explained(self.out, f"writing {name}"):
             try:
-                with OutFile(planned, partial) as out:
-                    yield out
-                    digest = out.finish()
+                with SafetensorsWriter(planned, partial) as file:
+                    yield file
+                    file.finish()
             except BaseException:
                 files.remove(partial)
                 raise
-            self._accept(partial, name, planned.size, digest, notes)
+            self._accept(partial, name, planned.size, files.sha256_of(partial), notes)
 
     def add(self, name: str, content: bytes) -> None:
         """Finish a small file with this content, in place of an earlier one of the name."""
         partial = self._folder / f"{name}.partial"
-        with files.disk_full_is_input_error(self.out, name):
+        with explained(self.out, f"writing {name}"):
             partial.write_bytes(content)
             files.sync_tree(partial)
-            self._accept(partial, name, len(content), sha256_of(partial), {})
+            self._accept(partial, name, len(content), files.sha256_of(partial), {})
 
     def copy(self, source: Path) -> None:
         """Finish a copy of the file `source` under its own name, in place of an earlier one."""
         partial = self._folder / f"{source.name}.partial"
-        with files.disk_full_is_input_error(self.out, source.name):
+        with explained(self.out, f"writing {source.name}"):
             shutil.copyfile(source, partial)
             files.sync_tree(partial)
-            self._accept(partial, source.name, partial.stat().st_size, sha256_of(partial), {})
+            self._accept(partial, source.name, partial.stat().st_size, files.sha256_of(partial), {})
 
     def records(self) -> dict[str, FileRecord]:
         """Every finished file by name."""
@@ -134,7 +130,7 @@ class ExportWork:
         self._lock.release()
         if self._folder.exists() and not self.records():
             files.remove(self._folder)
-            remove_empty(self._made)
+            files.remove_empty(self._made)
 
     def __enter__(self) -> "ExportWork":
         return self
@@ -182,17 +178,14 @@ def open_work(out: Path, identity: Mapping[str, Any], last: str) -> ExportWork |
 def _begin(out: Path, identity: Mapping[str, Any]) -> ExportWork:
     """The work in `out`; where it cannot be begun, nothing made for it is left."""
     fresh = not (out / WORK).exists()
-    made = make_folder(out, "out")
+    made = files.make_folder(out)
     try:
-        with (
-            unwritable_is_input_error(out, "out"),
-            files.disk_full_is_input_error(out, "the export"),
-        ):
+        with explained(out, "writing the export"):
             return ExportWork(out, identity, made)
-    except InputError:
+    except GlobeError:
         if fresh:
             files.remove(out / WORK)
-        remove_empty(made)
+        files.remove_empty(made)
         raise
 
 

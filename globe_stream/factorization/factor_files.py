@@ -9,7 +9,7 @@ from typing import Any
 
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.factorization.trained_run import FittedGroup, TrainedRun
-from globe_stream.io.safetensors import ITEM_BYTES
+from globe_stream.io.dtypes import ITEM_BYTES
 from globe_stream.io.safetensors_writer import PlannedFile, plan_file
 
 BANK, CODES, CONFIG = "bank.safetensors", "codes.safetensors", "globe_config.json"

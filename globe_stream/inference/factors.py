@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globe_stream.checkpoint.strided import TORCH_DTYPES
 from globe_stream.errors import InputError
 from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.factor_files import BANK, CODES, CONFIG, INDEX
+from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
+from globe_stream.io.files import read_exactly
 from globe_stream.io.safetensors import TensorEntry, read_header
-from globe_stream.io.safetensors_writer import bytes_of, read_into
 
 _TORCH = {**TORCH_DTYPES, "I32": torch.int32, "I64": torch.int64}
 
@@ -172,7 +172,7 @@ def _read_range(entry: TensorEntry, start: int, shape: tuple[int, ...]) -> Tenso
     values = torch.empty(shape, dtype=_TORCH[entry.dtype])
     descriptor = os.open(entry.path, os.O_RDONLY)
     try:
-        read_into(descriptor, start, bytes_of(values), entry.path)
+        read_exactly(descriptor, start, bytes_of(values), entry.path)
     finally:
         os.close(descriptor)
     return values

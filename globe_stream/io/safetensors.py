@@ -14,27 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream.errors import InputError
-
-ITEM_BYTES = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "F8_E8M0": 1,
-    "U16": 2,
-    "I16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "U32": 4,
-    "I32": 4,
-    "F32": 4,
-    "U64": 8,
-    "I64": 8,
-    "F64": 8,
-    "C64": 8,
-}
-"""Bytes of one element of every dtype that the format names."""
+from globe_stream.io.dtypes import ITEM_BYTES
+from globe_stream.io.system_errors import explained
 
 PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
@@ -70,17 +51,14 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Read and check the header of the file `path`; InputError when it cannot be trusted."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+    with explained(path, "reading the header"), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
 
-            def fetch(start: int, stop: int) -> bytes:
-                file.seek(start)
-                return file.read(stop - start)
+        def fetch(start: int, stop: int) -> bytes:
+            file.seek(start)
+            return file.read(stop - start)
 
-            return load_header(path, size, fetch)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}.") from error
+        return load_header(path, size, fetch)
 
 
 def load_header(path: Path, size: int, fetch: Callable[[int, int], bytes]) -> Header:

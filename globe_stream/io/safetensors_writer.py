@@ -3,23 +3,37 @@
 Source: the safetensors format description.
 """
 
-import hashlib
+import json
+import math
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from globe_stream.checkpoint.strided import TORCH_DTYPES, StridedMatrix
 from globe_stream.errors import GlobeError
-from globe_stream.io.safetensors import TensorEntry
-from globe_stream.io.shard_writer import PlannedTensor, plan_header
+from globe_stream.io import files
+from globe_stream.io.dtypes import ITEM_BYTES, bytes_of
+from globe_stream.io.safetensors import PREFIX_BYTES, TensorEntry
+from globe_stream.io.system_errors import explained
 
-PIECE_BYTES = 8 << 20
-"""Bytes that are copied or hashed at a time."""
+
+class PlannedTensor(NamedTuple):
+    """A tensor to be written: its name, safetensors dtype and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,7 @@ def plan_file(
 ) -> PlannedFile:
     """Lay out `tensors` (name, dtype, shape), in their order and without gaps, in `path`."""
     planned = [PlannedTensor(*tensor) for tensor in tensors]
-    header = plan_header(planned, metadata or {})
+    header = _header(planned, metadata or {})
     entries, position = [], len(header)
     for tensor in planned:
         stop = position + tensor.nbytes
@@ -48,51 +62,69 @@ def plan_file(
     return PlannedFile(path, header, tuple(entries), position)
 
 
-class OutFile:
+def _header(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
+    """The length prefix and header of a file that holds `tensors` in this order."""
+    fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for tensor in tensors:
+        stop = position + tensor.nbytes
+        fields[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, stop],
+        }
+        position = stop
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % PREFIX_BYTES)
+    return len(text).to_bytes(PREFIX_BYTES, "little") + text
+
+
+class SafetensorsWriter:
     """A planned file being written at `path`; it is complete only after `finish`."""
 
     def __init__(self, planned: PlannedFile, path: Path) -> None:
         self._size = planned.size
         self._path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-        self.write(0, planned.header)
-        os.ftruncate(self._descriptor, planned.size)
+        self._written: list[tuple[int, int]] = []
+        with explained(path, "writing"):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            try:
+                self.write(0, planned.header)
+                os.ftruncate(self._descriptor, planned.size)
+            except BaseException:
+                self.close()
+                raise
 
     def write(self, offset: int, content: bytes | memoryview) -> None:
         """Put `content` at byte `offset`."""
-        view, done = memoryview(content), 0
-        while done < len(view):
-            done += os.pwrite(self._descriptor, view[done : done + PIECE_BYTES], offset + done)
+        size = memoryview(content).nbytes
+        if offset + size > self._size:
+            raise ValueError(f"{self._path}: {offset + size - self._size} bytes beyond the plan")
+        files.write_exactly(self._descriptor, offset, content, self._path)
+        if size:
+            self._mark(offset, offset + size)
 
     def write_tensor(self, offset: int, values: Tensor) -> None:
         """Put the bytes of `values`, already of the stored dtype, at byte `offset`."""
-        self.write(offset, bytes_of(values))
+        self.write(offset, bytes_of(values.contiguous()))
 
-    def write_matrix(self, region: StridedMatrix, matrix: Tensor) -> Tensor:
-        """Round `matrix` to the region's dtype and put it in its place; returns it rounded.
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with what lies at byte `offset` so far."""
+        files.read_exactly(self._descriptor, offset, view, self._path)
 
-        Elements of the region's block that belong to others keep their value, so blocks shared by
-        two families may be filled one after the other.
+    def finish(self) -> None:
+        """Make the content durable and close the file.
+
+        Raises GlobeError when a part of it was never written.
         """
-        plain = not region.transposed and region.minor_step == 1 == region.major_step
-        if plain and region.columns == region.minor:
-            block = torch.empty(region.nbytes, dtype=torch.uint8)
-            stored = block.view(TORCH_DTYPES[region.dtype]).view(region.shape)
-            stored.copy_(matrix)
-            self.write(region.offset, bytes_of(block))
-            return stored
-        block = torch.empty(region.block_bytes, dtype=torch.uint8)
-        read_into(self._descriptor, region.start, bytes_of(block), self._path)
-        region.scatter(block, matrix)
-        self.write(region.start, bytes_of(block))
-        return region.view(block)
-
-    def finish(self) -> str:
-        """Make the content durable; returns its sha256."""
-        os.fsync(self._descriptor)
-        digest = sha256_of(self._path)
+        if self._written != [(0, self._size)]:
+            raise GlobeError(
+                f"{self._path}: only the bytes {self._written} of {self._size:,} were written. "
+                "This is a defect of globe-stream; please report it"
+            )
+        with explained(self._path, "writing"):
+            os.fsync(self._descriptor)
         self.close()
-        return digest
 
     def close(self) -> None:
         """Close the file as it is."""
@@ -100,7 +132,7 @@ class OutFile:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def __enter__(self) -> "OutFile":
+    def __enter__(self) -> "SafetensorsWriter":
         return self
 
     def __exit__(
@@ -111,40 +143,31 @@ class OutFile:
     ) -> None:
         self.close()
 
-
-def bytes_of(values: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor."""
-    return values.view(-1).view(torch.uint8).numpy().data
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, read a piece at a time."""
-    digest = hashlib.sha256()
-    for piece in pieces(path, 0, path.stat().st_size):
-        digest.update(piece)
-    return digest.hexdigest()
+    def _mark(self, start: int, stop: int) -> None:
+        """Add `start` to `stop` to the sorted, disjoint spans written so far."""
+        spans = self._written
+        first = bisect_left(spans, start, key=lambda span: span[1])
+        last = bisect_right(spans, stop, key=lambda span: span[0])
+        if first < last:
+            start, stop = min(start, spans[first][0]), max(stop, spans[last - 1][1])
+        spans[first:last] = [(start, stop)]
 
 
-def pieces(path: Path, start: int, stop: int) -> Iterator[memoryview]:
-    """The bytes `start` to `stop` of `path`, in views of one buffer that the next overwrites."""
-    buffer = memoryview(bytearray(min(PIECE_BYTES, max(1, stop - start))))
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        for begin in range(start, stop, len(buffer)):
-            view = buffer[: min(len(buffer), stop - begin)]
-            read_into(descriptor, begin, view, path)
-            yield view
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(descriptor, begin, len(view), os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+@contextmanager
+def writing(planned: PlannedFile) -> Iterator[SafetensorsWriter]:
+    """Write the file `planned.path`: whole when the block ends, or not at all.
 
-
-def read_into(descriptor: int, start: int, view: memoryview, path: Path) -> None:
-    """Fill `view` from byte `start`; GlobeError if the file ends before."""
-    done = 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], start + done)
-        if count == 0:
-            raise GlobeError(f"{path}: ends at byte {start + done:,}; it was shortened meanwhile")
-        done += count
+    Raises InputError when the disk has not enough room, before anything is written or on the way.
+    """
+    path = planned.path
+    files.require_free(path.parent, planned.size, path.name)
+    partial = path.with_name(path.name + files.PARTIAL)
+    with explained(path, "writing"):
+        try:
+            with SafetensorsWriter(planned, partial) as file:
+                yield file
+                file.finish()
+            files.publish(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from globe_stream.factorization.groups import GroupSizes
-from globe_stream.io.safetensors_writer import PIECE_BYTES
+from globe_stream.io.files import PIECE_BYTES
 from globe_stream.store.tiles import balanced_rows
 
 TILE_BYTES = 32 << 20

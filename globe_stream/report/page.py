@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream import __version__
-from globe_stream.errors import InputError, option
+from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.formatting import format_bytes, format_seconds
 from globe_stream.io import files
-from globe_stream.io.writable import (
-    make_folder,
-    remove_empty,
-    unwritable_is_input_error,
-)
 from globe_stream.report import plots as pictures
 from globe_stream.report.data import GroupData, ReportData, gather
 from globe_stream.report.pooling import pool_stages
@@ -46,16 +41,11 @@ def write_report(run: Path, out: Path | None = None) -> Path:
             f"{target}: is a folder. Give the HTML file to write, with {option('out')}"
         )
     page = render(gather(run))
-    made = make_folder(target.parent, "out")
+    made = files.make_folder(target.parent)
     try:
-        with (
-            unwritable_is_input_error(target, "out"),
-            files.disk_full_is_input_error(target.parent, "the report"),
-        ):
-            files.replace_text(target, page)
-    except InputError:
-        files.remove(target.with_name(f"{target.name}.partial"))
-        remove_empty(made)
+        files.write_text(target, page)
+    except GlobeError:
+        files.remove_empty(made)
         raise
     return target
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from globe_stream.errors import GlobeError, option
-from globe_stream.io.safetensors_writer import bytes_of, read_into
+from globe_stream.io.dtypes import bytes_of
+from globe_stream.io.files import read_exactly
 from globe_stream.store import arrays
 
 _CRC_BYTES = 4
@@ -72,7 +73,7 @@ class StoredBank:
             target = out[first : first + rows]
             offset = (number % atoms) * rows * d * out.itemsize
             chunk = self._files[number // atoms, first // rows]
-            read_into(chunk, offset, bytes_of(target), self._path)
+            read_exactly(chunk, offset, bytes_of(target), self._path)
 
 
 def _layout(

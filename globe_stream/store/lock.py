@@ -1,38 +1,39 @@
 """One process at a time works on a run directory."""
 
-import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from filelock import FileLock, Timeout
+
 from globe_stream.errors import InputError
+
+_LOCK, _HOLDER = "lock", "lock.pid"
+
+LOCK_FILES = (_LOCK, _HOLDER)
+"""Names of the files that a lock keeps in its directory."""
 
 
 class RunLock:
-    """An advisory lock on `directory/lock`, held until `release` or the end of the process."""
+    """An advisory lock on `directory`, held until `release` or the end of the process."""
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / "lock"
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._lock = FileLock(directory / _LOCK, thread_local=False)
+        holder = directory / _HOLDER
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(self._descriptor, 64).decode().strip() or "unknown"
-            os.close(self._descriptor)
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
             raise InputError(
-                f"{directory}: held by another process (pid {holder}). "
+                f"{directory}: held by another process (pid {_read(holder)}). "
                 "Wait for it to end or stop it, then give the same command again"
             ) from error
         with suppress(OSError):  # a full disk: the lock holds, only its holder stays unknown
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
+            holder.write_text(str(os.getpid()), encoding="ascii")
 
     def release(self) -> None:
         """Let go of the lock; calling it twice does no harm."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._lock.release()
 
     def __enter__(self) -> "RunLock":
         return self
@@ -44,3 +45,10 @@ class RunLock:
         trace: TracebackType | None,
     ) -> None:
         self.release()
+
+
+def _read(holder: Path) -> str:
+    try:
+        return holder.read_text(encoding="ascii", errors="replace").strip() or "unknown"
+    except OSError:
+        return "unknown"

@@ -16,9 +16,10 @@ import zarr
 
 from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.io import files
+from globe_stream.io.system_errors import explained
 from globe_stream.store import arrays
 from globe_stream.store.ledger import Ledger, Row
-from globe_stream.store.lock import RunLock
+from globe_stream.store.lock import LOCK_FILES, RunLock
 
 FORMAT = 1
 STORE = "run.zarr"
@@ -58,18 +59,13 @@ class Run:
 
         The row comes first: a crash before it leaves no run and nothing to clear away.
         """
-        try:
+        with explained(path, "making a run directory"):
             path.mkdir(parents=True, exist_ok=True)
             with RunLock(path):
                 Ledger(path / "ledger.jsonl", writable=True).append(
                     {"kind": "created", "format": FORMAT, **header}
                 )
                 files.sync_tree(path)
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be made a run directory: {error.strerror}. "
-                f"Choose another {option('run')}"
-            ) from error
         return cls(path, writable=True)
 
     @staticmethod
@@ -92,7 +88,7 @@ class Run:
         """
         with RunLock(path):
             for child in path.iterdir():
-                if child.name not in ("lock", "ledger.jsonl"):
+                if child.name not in (*LOCK_FILES, "ledger.jsonl"):
                     files.remove(child)
             files.remove(path / "ledger.jsonl")
 
@@ -144,7 +140,7 @@ class Run:
         self._require_free(put)
         sequence = len(self.ledger.rows)
         staging = self.path / STAGING / str(sequence)
-        with files.disk_full_is_input_error(self.path, "the run's state"):
+        with explained(self.path, "writing the run's state"):
             self._stage(staging, put)
             self.ledger.append(
                 {
@@ -185,7 +181,7 @@ class Run:
     def _require_free(self, put: Mapping[str, arrays.Storable]) -> None:
         needed = sum(arrays.nbytes(source) for source in put.values())
         if needed:
-            files.require_free(self.path, needed + (1 << 20), "the run's state")
+            files.require_free(self.path, needed, "the run's state")
 
     def _stage(self, staging: Path, put: Mapping[str, arrays.Storable]) -> None:
         files.remove(staging)

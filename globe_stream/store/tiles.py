@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from globe_stream.errors import GlobeError
+from globe_stream.io.dtypes import bytes_of
+from globe_stream.io.files import read_exactly, write_exactly
+from globe_stream.io.system_errors import explained
 
 Bounds = tuple[int, int]
 
@@ -59,8 +61,9 @@ class Tiles:
                 for t in range(len(self.bounds))
             ]
         else:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            os.ftruncate(self._descriptor, self._offset(len(self.bounds)))
+            with explained(path, "making room for spilled arrays"):
+                self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+                os.ftruncate(self._descriptor, self._offset(len(self.bounds)))
             self._buffer = torch.empty(self.tile_shape(0), dtype=dtype)
 
     def __len__(self) -> int:
@@ -85,14 +88,13 @@ class Tiles:
         if not self.spilled:
             return self._tiles[tile]
         target = self._buffer.view(-1)[: self._elements(tile)]
-        _read_exactly(self._descriptor, target, self._offset(tile), self.path)
+        self._read(target, self._offset(tile))
         return target.view(self.tile_shape(tile)).to(self.device)
 
     def store(self, tile: int, values: Tensor) -> None:
         """Make `values` (n, rows, d) the content of tile `tile`."""
         if self.spilled:
-            source = values.to("cpu", self.dtype).contiguous()
-            _write_exactly(self._descriptor, source.view(-1), self._offset(tile))
+            self._write(values, self._offset(tile))
         elif values is not self._tiles[tile]:
             self._tiles[tile].copy_(values)
 
@@ -101,9 +103,8 @@ class Tiles:
         if not self.spilled:
             self._tiles[tile][first : first + len(items)].copy_(items)
             return
-        source = items.to("cpu", self.dtype).contiguous()
         item_bytes = self._elements(tile) // self.shape[0] * self.dtype.itemsize
-        _write_exactly(self._descriptor, source.view(-1), self._offset(tile) + first * item_bytes)
+        self._write(items, self._offset(tile) + first * item_bytes)
 
     def items(self, first: int, last: int) -> Tensor:
         """A copy (last - first, r, d) of some items, gathered from all tiles."""
@@ -124,7 +125,7 @@ class Tiles:
         _, rows, d = self.tile_shape(tile)
         target = self._buffer.view(-1)[: (last - first) * rows * d]
         skipped = first * rows * d * self.dtype.itemsize
-        _read_exactly(self._descriptor, target, self._offset(tile) + skipped, self.path)
+        self._read(target, self._offset(tile) + skipped)
         return target.view(last - first, rows, d).to(self.device)
 
     def __iter__(self) -> Iterator[tuple[Bounds, Tensor]]:
@@ -140,8 +141,9 @@ class Tiles:
 
     def sync(self) -> None:
         """Make a spilled array's content durable."""
-        if self.spilled:
-            os.fsync(self._descriptor)
+        if self.path is not None:
+            with explained(self.path, "writing"):
+                os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Release the memory or the file handle; the file itself stays."""
@@ -150,6 +152,15 @@ class Tiles:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def _read(self, target: Tensor, offset: int) -> None:
+        assert self.path is not None
+        read_exactly(self._descriptor, offset, bytes_of(target), self.path)
+
+    def _write(self, values: Tensor, offset: int) -> None:
+        assert self.path is not None
+        source = values.to("cpu", self.dtype).contiguous()
+        write_exactly(self._descriptor, offset, bytes_of(source), self.path)
+
     def _elements(self, tile: int) -> int:
         n, rows, d = self.tile_shape(tile)
         return n * rows * d
@@ -157,24 +168,3 @@ class Tiles:
     def _offset(self, tile: int) -> int:
         row = self.bounds[tile][0] if tile < len(self.bounds) else self.shape[1]
         return self.shape[0] * row * self.shape[2] * self.dtype.itemsize
-
-
-def _bytes_of(values: Tensor) -> memoryview:
-    return memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def _read_exactly(descriptor: int, target: Tensor, offset: int, path: Path | None) -> None:
-    view = _bytes_of(target)
-    done = 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if count == 0:
-            raise GlobeError(f"{path}: ends at byte {offset + done}; it was shortened meanwhile")
-        done += count
-
-
-def _write_exactly(descriptor: int, source: Tensor, offset: int) -> None:
-    view = _bytes_of(source)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done:], offset + done)

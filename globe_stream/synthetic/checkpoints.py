@@ -22,19 +22,14 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.index import INDEX_NAME
-from globe_stream.checkpoint.strided import TORCH_DTYPES
 from globe_stream.engine.progress import Bar, Progress
 from globe_stream.errors import InputError, option
-from globe_stream.io.shard_writer import (
-    PlannedTensor,
-    ShardWriter,
-    file_bytes,
-    require_space,
-    write_error,
-    write_text,
-)
+from globe_stream.io import files
+from globe_stream.io.dtypes import CONFIG_NAMES, DTYPES, TORCH_DTYPES
+from globe_stream.io.safetensors import TensorEntry
+from globe_stream.io.safetensors_writer import PlannedFile, PlannedTensor, plan_file, writing
+from globe_stream.io.system_errors import explained
 
-DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 FAMILIES = ("gate", "up")
 PLANTED_RANK_RATIO = 0.75
 PLANTED_SUPPORT = 4  # atoms in one expert's code
@@ -122,41 +117,43 @@ def write_synthetic(
     )
     begin = time.perf_counter()
     _prepare(out)
-    shards = plan_shards(model, shard_bytes)
-    size = sum(file_bytes(shard, _METADATA) for shard in shards)
-    require_space(out, size)
-    (out / MARKER).touch()
-    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    dealt = plan_shards(model, shard_bytes)
+    shards = [
+        plan_file(out / f"model-{i:05d}-of-{len(dealt):05d}.safetensors", tensors, _METADATA)
+        for i, tensors in enumerate(dealt, start=1)
+    ]
+    size = sum(shard.size for shard in shards)
+    files.require_free(out, size, "the checkpoint")
+    with explained(out, "writing the checkpoint"):
+        (out / MARKER).touch()
     bar = (progress or Progress(silent=True)).bar("synth", model.layers * model.experts)
-    _write_shards(out, dict(zip(names, shards, strict=True)), _Contents(model), bar)
-    write_text(out / "config.json", json.dumps(config_of(model), indent=2) + "\n")
-    weight_map = {t.name: name for name, s in zip(names, shards, strict=True) for t in s}
-    total = sum(tensor.nbytes for shard in shards for tensor in shard)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_text(out / INDEX_NAME, json.dumps(index, indent=1) + "\n")
+    _write_shards(shards, _Contents(model), bar)
+    files.write_text(out / "config.json", json.dumps(config_of(model), indent=2) + "\n")
+    entries = [entry for shard in shards for entry in shard.entries]
+    index = {
+        "metadata": {"total_size": sum(entry.nbytes for entry in entries)},
+        "weight_map": {entry.name: entry.path.name for entry in entries},
+    }
+    files.write_text(out / INDEX_NAME, json.dumps(index, indent=1) + "\n")
     (out / MARKER).unlink()
     seconds = time.perf_counter() - begin
     return {"format": 1, "out": str(out), "shards": len(shards), "bytes": size, "seconds": seconds}
 
 
-def _write_shards(
-    out: Path, shards: dict[str, list[PlannedTensor]], contents: "_Contents", bar: Bar
-) -> None:
+def _write_shards(shards: list[PlannedFile], contents: "_Contents", bar: Bar) -> None:
     process = psutil.Process()
-    for name, shard in shards.items():
-        with ShardWriter(out / name, shard, _METADATA) as writer:
-            for tensor in shard:
-                writer.append(contents.tensor(tensor))
-                if tensor.name.endswith("up_proj.weight"):
+    for shard in shards:
+        with writing(shard) as file:
+            for entry in shard.entries:
+                file.write_tensor(entry.start, contents.tensor(entry))
+                if entry.name.endswith("up_proj.weight"):
                     bar.advance(1, "", process.memory_info().rss)
     bar.close()
 
 
 def _prepare(out: Path) -> None:
-    try:
+    with explained(out, "making the folder"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(out, error) from error
     present = list(out.iterdir())
     if present and not is_unfinished(out):
         raise InputError(f"{out}: is not empty. Choose a new folder.")
@@ -205,7 +202,7 @@ class _Contents:
         self._dtype = TORCH_DTYPES[DTYPES[model.dtype]]
         self._atoms: dict[tuple[int, int], Tensor] = {}
 
-    def tensor(self, planned: PlannedTensor) -> Tensor:
+    def tensor(self, planned: TensorEntry) -> Tensor:
         parts = planned.name.split(".")
         if "experts" in parts:
             key = (FAMILIES.index(parts[6].removesuffix("_proj")), int(parts[2]), int(parts[5]))
@@ -262,7 +259,7 @@ def config_of(model: SyntheticModel) -> dict[str, Any]:
     return {
         "architectures": ["Qwen2MoeForCausalLM"],
         "model_type": "qwen2_moe",
-        "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[model.dtype],
+        "dtype": CONFIG_NAMES[DTYPES[model.dtype]],
         "decoder_sparse_step": 1,
         "hidden_act": "silu",
         "hidden_size": model.hidden,

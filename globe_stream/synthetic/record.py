@@ -6,8 +6,8 @@ from typing import Any
 
 from globe_stream.checkpoint.index import ExpertIndex, build_index, read_json
 from globe_stream.config import differences
-from globe_stream.io.safetensors import Header, TensorEntry
-from globe_stream.io.shard_writer import PlannedTensor
+from globe_stream.io.safetensors import Header
+from globe_stream.io.safetensors_writer import plan_file
 from globe_stream.synthetic.checkpoints import SyntheticModel, config_of, plan_shards
 
 
@@ -15,8 +15,8 @@ def planned_index(folder: Path, model: SyntheticModel) -> ExpertIndex:
     """The index that `model` would have, written to `folder`; nothing is written or read."""
     path = folder / "planned.safetensors"
     (tensors,) = plan_shards(model, 2**63)
-    entries = tuple(_entries(path, tensors))
-    header = Header(path, entries[-1].stop, "", {}, entries)
+    planned = plan_file(path, tensors)
+    header = Header(path, planned.size, "", {}, planned.entries)
     return build_index(
         str(folder),
         revision=None,
@@ -32,12 +32,3 @@ def made_otherwise(folder: Path, model: SyntheticModel) -> list[str] | None:
     """How the checkpoint in `folder` differs from `model`; None when it is not synthetic."""
     made: Any = read_json(folder / "config.json").get("synthetic")
     return differences(made, asdict(model)) if isinstance(made, dict) else None
-
-
-def _entries(path: Path, tensors: list[PlannedTensor]) -> list[TensorEntry]:
-    entries, start = [], 0
-    for tensor in tensors:
-        stop = start + tensor.nbytes
-        entries.append(TensorEntry(tensor.name, tensor.dtype, tensor.shape, path, start, stop))
-        start = stop
-    return entries

@@ -291,7 +291,7 @@ def test_a_disk_that_fills_up_while_seeding(tmp_path, tell, checkpoint, monkeypa
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(*((arrays, "write", full) if call == "write" else (os, "pwrite", full)))
-        refused(tell("seed", checkpoint, "--run", run), str(run), "the disk became full")
+        refused(tell("seed", checkpoint, "--run", run), str(run), "the disk is full")
     assert tell("seed", checkpoint, "--run", run).code == 0
     assert tell("seed", checkpoint, "--run", tmp_path / "other").code == 0
     assert support.results(run) == support.results(tmp_path / "other")
@@ -302,7 +302,7 @@ def test_a_disk_that_is_too_full_is_seen_in_advance(tmp_path, tell, checkpoint, 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-        refused(tell("seed", checkpoint, "--run", run), "the disk is full", "1000 B are free")
+        refused(tell("seed", checkpoint, "--run", run), "the disk is too full", "1000 B are free")
     assert tell("seed", checkpoint, "--run", run).code == 0
 
 
@@ -314,7 +314,7 @@ def test_a_disk_that_fills_up_while_training(tmp_path, tell, seeded, monkeypatch
     arguments = ("--epochs", 3, "--warmup-epochs", 1, "--target-support", 4)
     with monkeypatch.context() as patch:
         patch.setattr(arrays, "write", full)
-        refused(tell("train", run, *arguments), str(run), "the disk became full")
+        refused(tell("train", run, *arguments), str(run), "the disk is full")
     assert tell("train", run, *arguments).code == 0
     assert tell("train", other, *arguments).code == 0
     assert support.results(run) == support.results(other)

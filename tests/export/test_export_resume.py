@@ -15,7 +15,6 @@ from sample_runs import Recipe, make_run
 from globe_stream.errors import InputError
 from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
-from globe_stream.io import safetensors_writer as outfile
 from globe_stream.store.run import Run
 
 EXPORTS: dict[str, Callable[..., Any]] = {"dense": export_dense, "factors": export_factors}
@@ -124,7 +123,7 @@ def test_too_small_a_disk_is_refused_at_once(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
-    with pytest.raises(InputError, match="disk is full"):
+    with pytest.raises(InputError, match="disk is too full"):
         EXPORTS[kind](run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -142,8 +141,8 @@ def test_a_disk_that_fills_up_leaves_no_index_and_can_be_resumed(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(descriptor, data, offset)
 
-    monkeypatch.setattr(outfile.os, "pwrite", full)
-    with pytest.raises(InputError, match="disk became full"):
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(InputError, match="disk is full"):
         EXPORTS[kind](run, tmp_path / "out", **SMALL[kind])
     assert calls > 20
     assert not (tmp_path / "out" / INDEX[kind]).exists()
@@ -191,7 +190,7 @@ def test_an_unknown_dtype_is_refused(tmp_path: Path, run: Path) -> None:
 def test_folders_that_cannot_be_made(tmp_path: Path, run: Path, export: Any, place: str) -> None:
     (tmp_path / "file").touch()
     out = tmp_path / place
-    with pytest.raises(InputError, match=f"{out}: cannot be written: .*Choose another out"):
+    with pytest.raises(InputError, match=r" while making the folder\."):
         export(run, out)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -203,6 +202,6 @@ def test_a_disk_that_is_full_from_the_start(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("globe_stream.store.ledger.Ledger.append", full)
-    with pytest.raises(InputError, match="the disk became full while writing the export"):
+    with pytest.raises(InputError, match="the disk is full while writing the export"):
         export_dense(run, tmp_path / "new" / "out")
     assert list(tmp_path.iterdir()) == []

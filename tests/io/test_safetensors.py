@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from globe_stream.errors import InputError
-from globe_stream.io.safetensors import ITEM_BYTES, read_header
-from globe_stream.io.shard_writer import PlannedTensor, plan_header
+from globe_stream.io.dtypes import ITEM_BYTES
+from globe_stream.io.safetensors import read_header
+from globe_stream.io.safetensors_writer import PlannedTensor, plan_file
 
 
 def test_agrees_with_the_library(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_refuses_what_is_no_safetensors_file(tmp_path: Path, content: bytes) -> 
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no such file"):
         read_header(tmp_path / "none.safetensors")
 
 
@@ -98,7 +99,9 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_planned_header_is_read_back(tmp_path: Path, dtype: str) -> None:
     planned = [PlannedTensor("a", dtype, (2, 3)), PlannedTensor("b", "U8", (5,))]
     path = tmp_path / "x.safetensors"
-    path.write_bytes(plan_header(planned, {"k": "v"}) + bytes(6 * ITEM_BYTES[dtype] + 5))
+    file = plan_file(path, planned, {"k": "v"})
+    path.write_bytes(file.header + bytes(6 * ITEM_BYTES[dtype] + 5))
+    assert path.stat().st_size == file.size
     header = read_header(path)
     found = [PlannedTensor(entry.name, entry.dtype, entry.shape) for entry in header.tensors]
     assert found == planned

@@ -9,6 +9,8 @@ import support
 
 from globe_stream.cli import main
 from globe_stream.commands import session as api
+from globe_stream.errors import InputError
+from globe_stream.io.system_errors import explained
 
 
 def _limited(arguments, log):
@@ -26,18 +28,40 @@ def one_line(told):
     return told.err
 
 
-@pytest.mark.parametrize("number", [
-    errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT,
-    errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+@pytest.mark.parametrize(("number", "reason"), [
+    (errno.ENOSPC, "the disk is full"), (errno.EFBIG, "a limit on the size of files was reached"),
+    (errno.EDQUOT, "the disk quota is used up"), (errno.EACCES, "permission denied"),
+    (errno.EPERM, "operation not permitted"), (errno.EROFS, "the file system is read-only"),
+    (errno.ENOENT, "no such file or folder"), (errno.ENOTDIR, "a part of the path is no folder"),
+    (errno.EISDIR, "is a folder"), (errno.EEXIST, "exists already"),
+    (errno.ENAMETOOLONG, "the path is too long"), (errno.EMFILE, "too many files are open"),
 ])  # fmt: skip
-def test_what_the_user_can_mend(tell, monkeypatch, tmp_path, number):
+def test_what_the_user_can_mend(tell, monkeypatch, tmp_path, number, reason):
     def failing(_):
         raise OSError(number, "Some Reason", str(tmp_path / "there"))
 
     monkeypatch.setattr(api, "status", failing)
     said = one_line(tell("status", tmp_path))
-    assert f"globe-stream: {tmp_path / 'there'}: some reason. " in said
+    assert f"globe-stream: {tmp_path / 'there'}: {reason}. " in said
     assert said.rstrip()[-1] != "."
+
+
+def test_a_fault_of_the_disk_is_no_mistake_of_the_user(tell, monkeypatch, tmp_path):
+    def failing(_):
+        raise OSError(errno.EIO, "Input/output error", str(tmp_path / "there"))
+
+    monkeypatch.setattr(api, "status", failing)
+    told = tell("status", tmp_path)
+    assert told.code == 1
+    assert f"globe-stream: {tmp_path / 'there'}: input/output error. " in told.err
+
+
+def test_the_path_and_the_deed_are_named_where_the_error_does_not(tmp_path):
+    with (
+        pytest.raises(InputError, match=f"{tmp_path}: the disk is full while writing x. Make"),
+        explained(tmp_path, "writing x"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_other_errors_are_not_hidden(tell, monkeypatch, tmp_path):

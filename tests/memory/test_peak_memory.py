@@ -16,7 +16,7 @@ import pytest
 import support
 import torch
 
-from globe_stream.io.shard_writer import PlannedTensor, ShardWriter
+from globe_stream.io.safetensors_writer import PlannedTensor, plan_file, writing
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 
@@ -78,13 +78,14 @@ def large(tmp_path_factory):
         for family in ("gate", "up")
         for expert in range(EXPERTS)
     ]
-    planned = [PlannedTensor(name, "F32", (HEIGHT, WIDTH)) for name in names]
+    tensors = [PlannedTensor(name, "F32", (HEIGHT, WIDTH)) for name in names]
+    planned = plan_file(folder / "model.safetensors", tensors)
     with pytest.MonkeyPatch.context() as patch:
         support.make_quick(patch.setattr)
-        with ShardWriter(folder / "model.safetensors", planned) as writer:
-            for number in range(len(names)):
+        with writing(planned) as file:
+            for number, entry in enumerate(planned.entries):
                 one, other = parts[number % 16], parts[(5 * number + number // 16) % 16]
-                writer.append(0.02 * (one + 0.7 * other.roll(number, 0)))
+                file.write_tensor(entry.start, 0.02 * (one + 0.7 * other.roll(number, 0)))
     support.write_config(folder, dict.fromkeys(names, parts[0]))
     return folder
 

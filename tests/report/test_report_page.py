@@ -152,7 +152,7 @@ def test_a_folder_is_no_report(told: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["/proc/x.html", "file/x.html"])
 def test_places_that_cannot_be_written(told: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot be written: .*Choose another out"):
+    with pytest.raises(InputError, match=r"while (making the folder|writing)\."):
         write_report(told, tmp_path / place)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -164,7 +164,7 @@ def test_a_full_disk_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("globe_stream.io.files._sync", full)
-    with pytest.raises(InputError, match="the disk became full while writing the report"):
+    with pytest.raises(InputError, match="the disk is full while writing"):
         write_report(told, tmp_path / "deep" / "page.html")
     assert list(tmp_path.iterdir()) == []
 
