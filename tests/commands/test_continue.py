@@ -8,6 +8,7 @@ import pytest
 import support
 
 from globe_stream.memory import cost_model as budget
+from globe_stream.memory import planner
 from globe_stream.store.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick", "small_batches")
@@ -155,12 +156,12 @@ def forced(monkeypatch, batch, spill):
     """Whatever the budget, take these knobs."""
 
     def choose(stage, candidates, estimate_bytes, limit, base, advice):
-        del limit, base, advice
+        del stage, limit, base, advice
         spilling = any(batch_plan.spill for batch_plan in candidates)
         batch_plan = budget.BatchPlan(batch, spill and spilling)
-        return budget.StagePlan(stage, batch_plan, estimate_bytes(batch_plan))
+        return batch_plan, estimate_bytes(batch_plan)
 
-    monkeypatch.setattr(budget, "choose", choose)
+    monkeypatch.setattr(planner, "choose", choose)
 
 
 @pytest.mark.parametrize("support_target", ["none", "4"])

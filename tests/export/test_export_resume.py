@@ -175,7 +175,7 @@ def test_a_run_at_work_is_refused(tmp_path: Path, run: Path) -> None:
 
 
 def test_a_budget_that_is_too_small_is_refused(tmp_path: Path, run: Path) -> None:
-    with pytest.raises(InputError, match=r"memory 1\.00 MiB: export needs at least"):
+    with pytest.raises(InputError, match=r"memory 1\.00 MiB: stage export needs at least"):
         export_dense(run, tmp_path / "out", memory=1 << 20)
     assert not (tmp_path / "out").exists()
 
