@@ -14,15 +14,16 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 from runs import machine_line, markdown
 
 from globe_stream.commands.plan import epoch_operations
-from globe_stream.engine.metrics import read_metrics
-from globe_stream.factorization.groups import GroupSizes
+from globe_stream.engine.device import Machine
+from globe_stream.engine.metrics import MetricRow, read_metrics
+from globe_stream.engine.records import MACHINE
+from globe_stream.factorization.records import GroupRecord, run_header
 from globe_stream.store.run import Run
 
 READ_BYTES = 1 << 20
@@ -97,24 +98,21 @@ def _read_all(descriptor: int) -> float:
 def _epochs(path: Path, rates: dict[str, float]) -> Iterator[list[str]]:
     """A row for every unit: its epochs after the warm-up against the GEMM speed it was set to."""
     run = Run(path, writable=False)
-    precision = (run.state("machine") or {})["matmul_precision"]
-    rows = [row for row in read_metrics(path / "metrics.jsonl") if row["stage"] == "train"]
-    for group in run.header["units"]:
-        own = [r for r in rows if r["family"] == group["key"] and not r["schedule/warmup"]]
+    machine = run.state(MACHINE, Machine)
+    precision = "highest" if machine is None else machine.matmul_precision
+    rows = [row for row in read_metrics(path / "metrics.jsonl") if row.stage == "train"]
+    for group in run_header(run).groups:
+        own = [r for r in rows if r.family == group.key and not r.values["schedule/warmup"]]
         if own:
             yield _epoch_row(group, own, precision, rates[precision])
 
 
-def _epoch_row(
-    group: dict[str, Any], rows: list[dict[str, Any]], precision: str, rate: float
-) -> list[str]:
-    names = ("experts", "p", "d", "rank", "bases")
-    experts, p, d, rank, bases = (group[name] for name in names)
-    operations = epoch_operations(GroupSizes(experts, p, d, rank, bases, itemsize=2)) / 1e9
-    seconds = sorted(row["time/seconds"] for row in rows)[len(rows) // 2]
+def _epoch_row(group: GroupRecord, rows: list[MetricRow], precision: str, rate: float) -> list[str]:
+    operations = epoch_operations(group.sizes) / 1e9
+    seconds = sorted(row.number("time/seconds") or 0.0 for row in rows)[len(rows) // 2]
     reached = operations / seconds
     return [
-        f"{group['key']} (median of {len(rows)}, {precision})",
+        f"{group.key} (median of {len(rows)}, {precision})",
         f"{seconds:.2f}",
         f"{operations:.0f}",
         f"{reached:.0f}",

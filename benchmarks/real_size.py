@@ -17,7 +17,7 @@ from typing import Any
 import click
 from runs import machine_line, markdown
 
-from globe_stream.engine.metrics import Row, read_metrics
+from globe_stream.engine.metrics import MetricRow, read_metrics
 from globe_stream.formatting import format_bytes
 
 PEAK, PRICE = "memory/peak_bytes", "memory/price_bytes"
@@ -76,7 +76,7 @@ def _tool(*arguments: Any) -> None:
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
 
 
-def _report(runs: dict[int, list[Row]], given: dict[str, Any]) -> str:
+def _report(runs: dict[int, list[MetricRow]], given: dict[str, Any]) -> str:
     many, few = (_stages(rows) for rows in runs.values())
     counts = list(runs)
     heads = ["stage", "seconds", "read", "peak", "price", "peak / price"]
@@ -104,18 +104,18 @@ def _report(runs: dict[int, list[Row]], given: dict[str, Any]) -> str:
     )
 
 
-def _stages(rows: list[Row]) -> dict[str, dict[str, Any]]:
+def _stages(rows: list[MetricRow]) -> dict[str, dict[str, Any]]:
     """Peak, price, seconds and bytes by unit and stage, epochs added up."""
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
-        stage = "train" if row["stage"].startswith("train") else row["stage"]
+        stage = "train" if row.stage.startswith("train") else row.stage
         entry = found.setdefault(
-            f"{row['family']} {stage}", {"time/seconds": 0.0, "io/bytes_read": 0, PEAK: 0, PRICE: 0}
+            f"{row.family} {stage}", {"time/seconds": 0.0, "io/bytes_read": 0, PEAK: 0, PRICE: 0}
         )
         for name in ("time/seconds", "io/bytes_read"):
-            entry[name] += row.get(name) or 0
+            entry[name] += row.number(name) or 0
         for name in (PEAK, PRICE):
-            entry[name] = max(entry[name], row.get(name) or 0)
+            entry[name] = max(entry[name], row.number(name) or 0)
     return {name: entry for name, entry in found.items() if entry[PRICE]}
 
 

@@ -14,7 +14,9 @@ import torch
 
 from globe_stream.commands import session as api
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
-from globe_stream.engine.metrics import Row, read_metrics
+from globe_stream.engine.metrics import MetricRow, read_metrics
+
+SUPPORT = "alpha/median_support"
 
 
 @dataclass(frozen=True)
@@ -74,26 +76,27 @@ def train_curve(task: Task, training: TrainConfig, settings: RuntimeConfig, scra
         family = task.selection.family_names[0]
         start = seeded["families"][family]
         api.train(run / "run", training, settings, silent=True)
-        rows = [r for r in read_metrics(run / "run" / "metrics.jsonl") if r["stage"] == "train"]
+        rows = read_metrics(run / "run" / "metrics.jsonl")
+        rows = [row for row in rows if row.stage == "train"]
         return _curve(rows, start, seeded["seconds"])
 
 
-def _curve(rows: list[Row], start: dict[str, Any], seed_seconds: float) -> Curve:
-    if len({row["family"] for row in rows}) > 1:
+def _curve(rows: list[MetricRow], start: dict[str, Any], seed_seconds: float) -> Curve:
+    if len({row.family for row in rows}) > 1:
         raise ValueError("a curve is of one bank: use --bank-scope global")
     seconds, total = [], 0.0
     for row in rows:
-        total += row["time/step_seconds"]
+        total += row.values["time/step_seconds"]
         seconds.append(total)
     return Curve(
-        [row["recon/relative_frobenius_error"] for row in rows],
+        [row.values["recon/relative_frobenius_error"] for row in rows],
         seconds,
-        sum(row["schedule/rejected"] for row in rows),
+        sum(row.values["schedule/rejected"] for row in rows),
         start["relative_frobenius_error"],
         seed_seconds,
         start["svd_equal_parameters_relative_error"],
         start["parameter_ratio"],
-        rows[-1]["alpha/median_support"],
+        [row.values[SUPPORT] for row in rows if SUPPORT in row.values][-1],
     )
 
 

@@ -22,6 +22,7 @@ from globe_stream.factorization.adapters import fit_adapters
 from globe_stream.factorization.compose import compose
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.normalization import Normalization
+from globe_stream.factorization.records import seeded_state
 from globe_stream.kernels.workspace import Workspace
 from globe_stream.store import arrays, codes
 from globe_stream.store.run import Run
@@ -57,9 +58,9 @@ def updates_curve(
     group = api.open_source(task.model, task.selection, task.seeding).groups[0]
     with Run(run_path, writable=False) as run:
         state = _seeded(run, group)
-        found = run.state(group.key) or {}
+        found = seeded_state(run, group.key)
         norms = torch.from_numpy(arrays.read(run.array(f"{group.key}/norms")))
-    by = Normalization(found["mean"], found["scale"])
+    by = Normalization(found.mean, found.scale)
     weights = torch.stack([read_expert(expert) for expert in group.experts])
     gamma = training.gain * (group.rank * group.sizes.d) ** 0.5
     schedule = Schedule(training, group.bases, gamma)

@@ -9,6 +9,7 @@ from typing import Any
 
 from globe_stream.checkpoint import selection as choosing
 from globe_stream.checkpoint.experts import ExpertMatrix, split_shared
+from globe_stream.checkpoint.fingerprint import CheckpointFingerprint, ShardFingerprint
 from globe_stream.checkpoint.inventory import Inventory, take_inventory
 from globe_stream.checkpoint.layouts import model_type_of
 from globe_stream.checkpoint.selection import Selection
@@ -91,13 +92,13 @@ class ExpertIndex:
         regions += [expert.storage.scale for expert in experts if expert.storage.scale]
         self.fetch_files(sorted({region.path for region in regions}))
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> CheckpointFingerprint:
         """What identifies the checkpoint: revision, and size and header hash of every shard."""
         files = {
-            header.path.name: {"size": header.size, "header_sha256": header.sha256}
+            header.path.name: ShardFingerprint(header.size, header.sha256)
             for header in self.headers
         }
-        return {"revision": self.revision, "files": files}
+        return CheckpointFingerprint(self.revision, files)
 
     def summary(self) -> dict[str, Any]:
         """The document of `inspect --json`."""

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
 from globe_stream.config import differences
 from globe_stream.errors import InputError, Mismatch, option
+from globe_stream.factorization.records import RunHeader, run_header
 from globe_stream.store.run import Run
 
 
-def matching_run(path: Path, header: dict[str, Any], fresh: bool) -> Run | None:
+def matching_run(path: Path, header: RunHeader, fresh: bool) -> Run | None:
     """The run at `path` to continue, of the same model and configuration; None to begin one."""
     if not Run.exists(path):
         _require_no_other_files(path, fresh)
@@ -17,14 +19,19 @@ def matching_run(path: Path, header: dict[str, Any], fresh: bool) -> Run | None:
     if fresh:
         return None
     run = Run(path, writable=True)
-    changed = _changes(run.header, header)
+    try:
+        recorded = run_header(run)
+    except InputError:
+        run.close()
+        raise
+    changed = _changes(recorded, header)
     if changed:
         run.close()
-        old, new = run.header["config"], header["config"]
+        old, new = recorded.config, header.config
         raise mismatch(
             f"{path}: holds a run of another model or configuration",
             changed,
-            [foreign_options(old[section], new[section]) for section in ("selection", "seed")],
+            [foreign_options(old.selection, new.selection), foreign_options(old.seed, new.seed)],
             f"Choose another {option('run')}, or start over with {option('fresh')}",
         )
     return run
@@ -49,10 +56,10 @@ def foreign_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     return sorted(set(old) ^ set(new))
 
 
-def source_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def source_changes(old: CheckpointFingerprint, new: CheckpointFingerprint) -> list[str]:
     """What differs between two fingerprints of a checkpoint, spelled out."""
-    phrases = differences({"revision": old["revision"]}, {"revision": new["revision"]})
-    before, after = old["files"], new["files"]
+    phrases = differences({"revision": old.revision}, {"revision": new.revision})
+    before, after = old.files, new.files
     phrases += [f"{name}: no longer there" for name in sorted(set(before) - set(after))]
     phrases += [f"{name}: was not there" for name in sorted(set(after) - set(before))]
     return phrases + [
@@ -62,15 +69,15 @@ def source_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def _changes(old: RunHeader, new: RunHeader) -> list[str]:
     """What differs between two run headers, spelled out."""
+    before, after = old.config, new.config
     phrases = [
-        f"{section} {phrase}"
-        for section in ("selection", "seed")
-        for phrase in differences(old["config"][section], new["config"][section])
+        *(f"selection {phrase}" for phrase in differences(before.selection, after.selection)),
+        *(f"seed {phrase}" for phrase in differences(before.seed, after.seed)),
+        *differences({"device": before.device}, {"device": after.device}),
     ]
-    phrases += differences({"device": old["config"]["device"]}, {"device": new["config"]["device"]})
-    return phrases + source_changes(old["fingerprint"], new["fingerprint"])
+    return phrases + source_changes(old.fingerprint, new.fingerprint)
 
 
 def _require_no_other_files(path: Path, fresh: bool) -> None:

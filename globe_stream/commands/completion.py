@@ -2,6 +2,12 @@
 
 from globe_stream.config import TrainConfig
 from globe_stream.errors import option
+from globe_stream.factorization.records import (
+    GroupRecord,
+    group_state,
+    run_header,
+    seeded_state,
+)
 from globe_stream.store.run import Run
 from globe_stream.training.schedule import Schedule, ScheduleState
 
@@ -9,15 +15,15 @@ from globe_stream.training.schedule import Schedule, ScheduleState
 def is_complete(run: Run, training: TrainConfig | None) -> bool:
     """Whether every unit is seeded and, with `training`, trained as long as that asks for."""
     return all(
-        run.state(group["key"]) is not None
-        and (training is None or _is_trained(run, group["key"], group["bases"], training))
-        for group in run.header["units"]
+        group_state(run, group.key) is not None
+        and (training is None or _is_trained(run, group, training))
+        for group in run_header(run).groups
     )
 
 
 def why_complete(run: Run, training: TrainConfig) -> str:
     """Why `training` leaves nothing to do on a run that is done."""
-    done = min((run.state(group["key"]) or {})["epoch"] for group in run.header["units"])
+    done = min(seeded_state(run, group.key).epoch for group in run_header(run).groups)
     if done < training.epochs:
         return (
             f"{run.path}: nothing is left to do: training stood still and stopped after {done} "
@@ -30,9 +36,8 @@ def why_complete(run: Run, training: TrainConfig) -> str:
     )
 
 
-def _is_trained(run: Run, key: str, bases: int, training: TrainConfig) -> bool:
-    record = run.state(f"{key}:next")
-    if record is None:
+def _is_trained(run: Run, group: GroupRecord, training: TrainConfig) -> bool:
+    now = run.state(f"{group.key}:next", ScheduleState)
+    if now is None:
         return False
-    now = ScheduleState(**record)
-    return now.epoch >= training.epochs or Schedule(training, bases, 1.0).stopped(now)
+    return now.epoch >= training.epochs or Schedule(training, group.bases, 1.0).stopped(now)

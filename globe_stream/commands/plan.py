@@ -11,6 +11,7 @@ from globe_stream.commands.session import memory_limit, open_experts
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.engine import device as devices
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
+from globe_stream.factorization.records import GroupRecord
 from globe_stream.factorization.svd_baseline import sampled_experts, seed_passes
 from globe_stream.memory import allocator, planner
 from globe_stream.memory.cost_model import StagePlan, safe_budget
@@ -112,7 +113,7 @@ def disk_bytes(groups: list[ExpertGroup]) -> int:
 def _group(group: ExpertGroup) -> dict[str, Any]:
     sizes = group.sizes
     return {
-        **group.record(),
+        **GroupRecord.of(group).to_json(),
         "svd_rank": sizes.svd_rank,
         "parameter_ratio": sizes.parameter_ratio(sizes.experts * sizes.bases),
     }

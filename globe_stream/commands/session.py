@@ -30,19 +30,39 @@ from globe_stream.config import (
 )
 from globe_stream.engine import device as devices
 from globe_stream.engine.context import Context
+from globe_stream.engine.device import Machine
 from globe_stream.engine.metrics import Metrics, MetricsFile, Sink
 from globe_stream.engine.progress import Bar, Progress
+from globe_stream.engine.records import (
+    BUDGET,
+    MACHINE,
+    MEMORY,
+    TRAINING,
+    Budget,
+    PeakMemory,
+    PlansRecord,
+    TrainingOptions,
+)
 from globe_stream.engine.signals import graceful_interrupts
 from globe_stream.engine.trackers import WandbSink
 from globe_stream.errors import InputError, option
 from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
 from globe_stream.factorization.groups import ExpertGroup, make_groups
+from globe_stream.factorization.records import (
+    GroupRecord,
+    GroupState,
+    RunConfig,
+    RunHeader,
+    group_state,
+    run_header,
+)
 from globe_stream.formatting import format_bytes, parse_size
 from globe_stream.io import files
+from globe_stream.io.records import Record
 from globe_stream.io.system_errors import explained
 from globe_stream.memory import allocator, planner
-from globe_stream.memory.cost_model import BatchPlan, StagePlan
+from globe_stream.memory.cost_model import StagePlan
 from globe_stream.memory.meter import Meter
 from globe_stream.seeding.methods import proxies_for
 from globe_stream.seeding.pipeline import Seeding
@@ -216,9 +236,9 @@ def memory_limit(runtime: RuntimeConfig, run: Run | None) -> int:
     """The budget in bytes: as given, else the run's own, else a share of what is free."""
     if runtime.memory is not None:
         return parse_size(runtime.memory)
-    recorded = run.state("budget") if run is not None else None
+    recorded = run.state(BUDGET, Budget) if run is not None else None
     if recorded is not None:
-        return int(recorded["bytes"])
+        return recorded.bytes
     return int(FREE_SHARE * psutil.virtual_memory().available)
 
 
@@ -238,44 +258,40 @@ def _closing_on_error(run: Run | None) -> Iterator[None]:
 
 def _header(
     source: GroupedExperts, selection: SelectionConfig, seeding: SeedConfig, device: torch.device
-) -> Document:
-    return {
-        "model": source.index.model,
-        "model_type": source.index.model_type,
-        "revision": source.index.revision,
-        "fingerprint": source.index.fingerprint(),
-        "config": {
-            "selection": selection.identity(),
-            "seed": seeding.identity(),
-            "device": device.type,
-        },
-        "units": [group.record() for group in source.groups],
-    }
+) -> RunHeader:
+    return RunHeader(
+        source.index.model,
+        source.index.model_type,
+        source.index.revision,
+        source.index.fingerprint(),
+        RunConfig(selection.identity(), seeding.identity(), device.type),
+        tuple(GroupRecord.of(group) for group in source.groups),
+    )
 
 
 def _same_source(run: Run) -> GroupedExperts:
     """The experts that the run was seeded from; InputError when they changed since."""
-    config = run.header["config"]
+    header = run_header(run)
     try:
-        selection = SelectionConfig.from_mapping(config["selection"], "selection")
-        seeding = SeedConfig.from_mapping(config["seed"], "seed")
+        selection = SelectionConfig.from_mapping(header.config.selection, "selection")
+        seeding = SeedConfig.from_mapping(header.config.seed, "seed")
     except InputError as error:
         raise InputError(
             f"{run.path}: begun by another version of globe-stream ({error.message}). "
             f"Use that version, or seed again with {option('fresh')} or into a new {option('run')}"
         ) from error
-    source = open_experts(run.header["model"], selection, seeding)
-    changed = source_changes(run.header["fingerprint"], source.index.fingerprint())
+    source = open_experts(header.model, selection, seeding)
+    changed = source_changes(header.fingerprint, source.index.fingerprint())
     if changed:
         raise InputError(
-            f"{run.header['model']}: changed since {run.path} was seeded: {'; '.join(changed)}. "
+            f"{header.model}: changed since {run.path} was seeded: {'; '.join(changed)}. "
             f"Restore the checkpoint, or seed again with {option('fresh')}"
         )
     return source
 
 
 def _require_seeded(run: Run, source: GroupedExperts) -> None:
-    waiting = [group.key for group in source.groups if run.state(group.key) is None]
+    waiting = [group.key for group in source.groups if group_state(run, group.key) is None]
     if waiting:
         raise InputError(
             f"{run.path}: seeding is not finished ({', '.join(waiting[:3])}). "
@@ -285,12 +301,13 @@ def _require_seeded(run: Run, source: GroupedExperts) -> None:
 
 def _adopt_config(run: Run, training: TrainConfig, fresh: bool) -> None:
     """Record the training configuration, or insist that it is the recorded one."""
-    recorded = run.state("train_config")
+    state = run.state(TRAINING, TrainingOptions)
+    recorded = None if state is None else state.options
     if fresh and recorded is not None:
         _forget_training(run)
         recorded = None
     if recorded is None:
-        run.commit({"train_config": training.identity()})
+        run.commit({TRAINING: TrainingOptions(training.identity())})
     else:
         changed = differences(recorded, training.identity())
         if changed:
@@ -309,27 +326,27 @@ def _adopt_config(run: Run, training: TrainConfig, fresh: bool) -> None:
 
 def _forget_training(run: Run) -> None:
     """Put the seeds back in place and drop everything that training added."""
-    for group in run.header["units"]:
-        key = group["key"]
-        seeded = run.state(f"{key}:seeded")
+    for group in run_header(run).groups:
+        key = group.key
+        seeded = run.state(f"{key}:seeded", GroupState)
         move = [
             (f"{key}/seed/{name}", f"{key}/{name}")
             for name in ("bank", "codes")
             if run.has(f"{key}/seed/{name}")
         ]
         run.commit(
-            {key: seeded, f"{key}:next": None, f"{key}:partial": None, "train_config": None},
+            {key: seeded, f"{key}:next": None, f"{key}:partial": None, TRAINING: None},
             move=move,
             drop=[f"{key}/next", f"{key}/partial"],
         )
 
 
 def _write_config(run: Run, training: TrainConfig | None) -> None:
-    config = run.header["config"]
+    header = run_header(run)
     sections: dict[str, Any] = {
-        "model": {"model": run.header["model"], **config["selection"]},
-        "seed": config["seed"],
-        "runtime": {"device": config["device"]},
+        "model": {"model": header.model, **header.config.selection},
+        "seed": header.config.seed,
+        "runtime": {"device": header.config.device},
     }
     if training is not None:
         sections["train"] = asdict(training)
@@ -338,14 +355,14 @@ def _write_config(run: Run, training: TrainConfig | None) -> None:
 
 def _prepare(run: Run | None, device: torch.device, reason: str) -> devices.Machine:
     """Choose the GEMM precision, or take the one the run began with: no bit may change."""
-    machine = devices.prepare(device, reason, run.state("machine") if run else None)
+    machine = devices.prepare(device, reason, run.state(MACHINE, Machine) if run else None)
     devices.warm_up(device)
     return machine
 
 
 def _record_machine(run: Run, machine: devices.Machine) -> None:
-    if run.state("machine") != machine.record():
-        run.commit({"machine": machine.record()})
+    if run.state(MACHINE, Machine) != machine:
+        run.commit({MACHINE: machine})
 
 
 def _say_what_to_expect(
@@ -388,24 +405,10 @@ def _recorded_plans(
     The base is measured anew in every process; without this a resumed run might choose another
     batch and differ in the last bits.
     """
-    recorded = run.state(key)
-    if recorded is not None and recorded["limit"] == limit:
-        return {
-            stage: StagePlan(stage, BatchPlan(**plan["knobs"]), plan["price"])
-            for stage, plan in recorded["plans"].items()
-        }
-    run.commit(
-        {
-            key: {
-                "limit": limit,
-                "plans": {
-                    stage: {"knobs": asdict(plan.batch_plan), "price": plan.estimate_bytes}
-                    for stage, plan in plans.items()
-                },
-            },
-            "budget": {"bytes": limit},
-        }
-    )
+    recorded = run.state(key, PlansRecord)
+    if recorded is not None and recorded.limit == limit:
+        return recorded.stages
+    run.commit({key: PlansRecord(limit, plans), BUDGET: Budget(limit)})
     return plans
 
 
@@ -415,7 +418,7 @@ def _context(
 ) -> Iterator[Context]:
     sinks: list[Sink] = [MetricsFile(run.path / "metrics.jsonl")]
     if runtime.wandb_project is not None:
-        sinks.append(WandbSink(run.path, runtime.wandb_project, run.header["config"]))
+        sinks.append(WandbSink(run.path, runtime.wandb_project, run_header(run).config.to_json()))
     metrics, meter = Metrics(sinks), Meter(device)
     run.beside = lambda: _peak_state(run, meter)
     try:
@@ -438,10 +441,10 @@ def _context(
         metrics.close()
 
 
-def _peak_state(run: Run, meter: Meter) -> dict[str, Document]:
+def _peak_state(run: Run, meter: Meter) -> dict[str, Record]:
     """The highest peak of this command and those before it, for every commit to record."""
-    before = (run.state("memory") or {"peak_bytes": 0})["peak_bytes"]
-    return {"memory": {"peak_bytes": max(before, meter.peak)}}
+    before = run.state(MEMORY, PeakMemory) or PeakMemory(0)
+    return {MEMORY: PeakMemory(max(before.bytes, meter.peak))}
 
 
 def _finish(context: Context) -> Document:

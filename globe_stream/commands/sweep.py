@@ -25,12 +25,14 @@ from globe_stream.engine.stream import Pass, finished, stream
 from globe_stream.errors import InputError, Interrupted, option
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.svd_baseline import BaselineAccumulator, sampled_experts
+from globe_stream.io.records import Record
 from globe_stream.io.system_errors import explained
 from globe_stream.memory import allocator, planner
 from globe_stream.memory.cost_model import StagePlan
 from globe_stream.memory.meter import Meter
 from globe_stream.seeding.methods import proxies_for, uses_dense_gram
 from globe_stream.seeding.pipeline import Seeding
+from globe_stream.seeding.records import STAGES, AtomsRecord, MeasureRecord, StatisticsRecord
 from globe_stream.store.run import Run
 
 SHARED = ("statistics", "proxies", "gram")
@@ -156,7 +158,7 @@ def _compare_group(
 
 def _share(seeding: Seeding) -> None:
     """Statistics unless they are there, then proxies and Gram of this kind in place of others."""
-    if seeding.done("statistics") is None:
+    if seeding.done("statistics", StatisticsRecord) is None:
         _carry_out(seeding, "statistics")
     for stage in ("proxies", "gram"):
         _carry_out(seeding, stage)
@@ -166,20 +168,22 @@ def _measure(seeding: Seeding) -> SweepRow:
     for stage in ("atoms", "measure"):
         _carry_out(seeding, stage)
     stages = (*SHARED, "atoms", "measure")
-    done = {stage: seeding.done(stage) or {} for stage in stages}
-    context, atoms = seeding.context, done["atoms"]
+    costs = [seeding.require(stage, STAGES[stage]).cost for stage in stages]
+    atoms = seeding.require("atoms", AtomsRecord)
+    measured = seeding.require("measure", MeasureRecord)
+    context = seeding.context
     names = [seeding.stage_name(stage) for stage in stages]
-    read = sum(int(facts["io/bytes_read"]) for facts in done.values())
+    read = sum(cost.bytes_read for cost in costs)
     return SweepRow(
         group=seeding.group.key,
         method=seeding.config.method,
         proxies=_kind(seeding.config),
-        relative_frobenius_error=done["measure"]["recon/relative_frobenius_error"],
-        proxy_relative_error=atoms["proxy_relative_error"],
-        explained_variance=atoms["explained_variance"],
-        median_support=atoms["alpha/median_support"],
-        method_seconds=atoms["time/seconds"],
-        seconds=sum(facts["time/seconds"] for facts in done.values()),
+        relative_frobenius_error=measured.errors.relative_frobenius_error,
+        proxy_relative_error=atoms.proxy_relative_error,
+        explained_variance=atoms.explained_variance,
+        median_support=atoms.codes.median_support,
+        method_seconds=atoms.cost.seconds,
+        seconds=sum(cost.seconds for cost in costs),
         bytes_read=read,
         passes=read / seeding.group.sizes.stored_bytes,
         peak_memory_bytes=max(context.meter.peaks[name] for name in names),
@@ -253,7 +257,7 @@ def _context(
         stack.enter_context(_stopped_for_good())
         interrupt = stack.enter_context(graceful_interrupts("stopping after this batch"))
         stack.enter_context(explained(path, "writing the comparison"))
-        run = stack.enter_context(Run.create(path / "run", {"units": []}))
+        run = stack.enter_context(Run.create(path / "run", Record()))
         progress = Progress(silent=silent)
         yield Context(
             run, Metrics([]), progress, Meter(device), interrupt, device, float("inf"), limit, base

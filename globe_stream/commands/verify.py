@@ -13,6 +13,7 @@ from globe_stream.commands.wording import worded
 from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.export.result import ProgressCall
 from globe_stream.export.staging import MANIFEST, WORK
+from globe_stream.factorization.records import group_state, run_header
 from globe_stream.io.files import sha256_of
 from globe_stream.store import arrays
 from globe_stream.store.run import STORE, Run
@@ -70,9 +71,9 @@ def verify_run(path: Path, *, progress: ProgressCall | None = None) -> Verificat
         if _is_array(file)
     }
     expected = {
-        f"{record['key']}/{name}"
-        for record in run.header["units"]
-        if run.state(record["key"]) is not None
+        f"{record.key}/{name}"
+        for record in run_header(run).groups
+        if group_state(run, record.key) is not None
         for name in PER_UNIT
     }
     problems, size = [], 0
@@ -149,10 +150,10 @@ def _read_all(path: Path) -> int:
 def _shapes(run: Run, found: set[str]) -> list[str]:
     """Arrays of a unit that do not fit its sizes."""
     problems = []
-    for record in run.header["units"]:
-        key, n = record["key"], record["experts"]
+    for record in run_header(run).groups:
+        key, n = record.key, record.experts
         wanted = {
-            "bank": (record["bases"], record["rank"], record["d"]),
+            "bank": (record.bases, record.rank, record.d),
             "codes/count": (n,),
             "experts": (n, 3),
             "norms": (n,),

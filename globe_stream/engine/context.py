@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -39,7 +38,7 @@ class Context:
         with self.meter.stage(name):
             yield
 
-    def memory_values(self, name: str) -> dict[str, Any]:
+    def memory_values(self, name: str) -> dict[str, float]:
         """The metric values of a stage measured by `stage`: its peak and base plus price."""
         peak, estimate_bytes = self.meter.peaks[name], self.base + self.estimates[name]
         return {

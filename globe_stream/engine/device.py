@@ -4,8 +4,7 @@ Source: docs/design.md, section Devices.
 """
 
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from globe_stream.errors import InputError, option
+from globe_stream.io.records import Record
 
 _PROBE = 768
 _CANARY_TILE = 16_384
@@ -21,7 +21,7 @@ _EXACT_ERROR = 2e-6
 
 
 @dataclass(frozen=True)
-class Machine:
+class Machine(Record):
     """What was chosen, and why; recorded in the run."""
 
     device: str
@@ -29,10 +29,6 @@ class Machine:
     threads: int
     matmul_precision: str
     matmul_reason: str
-
-    def record(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
 
 
 def choose_device(wanted: str) -> tuple[torch.device, str]:
@@ -56,10 +52,10 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
     return torch.device("cpu"), ", ".join(reasons)
 
 
-def prepare(device: torch.device, reason: str, recorded: dict[str, Any] | None) -> Machine:
+def prepare(device: torch.device, reason: str, recorded: Machine | None) -> Machine:
     """Set the GEMM precision: the `recorded` choice of an earlier start, or a measured one."""
-    if recorded and recorded["device"] == device.type:
-        precision, why = recorded["matmul_precision"], recorded["matmul_reason"]
+    if recorded and recorded.device == device.type:
+        precision, why = recorded.matmul_precision, recorded.matmul_reason
     else:
         precision, why = _choose_precision(device)
     torch.set_float32_matmul_precision(precision)

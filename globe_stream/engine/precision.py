@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from globe_stream.engine.device import Machine
+from globe_stream.engine.records import MACHINE
 from globe_stream.memory.allocator import return_freed_memory
 from globe_stream.store.run import Run
 
@@ -24,8 +26,8 @@ def arithmetic_of(run: Run) -> Iterator[None]:
     """
     return_freed_memory()
     before = torch.get_float32_matmul_precision()
-    machine = run.state("machine") or {}
-    torch.set_float32_matmul_precision(machine.get("matmul_precision", "highest"))
+    machine = run.state(MACHINE, Machine)
+    torch.set_float32_matmul_precision(machine.matmul_precision if machine else "highest")
     if _relative_error() > _EXACT_ERROR:
         torch.set_float32_matmul_precision("highest")
     try:

@@ -9,12 +9,14 @@ bit for bit that of an undisturbed pass. Source: docs/design.md, section Run dir
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import Batch, ExpertReader
 from globe_stream.engine.context import Clock, Context
+from globe_stream.engine.records import PartialPass, PassCost
 from globe_stream.errors import Interrupted
+from globe_stream.io.records import Scalars
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
 
@@ -28,10 +30,10 @@ class Accumulator(Protocol):
     def arrays(self) -> Mapping[str, arrays.Storable]:
         """The arrays gathered so far, by name."""
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self) -> Scalars:
         """The plain numbers gathered so far."""
 
-    def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
+    def restore(self, load: Loader, scalars: Scalars) -> None:
         """Return to the state that `arrays` and `scalars` described."""
 
 
@@ -54,24 +56,6 @@ class Pass:
     def partial_group(self) -> str:
         """Where its arrays are kept."""
         return f"{self.group}/partial"
-
-
-@dataclass(frozen=True)
-class PassCost:
-    """What a finished pass cost, interrupted attempts included."""
-
-    bytes_read: int
-    seconds: float
-    waiting: float
-
-    def values(self) -> dict[str, float]:
-        """As metrics: bytes, seconds, bytes per second, seconds spent waiting for the disk."""
-        return {
-            "io/bytes_read": self.bytes_read,
-            "time/seconds": self.seconds,
-            "io/bytes_per_second": self.bytes_read / max(self.seconds, 1e-9),
-            "io/seconds_waiting": self.waiting,
-        }
 
 
 def stream(context: Context, task: Pass, accumulator: Accumulator) -> PassCost:
@@ -115,17 +99,17 @@ def finished(task: Pass) -> tuple[dict[str, None], list[str]]:
 
 
 def _resume(context: Context, task: Pass, accumulator: Accumulator) -> tuple[int, PassCost]:
-    state = context.run.state(task.partial_key)
-    if not state or state["stage"] != task.stage or state["batch"] != task.batch:
+    state = context.run.state(task.partial_key, PartialPass)
+    if state is None or (state.stage, state.batch) != (task.stage, task.batch):
         return 0, PassCost(0, 0.0, 0.0)
     accumulator.restore(
-        lambda name: context.run.array(f"{task.partial_group}/{name}"), state["scalars"]
+        lambda name: context.run.array(f"{task.partial_group}/{name}"), state.scalars
     )
     context.progress.say(
         f"{task.group} {task.stage}: continuing after "
-        f"{state['batches'] * task.batch} of {len(task.experts)} experts"
+        f"{state.batches * task.batch} of {len(task.experts)} experts"
     )
-    return state["batches"], PassCost(**state["cost"])
+    return state.batches, state.cost
 
 
 def _checkpoint(
@@ -133,13 +117,9 @@ def _checkpoint(
 ) -> None:
     context.run.commit(
         {
-            task.partial_key: {
-                "stage": task.stage,
-                "batch": task.batch,
-                "batches": done,
-                "scalars": accumulator.scalars(),
-                "cost": vars(cost),
-            }
+            task.partial_key: PartialPass(
+                task.stage, task.batch, done, dict(accumulator.scalars()), cost
+            )
         },
         {f"{task.partial_group}/{name}": source for name, source in accumulator.arrays().items()},
     )

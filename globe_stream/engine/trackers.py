@@ -11,11 +11,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from globe_stream.engine.metrics import Row
+from globe_stream.engine.metrics import MetricRow
 from globe_stream.errors import InputError, option
 from globe_stream.io import files
-
-_STAMPS = ("time", "stage", "family", "epoch", "step")
 
 
 class WandbSink:
@@ -38,15 +36,16 @@ class WandbSink:
             config=config,
         )
 
-    def write(self, row: Row) -> None:
+    def write(self, row: MetricRow) -> None:
         """Log the row's numbers under stage and family."""
-        prefix = f"{row['stage']}/{row['family']}"
+        prefix = f"{row.stage}/{row.family}"
         numbers = {
             f"{prefix}/{name}": value
-            for name, value in row.items()
-            if name not in _STAMPS and isinstance(value, (int, float))
+            for name, value in row.values.items()
+            if isinstance(value, (int, float))
         }
-        numbers |= {name: row[name] for name in ("epoch", "step") if row[name] is not None}
+        stamps = {"epoch": row.epoch, "step": row.step}
+        numbers |= {name: value for name, value in stamps.items() if value is not None}
         self._run.log(numbers)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import ExpertReader
-from globe_stream.commands.status import status_document
+from globe_stream.engine.status import FamilyStatus, run_status
 from globe_stream.export.result import ProgressCall, Tally
 from globe_stream.factorization.bank_cache import BankCache
 from globe_stream.factorization.error_sums import ErrorSums, by_expert, by_layer, pooled_by
@@ -67,13 +67,15 @@ def recorded_svd(run: Path) -> dict[str, Any]:
 
     Empty unless it is known of every family. The run may have measured a sample of its experts.
     """
-    families = status_document(Run(run, writable=False))["families"]
-    found = {
-        name: {"relative_frobenius_error": family.get("svd_equal_parameters_relative_error")}
-        for name, family in families.items()
-    }
-    known = all(one["relative_frobenius_error"] is not None for one in found.values())
-    return found if known else {}
+    found = {}
+    for name, family in run_status(Run(run, writable=False)).families.items():
+        svd = (
+            family.svd_equal_parameters_relative_error if isinstance(family, FamilyStatus) else None
+        )
+        if svd is None:
+            return {}
+        found[name] = {"relative_frobenius_error": svd}
+    return found
 
 
 def measured_errors(

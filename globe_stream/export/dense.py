@@ -186,7 +186,7 @@ class _ShardWriter:
             return
         self._fetch(shard)
         squared: dict[str, float] = {}
-        with work.writing(shard.planned, {"squared_error": squared}) as file:
+        with work.writing(shard.planned, squared) as file:
             for tensor in shard.tensors:
                 fill_tensor(file, tensor, self.source.index, self.rewrite.dequantised)
             for number, fitted in enumerate(self.source.groups):

@@ -174,7 +174,7 @@ def _write_adapters(
                 tally.advance(len(shard.members), name)
                 continue
             squared: dict[str, float] = {}
-            with work.writing(shard.planned, {"squared_error": squared}) as file:
+            with work.writing(shard.planned, squared) as file:
                 for fitted in _groups_of(shard, source):
                     source.index.fetch(fitted.group.experts)
                     approximation = BankApproximation(fitted, banks.bank(fitted))

@@ -98,7 +98,7 @@ def _errors(source: TrainedRun, errors: Mapping[str, float]) -> str:
     for family, value in errors.items():
         groups = [group for group in source.groups if group.group.family == family]
         run = pooled(group.recorded_errors for group in groups).relative_error
-        epochs = sorted({int(group.state.get("epoch", 0)) for group in groups})
+        epochs = sorted({group.state.epoch for group in groups})
         lines.append(
             f"| {family} | {value:.4f} | {run:.4f} | {', '.join(str(epoch) for epoch in epochs)} |"
         )
@@ -110,7 +110,7 @@ def _settings(source: TrainedRun) -> str:
     for fitted in source.groups:
         state = fitted.state
         lines += [
-            f"| {fitted.group.key}: {name} | {state[name]} |"
+            f"| {fitted.group.key}: {name} | {getattr(state, name)} |"
             for name in (
                 "seeding_method",
                 "activation",
@@ -121,9 +121,8 @@ def _settings(source: TrainedRun) -> str:
                 "lambda_a",
                 "median_support",
             )
-            if name in state
         ]
-    config = source.run.header.get("config") or {}
+    config = source.header.config.to_json()
     lines += [f"| {name} | {value} |" for name, value in _flat(config)]
     return "\n".join(lines)
 

@@ -69,7 +69,7 @@ def relative_errors(source: TrainedRun, records: Mapping[str, FileRecord]) -> di
     errors = pooled_by(
         (family, ErrorSums(squared_error=value))
         for record in records.values()
-        for family, value in record.notes.get("squared_error", {}).items()
+        for family, value in record.squared_errors.items()
     )
     norms = pooled_by(
         (fitted.group.family, ErrorSums(squared_norm=fitted.recorded_errors.squared_norm))

@@ -17,9 +17,10 @@ from typing import Any
 
 from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.io import files
+from globe_stream.io.records import Json, Record
 from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter
 from globe_stream.io.system_errors import explained
-from globe_stream.store.ledger import Ledger
+from globe_stream.store.ledger import Ledger, LedgerRow
 from globe_stream.store.lock import RunLock
 
 WORK = ".globe-export.partial"
@@ -28,12 +29,31 @@ _LEDGER, _READY = "ledger.jsonl", "ready"
 
 
 @dataclass(frozen=True)
-class FileRecord:
-    """A finished file: its size, sha256 and what was learnt while it was written."""
+class FileRecord(Record):
+    """A finished file: size, sha256, and squared errors by family of the experts in it."""
 
     bytes: int
     sha256: str
-    notes: dict[str, Any] = field(default_factory=dict)
+    squared_errors: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Begun(LedgerRow):
+    """The first row: what the export is made of, and how."""
+
+    kind = "begun"
+
+    identity: Json
+
+
+@dataclass(frozen=True)
+class Finished(LedgerRow):
+    """A file is complete."""
+
+    kind = "file"
+
+    name: str
+    record: FileRecord
 
 
 class ExportWork:
@@ -46,26 +66,26 @@ class ExportWork:
         self._folder = out / WORK
         (self._folder / _READY).mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(self._folder)
-        self._ledger = Ledger(self._folder / _LEDGER, writable=True)
+        self._ledger = _ledger(self._folder / _LEDGER, writable=True)
         if not self._ledger.rows:
-            self._ledger.append({"kind": "begun", "identity": dict(identity)})
+            self._ledger.append(Begun(dict(identity)))
         for leftover in self._folder.glob("*.partial"):
             files.remove(leftover)
 
     def record(self, name: str) -> FileRecord | None:
         """What was finished under `name`, if anything."""
-        for row in reversed(self._ledger.rows):
-            if row["kind"] == "file" and row["name"] == name:
-                return FileRecord(row["bytes"], row["sha256"], row["notes"])
-        return None
+        return self.records().get(name)
 
     def remaining(self, planned: Mapping[str, int]) -> int:
         """Bytes still to be written of the files in `planned` (name to size)."""
         return sum(size for name, size in planned.items() if self.record(name) is None)
 
     @contextmanager
-    def writing(self, planned: PlannedFile, notes: dict[str, Any]) -> Iterator[SafetensorsWriter]:
-        """Write a planned file; on leaving it is finished and recorded with `notes`.
+    def writing(
+        self, planned: PlannedFile, squared_errors: dict[str, float]
+    ) -> Iterator[SafetensorsWriter]:
+        """Write a planned file; on leaving it is finished and recorded with `squared_errors`,
+        by family, as they are then.
 
         Raises InputError when the disk becomes full; the file is then to be written again.
         """
@@ -79,7 +99,7 @@ class ExportWork:
             except BaseException:
                 files.remove(partial)
                 raise
-            self._accept(partial, name, planned.size, files.sha256_of(partial), notes)
+            self._accept(partial, name, planned.size, files.sha256_of(partial), squared_errors)
 
     def add(self, name: str, content: bytes) -> None:
         """Finish a small file with this content, in place of an earlier one of the name."""
@@ -99,8 +119,8 @@ class ExportWork:
 
     def records(self) -> dict[str, FileRecord]:
         """Every finished file by name."""
-        names = {row["name"] for row in self._ledger.rows if row["kind"] == "file"}
-        return {name: record for name in sorted(names) if (record := self.record(name))}
+        found = {row.name: row.record for row in self._ledger.rows if isinstance(row, Finished)}
+        return dict(sorted(found.items()))
 
     def publish(self, manifest: dict[str, Any], last: str) -> None:
         """Move everything into `out`, with a manifest of it; the file `last` comes last."""
@@ -144,14 +164,12 @@ class ExportWork:
         self.close()
 
     def _accept(
-        self, partial: Path, name: str, size: int, digest: str, notes: dict[str, Any]
+        self, partial: Path, name: str, size: int, digest: str, squared_errors: dict[str, float]
     ) -> None:
         ready = self._folder / _READY / name
         os.rename(partial, ready)
         files.sync_parents(ready, self._folder)
-        self._ledger.append(
-            {"kind": "file", "name": name, "bytes": size, "sha256": digest, "notes": notes}
-        )
+        self._ledger.append(Finished(name, FileRecord(size, digest, squared_errors)))
 
 
 def open_work(out: Path, identity: Mapping[str, Any], last: str) -> ExportWork | None:
@@ -190,8 +208,12 @@ def _begin(out: Path, identity: Mapping[str, Any]) -> ExportWork:
 
 
 def _identity_of(path: Path) -> Any:
-    rows = Ledger(path, writable=False).rows
-    return rows[0]["identity"] if rows else None
+    rows = _ledger(path, writable=False).rows
+    return rows[0].identity if rows and isinstance(rows[0], Begun) else None
+
+
+def _ledger(path: Path, *, writable: bool) -> Ledger[Begun | Finished]:
+    return Ledger(path, (Begun, Finished), writable=writable)
 
 
 def _require_same(out: Path, found: Any, wanted: Mapping[str, Any], which: str) -> None:

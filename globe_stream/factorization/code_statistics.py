@@ -3,11 +3,13 @@
 Source: docs/design.md, section Codes.
 """
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
+from globe_stream.io.records import Record
 from globe_stream.kernels.atoms import coherence
 
 PANEL_ROWS = 512
@@ -16,8 +18,49 @@ DEAD_SHARE = 1e-6
 """An atom whose share of every expert's code stays below this counts as dead."""
 
 
-def code_values(codes: Tensor, gram: Tensor, target: float | None = None) -> dict[str, Any]:
-    """Supports, entropy, popularity, overlap and coherence.
+@dataclass(frozen=True)
+class CodeStatistics(Record):
+    """Supports, entropy, popularity and overlap of codes; norms and coherence of the atoms.
+
+    `popularity` (m,) is the number of experts that use an atom, `pruned_fraction` the share of the
+    N m codes that are zero, `support_error` the median support less the one that was asked for.
+    """
+
+    median_support: float
+    mean_support: float
+    p95_support: float
+    support_error: float | None
+    entropy: float
+    pruned_fraction: float
+    support_overlap: float
+    popularity: tuple[int, ...]
+    dead_atoms: int
+    norm_min: float
+    norm_max: float
+    coherence: float
+    coherence_offdiag_max: float
+
+    def metrics(self) -> dict[str, JsonValue]:
+        """By their published names."""
+        return {
+            "alpha/median_support": self.median_support,
+            "alpha/mean_support": self.mean_support,
+            "alpha/p95_support": self.p95_support,
+            "alpha/support_error": self.support_error,
+            "alpha/entropy": self.entropy,
+            "alpha/pruned_fraction": self.pruned_fraction,
+            "alpha/support_overlap": self.support_overlap,
+            "alpha/popularity": list(self.popularity),
+            "alpha/dead_atoms": self.dead_atoms,
+            "bank/norm_min": self.norm_min,
+            "bank/norm_max": self.norm_max,
+            "bank/coherence": self.coherence,
+            "bank/coherence_offdiag_max": self.coherence_offdiag_max,
+        }
+
+
+def code_statistics(codes: Tensor, gram: Tensor, target: float | None = None) -> CodeStatistics:
+    """The statistics of codes over atoms with Gram matrix `gram`.
 
     codes (N, m) non-negative; gram (m, m) = <B_j, B_k>; `target` the wanted median support.
     """
@@ -25,24 +68,23 @@ def code_values(codes: Tensor, gram: Tensor, target: float | None = None) -> dic
     support = used.sum(1).double()
     entropy, largest = _share_statistics(codes)
     median = median_support(codes)
-    popularity = used.sum(0)
     norms = gram.diagonal().clamp_min(0).sqrt()
     likeness = coherence(gram)
-    return {
-        "alpha/median_support": median,
-        "alpha/mean_support": float(support.mean()),
-        "alpha/p95_support": float(support.quantile(0.95)),
-        "alpha/support_error": None if target is None else median - target,
-        "alpha/entropy": entropy,
-        "alpha/pruned_fraction": float(1 - used.double().mean()),
-        "alpha/support_overlap": support_overlap(used),
-        "alpha/popularity": popularity.tolist(),
-        "alpha/dead_atoms": int((largest < DEAD_SHARE).sum()),
-        "bank/norm_min": float(norms.min()),
-        "bank/norm_max": float(norms.max()),
-        "bank/coherence": likeness.off_diagonal_norm,
-        "bank/coherence_offdiag_max": likeness.off_diagonal_max,
-    }
+    return CodeStatistics(
+        median_support=median,
+        mean_support=float(support.mean()),
+        p95_support=float(support.quantile(0.95)),
+        support_error=None if target is None else median - target,
+        entropy=entropy,
+        pruned_fraction=float(1 - used.double().mean()),
+        support_overlap=support_overlap(used),
+        popularity=tuple(used.sum(0).tolist()),
+        dead_atoms=int((largest < DEAD_SHARE).sum()),
+        norm_min=float(norms.min()),
+        norm_max=float(norms.max()),
+        coherence=likeness.off_diagonal_norm,
+        coherence_offdiag_max=likeness.off_diagonal_max,
+    )
 
 
 def median_support(codes: Tensor) -> float:

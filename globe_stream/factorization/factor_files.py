@@ -80,7 +80,7 @@ def describe(source: TrainedRun, dtype: str, errors: dict[str, float]) -> dict[s
         "model": index.model,
         "revision": index.revision,
         "model_type": index.model_type,
-        "fingerprint": index.fingerprint(),
+        "fingerprint": index.fingerprint().to_json(),
         "relative_frobenius_error": errors,
         "reconstruction": "scale * A @ phi(gain * sum_j alpha_j B_j) + offset, "
         "phi(x) = (1 - lambda) x + lambda act(x)",
@@ -106,5 +106,5 @@ def _group(fitted: FittedGroup) -> dict[str, Any]:
         "scale": 1.0,
         "offset": fitted.mean,
         "normalisation": {"mean": fitted.mean, "scale": fitted.scale, "folded": True},
-        "relative_frobenius_error": fitted.state["relative_frobenius_error"],
+        "relative_frobenius_error": fitted.state.relative_frobenius_error,
     }

@@ -6,7 +6,6 @@ Source: docs/design.md, section Problem.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 
@@ -76,19 +75,6 @@ class ExpertGroup:
     def proxy_dtype(self) -> torch.dtype:
         """Precision of the spilled proxies: that of the checkpoint, at least 16 bits."""
         return torch.float32 if self.experts[0].dtype == "F32" else torch.bfloat16
-
-    def record(self) -> dict[str, Any]:
-        """For the ledger's header."""
-        sizes = self.sizes
-        return {
-            "key": self.key,
-            "family": self.family,
-            "experts": sizes.experts,
-            "p": sizes.p,
-            "d": sizes.d,
-            "rank": self.rank,
-            "bases": self.bases,
-        }
 
 
 def make_groups(

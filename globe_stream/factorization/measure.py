@@ -1,9 +1,11 @@
 """A pass that measures a state (bank, codes): refitted adapters and the error of every expert."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from globe_stream.checkpoint.experts import ExpertMatrix
@@ -13,10 +15,42 @@ from globe_stream.factorization.adapters import fit_adapters
 from globe_stream.factorization.compose import compose
 from globe_stream.factorization.error_sums import ErrorSums, by_expert, by_layer
 from globe_stream.factorization.normalization import Normalization
+from globe_stream.io.records import Record, Scalars
 from globe_stream.kernels.workspace import Workspace
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
 from globe_stream.store.tiles import Tiles
+
+
+@dataclass(frozen=True)
+class ErrorSummary(Record):
+    """Relative Frobenius errors of original weights, and the health of the adapters' solver.
+
+    `by_layer` has one for each layer, by its number; `condition_max` is the largest condition
+    number of a ridge system, `nonfinite` the number of experts without a finite error.
+    """
+
+    relative_frobenius_error: float
+    worst_expert: float
+    best_expert: float
+    by_layer: dict[str, float]
+    cholesky_fallbacks: int
+    ridge_raised: int
+    condition_max: float
+    nonfinite: int
+
+    def metrics(self) -> dict[str, JsonValue]:
+        """By their published names."""
+        return {
+            "recon/relative_frobenius_error": self.relative_frobenius_error,
+            "recon/worst_expert": self.worst_expert,
+            "recon/best_expert": self.best_expert,
+            "recon/by_layer": dict(self.by_layer),
+            "health/cholesky_fallbacks": self.cholesky_fallbacks,
+            "health/ridge_raised": self.ridge_raised,
+            "health/condition_max": self.condition_max,
+            "health/nonfinite": self.nonfinite,
+        }
 
 
 class ErrorLog:
@@ -37,13 +71,13 @@ class ErrorLog:
         self.raised += fit.raised
         self.worst_condition = max(self.worst_condition, float(fit.condition.max()))
 
-    def restore(self, squared_errors: Tensor, scalars: Mapping[str, Any]) -> None:
+    def restore(self, squared_errors: Tensor, scalars: Scalars) -> None:
         """Return to an earlier state."""
         self.squared_errors = squared_errors
-        self.fallbacks, self.raised = scalars["fallbacks"], scalars["raised"]
+        self.fallbacks, self.raised = int(scalars["fallbacks"]), int(scalars["raised"])
         self.worst_condition = scalars["worst_condition"]
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self) -> Scalars:
         """The health counts."""
         return {
             "fallbacks": self.fallbacks,
@@ -57,19 +91,19 @@ class ErrorLog:
         seen = ~self.squared_errors.isnan()
         return ErrorSums.of(self.squared_errors[seen], self._norms[seen]).relative_error
 
-    def metrics(self, experts: Sequence[ExpertMatrix]) -> dict[str, Any]:
-        """Error overall, by layer and by expert, and the health counts."""
+    def summary(self, experts: Sequence[ExpertMatrix]) -> ErrorSummary:
+        """Errors overall, by layer and by expert, and the health counts, of all `experts`."""
         each = by_expert(self.squared_errors, self._norms)
-        return {
-            "recon/relative_frobenius_error": self.relative_error,
-            "recon/worst_expert": float(each.max()),
-            "recon/best_expert": float(each.min()),
-            "recon/by_layer": self._by_layer(experts),
-            "health/cholesky_fallbacks": self.fallbacks,
-            "health/ridge_raised": self.raised,
-            "health/condition_max": self.worst_condition,
-            "health/nonfinite": int((~torch.isfinite(each)).sum()),
-        }
+        return ErrorSummary(
+            relative_frobenius_error=self.relative_error,
+            worst_expert=float(each.max()),
+            best_expert=float(each.min()),
+            by_layer=self._by_layer(experts),
+            cholesky_fallbacks=self.fallbacks,
+            ridge_raised=self.raised,
+            condition_max=self.worst_condition,
+            nonfinite=int((~torch.isfinite(each)).sum()),
+        )
 
     def _by_layer(self, experts: Sequence[ExpertMatrix]) -> dict[str, float]:
         layers = torch.tensor([expert.layer for expert in experts])
@@ -107,9 +141,9 @@ class MeasureAccumulator:
         """relF over all experts."""
         return self._log.relative_error
 
-    def metrics(self, experts: Sequence[ExpertMatrix]) -> dict[str, Any]:
-        """See `ErrorLog.metrics`."""
-        return self._log.metrics(experts)
+    def summary(self, experts: Sequence[ExpertMatrix]) -> ErrorSummary:
+        """See `ErrorLog.summary`."""
+        return self._log.summary(experts)
 
     def update(self, batch: Batch) -> str:
         weights = self._normalization.apply_(batch.weights)
@@ -121,8 +155,8 @@ class MeasureAccumulator:
     def arrays(self) -> Mapping[str, arrays.Storable]:
         return {"squared_errors": self._log.squared_errors}
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self) -> Scalars:
         return self._log.scalars()
 
-    def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
+    def restore(self, load: Loader, scalars: Scalars) -> None:
         self._log.restore(torch.from_numpy(arrays.read(load("squared_errors"))), scalars)

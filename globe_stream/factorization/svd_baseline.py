@@ -7,7 +7,6 @@ Problem.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.factorization.error_sums import ErrorSums
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
+from globe_stream.io.records import Scalars
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
 
@@ -61,10 +61,10 @@ class BaselineAccumulator:
     def arrays(self) -> Mapping[str, arrays.Storable]:
         return {}
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self) -> Scalars:
         return {"lost": self._lost, "whole": self._whole}
 
-    def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
+    def restore(self, load: Loader, scalars: Scalars) -> None:
         del load
         self._lost, self._whole = scalars["lost"], scalars["whole"]
 

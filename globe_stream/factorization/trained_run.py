@@ -5,20 +5,27 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.experts import ExpertMatrix
+from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
 from globe_stream.checkpoint.index import ExpertIndex, Selection, open_index
 from globe_stream.errors import InputError
 from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.error_sums import ErrorSums
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.normalization import Normalization
+from globe_stream.factorization.records import (
+    GroupRecord,
+    GroupState,
+    RunHeader,
+    run_header,
+    seeded_state,
+)
 from globe_stream.store import arrays
-from globe_stream.store.run import Run, State
+from globe_stream.store.run import Run
 
 Key = tuple[str, int, bool, int]
 
@@ -50,26 +57,24 @@ class FittedGroup:
     """
 
     group: ExpertGroup
-    state: dict[str, Any]
+    state: GroupState
     codes: PackedCodes
     bank: Path
 
     @property
     def mean(self) -> float:
         """The recorded offset."""
-        return float(self.state["mean"])
+        return self.state.mean
 
     @property
     def scale(self) -> float:
         """Standard deviation that the weights were divided by."""
-        return float(self.state["scale"])
+        return self.state.scale
 
     @property
     def recorded_errors(self) -> ErrorSums:
         """Error and norm of the group's experts, as the run measured them."""
-        return ErrorSums.from_relative(
-            float(self.state["relative_frobenius_error"]), float(self.state["squared_norm"])
-        )
+        return self.state.errors
 
     @property
     def normalization(self) -> Normalization:
@@ -79,16 +84,13 @@ class FittedGroup:
     @property
     def activation(self) -> Activation:
         """phi and its gain."""
-        return Activation(
-            str(self.state["activation"]),
-            float(self.state["activation_lambda"]),
-            float(self.state["gamma"]),
-        )
+        state = self.state
+        return Activation(state.activation, state.activation_lambda, state.gamma)
 
     @property
     def ridge(self) -> float:
         """Relative ridge of the adapters."""
-        return float(self.state["lambda_a"])
+        return self.state.lambda_a
 
 
 @dataclass(frozen=True)
@@ -96,18 +98,23 @@ class TrainedRun:
     """A run held under its lock, the checkpoint it was made from, and its units."""
 
     run: Run
+    header: RunHeader
     index: ExpertIndex
     groups: tuple[FittedGroup, ...]
 
     def identity(self) -> str:
         """A digest of everything an export's bytes depend on, options aside."""
-        states = [[group.group.record(), group.state] for group in self.groups]
-        commits = [
-            row["sequence"]
-            for row in self.run.ledger.rows
-            if row["kind"] == "commit" and any(u.group.key in row["states"] for u in self.groups)
+        states = [
+            [GroupRecord.of(fitted.group).to_json(), fitted.state.to_json()]
+            for fitted in self.groups
         ]
-        text = json.dumps([self.index.fingerprint(), states, commits[-1:]], sort_keys=True)
+        commits = [
+            commit.sequence
+            for commit in self.run.commits
+            if any(fitted.group.key in commit.states for fitted in self.groups)
+        ]
+        source = self.index.fingerprint().to_json()
+        text = json.dumps([source, states, commits[-1:]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __enter__(self) -> "TrainedRun":
@@ -133,59 +140,54 @@ def open_trained_run(
     """
     run = Run(directory, writable=True)
     try:
-        records = run.header["units"]
-        states = _ready_states(run, trained)
-        index = _open_checked(run, model)
-        groups = tuple(_fitted(run, index, record, states[record["key"]]) for record in records)
-        return TrainedRun(run, index, groups)
+        header = run_header(run)
+        states = _ready_states(run, header, trained)
+        index = _open_checked(run, header, model)
+        groups = tuple(_fitted(run, index, record, states[record.key]) for record in header.groups)
+        return TrainedRun(run, header, index, groups)
     except BaseException:
         run.close()
         raise
 
 
-def _ready_states(run: Run, trained: bool) -> dict[str, State]:
+def _ready_states(run: Run, header: RunHeader, trained: bool) -> dict[str, GroupState]:
     """The state of every unit; InputError unless all are seeded, or `trained`."""
     states = {}
-    for record in run.header["units"]:
-        key, state = record["key"], run.state(record["key"])
-        if state is None:
+    for record in header.groups:
+        state = seeded_state(run, record.key)
+        if trained and state.stage == "seeded":
             raise InputError(
-                f"{run.path}: {key} is not seeded yet. "
-                "Give the `globe-stream seed` command again to finish it"
-            )
-        if trained and state["stage"] == "seeded":
-            raise InputError(
-                f"{run.path}: {key} is seeded but not trained. "
+                f"{run.path}: {record.key} is seeded but not trained. "
                 f"Run `globe-stream train {run.path}` first"
             )
-        states[key] = state
+        states[record.key] = state
     return states
 
 
-def _open_checked(run: Run, model: str | None) -> ExpertIndex:
-    name, revision = model or run.header["model"], run.header["revision"]
-    rows = [arrays.read(run.array(f"{record['key']}/experts")) for record in run.header["units"]]
+def _open_checked(run: Run, header: RunHeader, model: str | None) -> ExpertIndex:
+    name, revision = model or header.model, header.revision
+    rows = [arrays.read(run.array(f"{record.key}/experts")) for record in header.groups]
     index = open_index(name, revision)
     last = max(expert.layer for members in index.experts.values() for expert in members)
     if max(int(row[:, 0].max()) for row in rows) > last:
         index = open_index(name, revision, include_mtp=True)
-    require_unchanged(run.header["fingerprint"], index, name)
+    require_unchanged(header.fingerprint, index, name)
     if any(row[:, 2].any() for row in rows):
         index = index.select(Selection(families=tuple(index.experts), include_shared=True))
     return index
 
 
-def require_unchanged(recorded: dict[str, Any], index: ExpertIndex, name: str) -> None:
+def require_unchanged(recorded: CheckpointFingerprint, index: ExpertIndex, name: str) -> None:
     """Raise InputError, naming the first difference, unless `index` is what was recorded."""
     found = index.fingerprint()
     if found == recorded:
         return
-    old, new = recorded["files"], found["files"]
+    old, new = recorded.files, found.files
     changed = sorted(file for file in {*old, *new} if old.get(file) != new.get(file))
     what = (
         f"{changed[0]} is not the file it was"
         if changed
-        else f"the revision is {found['revision']}, it was {recorded['revision']}"
+        else f"the revision is {found.revision}, it was {recorded.revision}"
     )
     raise InputError(
         f"{name}: changed since the run was made: {what}. Restore the checkpoint, "
@@ -193,16 +195,14 @@ def require_unchanged(recorded: dict[str, Any], index: ExpertIndex, name: str) -
     )
 
 
-def _fitted(
-    run: Run, index: ExpertIndex, record: dict[str, Any], state: dict[str, Any]
-) -> FittedGroup:
-    by_key = {key_of(expert): expert for expert in index.experts[record["family"]]}
-    rows = arrays.read(run.array(f"{record['key']}/experts")).tolist()
+def _fitted(run: Run, index: ExpertIndex, record: GroupRecord, state: GroupState) -> FittedGroup:
+    by_key = {key_of(expert): expert for expert in index.experts[record.family]}
+    rows = arrays.read(run.array(f"{record.key}/experts")).tolist()
     experts = tuple(
-        by_key[record["family"], layer, bool(shared), number] for layer, number, shared in rows
+        by_key[record.family, layer, bool(shared), number] for layer, number, shared in rows
     )
-    group = ExpertGroup(record["key"], record["family"], experts, record["rank"], record["bases"])
-    return FittedGroup(group, state, read_codes(run, record["key"]), run.array(f"{group.key}/bank"))
+    group = ExpertGroup(record.key, record.family, experts, record.rank, record.bases)
+    return FittedGroup(group, state, read_codes(run, record.key), run.array(f"{group.key}/bank"))
 
 
 def read_codes(run: Run, key: str) -> PackedCodes:

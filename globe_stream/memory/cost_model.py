@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from globe_stream.factorization.groups import GroupSizes
 from globe_stream.io.files import PIECE_BYTES
+from globe_stream.io.records import Record
 from globe_stream.store.tiles import balanced_rows
 
 TILE_BYTES = 32 << 20
@@ -41,7 +42,7 @@ _EIGEN_BYTES = 8 * 5
 
 
 @dataclass(frozen=True)
-class BatchPlan:
+class BatchPlan(Record):
     """Experts a batch, and whether banks are spilled to disk: what the planner may choose."""
 
     batch: int = 1
@@ -49,7 +50,7 @@ class BatchPlan:
 
 
 @dataclass(frozen=True)
-class StagePlan:
+class StagePlan(Record):
     """What was chosen for a stage, and its estimated bytes above the base."""
 
     stage: str

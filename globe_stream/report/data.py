@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from globe_stream.commands.status import status_document
-from globe_stream.engine.metrics import Row, read_metrics
+from globe_stream.engine.metrics import MetricRow, read_metrics
+from globe_stream.engine.status import StatusDocument, run_status
+from globe_stream.factorization.records import GroupRecord, GroupState, group_state, run_header
+from globe_stream.io.records import Json
 from globe_stream.store import arrays
 from globe_stream.store.run import Run
 
@@ -27,7 +29,7 @@ class GroupData:
 
     key: str
     family: str
-    state: dict[str, Any]
+    state: GroupState
     curve: tuple[tuple[int, float], ...]
     errors: Array
     members: Array
@@ -50,14 +52,14 @@ class StageMemory:
 class ReportData:
     """Everything the report needs."""
 
-    status: dict[str, Any]
+    status: StatusDocument
     groups: tuple[GroupData, ...]
     memory: tuple[StageMemory, ...] = field(default=())
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Json:
         """The status document with curves and stages beside it, as plain values."""
         return {
-            **self.status,
+            **self.status.to_json(),
             "curves": {group.key: [list(point) for point in group.curve] for group in self.groups},
             "memory": [
                 {"stage": one.stage, "price_bytes": one.estimate_bytes, "peak_bytes": one.peak}
@@ -71,52 +73,53 @@ def gather(path: Path) -> ReportData:
     run = Run(path, writable=False)
     rows = read_metrics(path / "metrics.jsonl")
     groups = tuple(
-        _group(run, record, rows)
-        for record in run.header["units"]
-        if run.state(record["key"]) is not None
+        _group(run, record, state, rows)
+        for record in run_header(run).groups
+        if (state := group_state(run, record.key)) is not None
     )
-    return ReportData(status_document(run), groups, _memory(rows))
+    return ReportData(run_status(run), groups, _memory(rows))
 
 
-def _group(run: Run, record: dict[str, Any], rows: list[Row]) -> GroupData:
-    key = record["key"]
-    state = run.state(key) or {}
+def _group(run: Run, record: GroupRecord, state: GroupState, rows: list[MetricRow]) -> GroupData:
+    key = record.key
     counts = arrays.read(run.array(f"{key}/codes/count"))
     indices = arrays.read(run.array(f"{key}/codes/indices"))
     squared = arrays.read(run.array(f"{key}/errors")) / arrays.read(run.array(f"{key}/norms"))
     spectrum = f"{key}/eigenvalues"
     return GroupData(
         key,
-        record["family"],
+        record.family,
         state,
         _curve(rows, key),
         np.sqrt(squared),
         arrays.read(run.array(f"{key}/experts")),
         counts,
-        np.bincount(indices, minlength=record["bases"]),
+        np.bincount(indices, minlength=record.bases),
         arrays.read(run.array(spectrum)) if run.has(spectrum) else None,
-        state.get("svd_relative_error"),
+        state.svd_relative_error,
     )
 
 
-def _curve(rows: list[Row], key: str) -> tuple[tuple[int, float], ...]:
+def _curve(rows: list[MetricRow], key: str) -> tuple[tuple[int, float], ...]:
     """relF by epoch; an epoch that was logged twice, by a resumed run, counts once."""
     found: dict[int, float] = {}
     for row in rows:
-        error = row.get("recon/relative_frobenius_error")
-        if row["family"] == key and error is not None:
-            found[int(row["epoch"] or 0)] = error
+        error = row.number("recon/relative_frobenius_error")
+        if row.family == key and error is not None:
+            found[row.epoch or 0] = error
     return tuple(sorted(found.items()))
 
 
-def _memory(rows: list[Row]) -> tuple[StageMemory, ...]:
+def _memory(rows: list[MetricRow]) -> tuple[StageMemory, ...]:
     found: dict[str, StageMemory] = {}
     for row in rows:
-        estimate_bytes, peak = row.get("memory/price_bytes"), row.get("memory/peak_bytes")
+        estimate_bytes, peak = row.number("memory/price_bytes"), row.number("memory/peak_bytes")
         if estimate_bytes and peak:
-            name = f"{row['family']} {row['stage'].removesuffix('/memory')}"
+            name = f"{row.family} {row.stage.removesuffix('/memory')}"
             before = found.get(name, StageMemory(name, 0, 0))
             found[name] = StageMemory(
-                name, max(estimate_bytes, before.estimate_bytes), max(peak, before.peak)
+                name,
+                max(int(estimate_bytes), before.estimate_bytes),
+                max(int(peak), before.peak),
             )
     return tuple(found.values())

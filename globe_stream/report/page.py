@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream import __version__
+from globe_stream.engine.status import FamilySeeding, FamilyStatus, StatusDocument
 from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.formatting import format_bytes, format_seconds
 from globe_stream.io import files
+from globe_stream.io.records import Json
 from globe_stream.report import plots as pictures
 from globe_stream.report.data import GroupData, ReportData, gather
 from globe_stream.report.pooling import pool_stages
@@ -54,8 +56,8 @@ def render(data: ReportData) -> str:
     """The page as text."""
     status = data.status
     parts = [
-        f"<h1>{_text(status['config']['model'])}</h1>",
-        f"<p>Run {_text(status['run'])}: {_text(status['state'])}. globe-stream {__version__}.</p>",
+        f"<h1>{_text(status.config['model'])}</h1>",
+        f"<p>Run {_text(status.run)}: {_text(status.state)}. globe-stream {__version__}.</p>",
         "<h2>Result</h2>",
         _families(status),
         *(_verdicts(status)),
@@ -66,17 +68,17 @@ def render(data: ReportData) -> str:
         "<h2>Memory and time</h2>",
         _costs(data),
         "<h2>Settings</h2>",
-        _table(("setting", "value"), _flat(status["config"])),
+        _table(("setting", "value"), _flat(status.config)),
     ]
     body = "\n".join(parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>globe-stream: {_text(status['run'])}</title><style>{_STYLE}</style></head>"
+        f"<title>globe-stream: {_text(status.run)}</title><style>{_STYLE}</style></head>"
         f"<body>\n{body}\n</body></html>\n"
     )
 
 
-def _families(status: dict[str, Any]) -> str:
+def _families(status: StatusDocument) -> str:
     head = (
         "family",
         "experts",
@@ -91,38 +93,38 @@ def _families(status: dict[str, Any]) -> str:
         "median support",
     )
     rows = []
-    for name, one in status["families"].items():
+    for name, one in status.families.items():
+        sizes = (name, one.experts, f"{one.p} x {one.d}", _banks(one))
+        if isinstance(one, FamilySeeding):
+            rows.append((*sizes, "", one.seeding_method, *[""] * 5))
+            continue
         rows.append(
             (
-                name,
-                one["experts"],
-                f"{one['p']} x {one['d']}",
-                _banks(one),
-                _number(one.get("parameter_ratio"), "{:.1%}"),
-                one["seeding_method"],
-                _number(one.get("explained_variance"), "{:.3f}"),
-                one.get("passes", ""),
-                _number(one.get("relative_frobenius_error"), "{:.4f}"),
-                _number(one.get("svd_equal_parameters_relative_error"), "{:.4f}"),
-                _number(one.get("median_support"), "{:.0f}"),
+                *sizes,
+                f"{one.parameter_ratio:.1%}",
+                one.seeding_method,
+                f"{one.explained_variance:.3f}",
+                one.passes,
+                f"{one.relative_frobenius_error:.4f}",
+                _number(one.svd_equal_parameters_relative_error, "{:.4f}"),
+                f"{one.median_support:.0f}",
             )
         )
     return _table(head, rows)
 
 
-def _banks(family: dict[str, Any]) -> str:
-    size, count = f"{family['bases']} x {family['rank']}", family["banks"]
+def _banks(family: FamilyStatus | FamilySeeding) -> str:
+    size, count = f"{family.bases} x {family.rank}", family.banks
     return size if count == 1 else f"{count} banks of {size}"
 
 
-def _verdicts(status: dict[str, Any]) -> list[str]:
+def _verdicts(status: StatusDocument) -> list[str]:
     """Whether each family's bank is worth having. Source: docs/design.md, section Problem."""
     lines = []
-    for name, one in status["families"].items():
-        found = one.get("relative_frobenius_error")
-        svd = one.get("svd_equal_parameters_relative_error")
-        if found is None or svd is None:
+    for name, one in status.families.items():
+        if isinstance(one, FamilySeeding) or one.svd_equal_parameters_relative_error is None:
             continue
+        found, svd = one.relative_frobenius_error, one.svd_equal_parameters_relative_error
         if found < svd:
             lines.append(
                 f'<p class="good">{_text(name)}: the bank\'s error is '
@@ -171,10 +173,10 @@ def _costs(data: ReportData) -> str:
     table = _table(
         ("", ""),
         [
-            ("peak memory", format_bytes(status["peak_memory_bytes"])),
-            ("memory budget", format_bytes(status["memory_budget_bytes"])),
-            ("read from the checkpoint", format_bytes(status["bytes_read"])),
-            ("time", format_seconds(status["seconds"])),
+            ("peak memory", format_bytes(status.peak_memory_bytes)),
+            ("memory budget", format_bytes(status.memory_budget_bytes)),
+            ("read from the checkpoint", format_bytes(status.bytes_read)),
+            ("time", format_seconds(status.seconds)),
         ],
     )
     if not data.memory:
@@ -199,7 +201,7 @@ def _costs(data: ReportData) -> str:
     )
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flat(config: Json, prefix: str = "") -> list[tuple[str, str]]:
     rows = []
     for name, value in config.items():
         if isinstance(value, dict):

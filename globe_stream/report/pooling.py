@@ -36,7 +36,7 @@ def _pool(family: str, groups: Sequence[GroupData]) -> FamilyCurve:
     curves = [dict(group.curve) for group in groups]
     epochs = tuple(sorted(set.intersection(*(set(curve) for curve in curves))))
     errors = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
-    norms = [group.state["squared_norm"] for group in groups]
+    norms = [group.state.squared_norm for group in groups]
     known = [group.svd_error for group in groups if group.svd_error is not None]
     svd = _pooled(known, norms) if len(known) == len(groups) else None
     curve = np.array([_pooled(column, norms) for column in errors.T.tolist()])

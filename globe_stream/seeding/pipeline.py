@@ -9,19 +9,22 @@ Source: docs/design.md, sections Proxies, Gram space and Seeding methods.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 
 from globe_stream.config import SeedConfig
 from globe_stream.engine.context import Context
-from globe_stream.engine.stream import Pass, PassCost, finished, stream
+from globe_stream.engine.records import PassCost
+from globe_stream.engine.stream import Pass, finished, stream
+from globe_stream.errors import GlobeError
 from globe_stream.factorization.activation import Activation
-from globe_stream.factorization.code_statistics import code_values
+from globe_stream.factorization.code_statistics import code_statistics
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.measure import MeasureAccumulator
 from globe_stream.factorization.normalization import Normalization
+from globe_stream.factorization.records import GroupState, group_state
 from globe_stream.factorization.svd_baseline import (
     BaselineAccumulator,
     sampled_experts,
@@ -39,11 +42,22 @@ from globe_stream.seeding.methods import (
     run_method,
     uses_dense_gram,
 )
+from globe_stream.seeding.records import (
+    STAGES,
+    AtomsRecord,
+    BaselineRecord,
+    GramRecord,
+    MeasureRecord,
+    ProxiesRecord,
+    SeedingRecords,
+    StageRecord,
+    StatisticsRecord,
+)
 from globe_stream.seeding.statistics import StatisticsAccumulator, evenly
 from globe_stream.store import arrays, codes
 from globe_stream.store.tiles import Tiles
 
-STAGES = ("statistics", "proxies", "gram", "atoms", "measure", "baseline")
+Stage = TypeVar("Stage", bound=StageRecord)
 
 
 @dataclass(frozen=True)
@@ -59,11 +73,10 @@ class Seeding:
 
     def run(self) -> None:
         """Carry out every stage that is not done yet."""
-        state = self.context.run.state(self.group.key)
-        if state is not None:
+        if group_state(self.context.run, self.group.key) is not None:
             return
-        for stage in STAGES:
-            if self.done(stage) is None:
+        for stage, kind in STAGES.items():
+            if self.done(stage, kind) is None:
                 if stage == "baseline":
                     self.context.run.clear_spill()
                 self.run_stage(stage)
@@ -82,9 +95,16 @@ class Seeding:
             steps[stage]()
         self._log(stage)
 
-    def done(self, stage: str) -> dict[str, Any] | None:
-        """What `stage` recorded when it was carried out, or None."""
-        return self.context.run.state(self.state_key(stage))
+    def done(self, stage: str, kind: type[Stage]) -> Stage | None:
+        """What `stage`, whose record is a `kind`, recorded when it was carried out, or None."""
+        return self.context.run.state(self.state_key(stage), kind)
+
+    def require(self, stage: str, kind: type[Stage]) -> Stage:
+        """As `done`, of a stage that must have been carried out."""
+        record = self.done(stage, kind)
+        if record is None:
+            raise GlobeError(f"{self.context.run.path}: {self.stage_name(stage)} is not done")
+        return record
 
     def state_key(self, stage: str) -> str:
         """The key of the run's state under which `stage` records what it did."""
@@ -120,17 +140,19 @@ class Seeding:
             put["seed/left_gram"] = statistics.normalized_left_gram(normalization)
         if statistics.procrustes_mean is not None:
             put["seed/procrustes_mean"] = statistics.procrustes_mean
-        self._commit("statistics", asdict(normalization), cost, put, task)
+        record = StatisticsRecord(cost, normalization.mean, normalization.scale)
+        self._commit("statistics", record, put, task)
 
     def _proxies(self) -> None:
-        projector, rows, facts = self._projector()
+        projector, choice = self._projector()
+        rows = None if choice.rows is None else list(choice.rows)
         tiles = self._proxy_tiles()
         accumulator = proxy.ProxyAccumulator(tiles, projector, self._normalization())
         task = self._pass("proxies", rows)
         cost = stream(self.context, task, accumulator)
         tiles.sync()
         tiles.close()
-        self._commit("proxies", facts, cost, {}, task)
+        self._commit("proxies", replace(choice, cost=cost), {}, task)
 
     def _gram(self) -> None:
         start = time.monotonic()
@@ -145,7 +167,7 @@ class Seeding:
         else:
             put = {"seed/proxy_norms": ProxyOperator(tiles, self.context.device).norms}
         tiles.close()
-        self._commit("gram", {}, _cost_since(start), put)
+        self._commit("gram", GramRecord(_cost_since(start)), put)
 
     def _atoms(self) -> None:
         start = time.monotonic()
@@ -158,19 +180,18 @@ class Seeding:
         bank = build_bank(
             tiles, norms, atoms.combination, self.context.run.spill(f"{_flat(self.group.key)}-bank")
         )
-        facts = {
-            "explained_variance": atoms.explained_variance,
-            "method_stats": dict(atoms.stats),
-            **code_values(dense, fitted.atom_gram),
-            "proxy_relative_error": fitted.relative_error,
-        }
+        record = AtomsRecord(
+            _cost_since(start),
+            atoms.explained_variance,
+            fitted.relative_error,
+            code_statistics(dense, fitted.atom_gram),
+            dict(atoms.stats),
+        )
         put: dict[str, arrays.Storable] = {
             f"{self.group.key}/bank": bank,
             **codes.named(self.group.key, dense.float()),
         }
-        self.context.run.commit(
-            {self.state_key("atoms"): {**facts, **_cost_since(start).values()}}, put
-        )
+        self.context.run.commit({self.state_key("atoms"): record}, put)
         bank.close()
         tiles.close()
 
@@ -188,13 +209,8 @@ class Seeding:
         )
         cost = stream(self.context, task, accumulator)
         bank.close()
-        self._commit(
-            "measure",
-            accumulator.metrics(self.group.experts),
-            cost,
-            {"errors": accumulator.squared_errors},
-            task,
-        )
+        record = MeasureRecord(cost, accumulator.summary(self.group.experts))
+        self._commit("measure", record, {"errors": accumulator.squared_errors}, task)
 
     def _baseline(self) -> None:
         sample = sampled_experts(self.group)
@@ -202,17 +218,14 @@ class Seeding:
         task = Pass(self.group.key, "baseline", experts, self.plans["baseline"].batch_plan.batch)
         accumulator = BaselineAccumulator(self.group.sizes.svd_rank)
         cost = stream(self.context, task, accumulator)
-        facts = {
-            "svd/rank": self.group.sizes.svd_rank,
-            "svd/experts": len(sample),
-            "svd/relative_frobenius_error": accumulator.relative_error,
-            **cost.values(),
-        }
-        state = self._seeded_state(facts)
+        baseline = BaselineRecord(
+            cost, self.group.sizes.svd_rank, len(sample), accumulator.relative_error
+        )
+        state = self._seeded_state(baseline)
         states, drop = finished(task)
         self.context.run.commit(
             {
-                self.state_key("baseline"): facts,
+                self.state_key("baseline"): baseline,
                 self.group.key: state,
                 self.state_key("seeded"): state,
                 **states,
@@ -226,24 +239,27 @@ class Seeding:
     def _kind(self) -> str:
         return proxies_for(self.config.method, self.config.proxies)
 
-    def _projector(self) -> tuple[proxy.Projector, list[int] | None, dict[str, Any]]:
+    def _projector(self) -> tuple[proxy.Projector, ProxiesRecord]:
+        """How proxies are made of weights, and what is recorded of it; the cost is added later."""
         kind, rank = self._kind, self.group.rank
+        unpaid = PassCost(0, 0.0, 0.0)
         if kind == "rows":
             energy = torch.from_numpy(self._read("seed/row_energy"))
             rows = proxy.select_rows(self.config.row_selection, energy, rank, self.config.seed)
             share = float(energy[rows].sum() / energy.sum())
-            return (lambda weights: weights), rows, {"energy_captured": share, "rows": rows}
+            return (lambda weights: weights), ProxiesRecord(unpaid, share, rows=tuple(rows))
         if kind == "left_gram":
             basis, share = proxy.left_basis(torch.from_numpy(self._read("seed/left_gram")), rank)
             projector = proxy.left_gram_projector(basis.to(self.context.device))
-            return projector, None, {"energy_captured": share}
+            return projector, ProxiesRecord(unpaid, share)
         if kind == "procrustes":
             procrustes_mean = torch.from_numpy(self._read("seed/procrustes_mean")).to(
                 self.context.device
             )
             agreement = float(procrustes_mean.double().norm())
-            return proxy.procrustes_projector(procrustes_mean), None, {"agreement": agreement}
-        return proxy.svd_projector(rank), None, {}
+            record = ProxiesRecord(unpaid, agreement=agreement)
+            return proxy.procrustes_projector(procrustes_mean), record
+        return proxy.svd_projector(rank), ProxiesRecord(unpaid)
 
     def _view(self, tiles: Tiles) -> GramView:
         if self.context.run.has(f"{self.group.key}/seed/gram"):
@@ -277,33 +293,24 @@ class Seeding:
         return bank
 
     def _normalization(self) -> Normalization:
-        state = self.done("statistics") or {}
-        return Normalization(state["mean"], state["scale"])
+        record = self.require("statistics", StatisticsRecord)
+        return Normalization(record.mean, record.scale)
 
-    def _seeded_state(self, baseline: dict[str, Any]) -> dict[str, Any]:
-        done = {stage: self.done(stage) or {} for stage in STAGES[:-1]} | {"baseline": baseline}
-        normalization = self._normalization()
-        norms = torch.from_numpy(self._read("norms"))
-        return {
-            "stage": "seeded",
-            "epoch": 0,
-            "passes": seed_passes(self.group),
-            "relative_frobenius_error": done["measure"]["recon/relative_frobenius_error"],
-            "squared_norm": float(norms.sum()),
-            "svd_relative_error": baseline["svd/relative_frobenius_error"],
-            "svd_sampled": baseline["svd/experts"],
-            **asdict(normalization),
-            "lambda_a": self.config.lambda_a,
-            "activation": "none",
-            "activation_lambda": 0.0,
-            "gamma": 1.0,
-            "temperature": 1.0,
-            "median_support": done["atoms"]["alpha/median_support"],
-            "explained_variance": done["atoms"]["explained_variance"],
-            "seeding_method": self.config.method,
-            "bytes_read": sum(int(f.get("io/bytes_read", 0)) for f in done.values()),
-            "seconds": sum(f.get("time/seconds", 0.0) for f in done.values()),
-        }
+    def _seeded_state(self, baseline: BaselineRecord) -> GroupState:
+        records = SeedingRecords(
+            self.require("statistics", StatisticsRecord),
+            self.require("proxies", ProxiesRecord),
+            self.require("gram", GramRecord),
+            self.require("atoms", AtomsRecord),
+            self.require("measure", MeasureRecord),
+            baseline,
+        )
+        return records.state(
+            method=self.config.method,
+            lambda_a=self.config.lambda_a,
+            squared_norm=float(torch.from_numpy(self._read("norms")).sum()),
+            passes=seed_passes(self.group),
+        )
 
     def _pass(self, stage: str, rows: list[int] | None = None) -> Pass:
         return Pass(
@@ -313,24 +320,22 @@ class Seeding:
     def _commit(
         self,
         stage: str,
-        facts: dict[str, Any],
-        cost: PassCost,
+        record: StageRecord,
         put: dict[str, arrays.Storable],
         task: Pass | None = None,
     ) -> None:
         states, drop = finished(task) if task else ({}, [])
         self.context.run.commit(
-            {self.state_key(stage): {**facts, **cost.values()}, **states},
+            {self.state_key(stage): record, **states},
             {f"{self.group.key}/{name}": source for name, source in put.items()},
             drop=drop,
         )
 
     def _log(self, stage: str) -> None:
         values = {
-            **(self.done(stage) or {}),
+            **self.require(stage, STAGES[stage]).metrics(),
             **self.context.memory_values(self.stage_name(stage)),
         }
-        values.pop("rows", None)
         self.context.metrics.log(f"seed/{stage}", self.group.key, values)
 
     def _read(self, name: str) -> Any:

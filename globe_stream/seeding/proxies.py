@@ -6,13 +6,13 @@ Source: docs/design.md, section Proxies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.factorization.normalization import Normalization
+from globe_stream.io.records import Scalars
 from globe_stream.seeding.procrustes import rotated, top_left
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
@@ -92,10 +92,10 @@ class ProxyAccumulator:
         self._tiles.sync()
         return {}
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self) -> Scalars:
         return {}
 
-    def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
+    def restore(self, load: Loader, scalars: Scalars) -> None:
         del load, scalars
 
 

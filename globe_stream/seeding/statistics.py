@@ -8,7 +8,6 @@ in it. Source: docs/design.md, sections Normalization and Proxies.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.factorization.normalization import Normalization
+from globe_stream.io.records import Scalars
 from globe_stream.seeding.procrustes import SAMPLE, ProcrustesMean
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
@@ -122,19 +122,19 @@ class StatisticsAccumulator:
             return dict(self._sums)
         return {**self._sums, "procrustes_mean": self._procrustes_mean.mean}
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self) -> Scalars:
         return (
             {}
             if self._procrustes_mean is None
             else {"procrustes_count": self._procrustes_mean.count}
         )
 
-    def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
+    def restore(self, load: Loader, scalars: Scalars) -> None:
         for name in self._sums:
             self._sums[name] = torch.from_numpy(arrays.read(load(name)))
         if self._procrustes_mean is not None:
             self._procrustes_mean.mean.copy_(torch.from_numpy(arrays.read(load("procrustes_mean"))))
-            self._procrustes_mean.count = scalars["procrustes_count"]
+            self._procrustes_mean.count = int(scalars["procrustes_count"])
 
     def result(self) -> Statistics:
         """The statistics of all experts seen."""

@@ -10,27 +10,29 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 
 import zarr
 
 from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.io import files
+from globe_stream.io.records import Json, Record
 from globe_stream.io.system_errors import explained
 from globe_stream.store import arrays
-from globe_stream.store.ledger import Ledger, Row
+from globe_stream.store.ledger import Ledger, read_lines
 from globe_stream.store.lock import LOCK_FILES, RunLock
+from globe_stream.store.rows import Applied, Commit, Created
 
-FORMAT = 1
+FORMAT = 2
 STORE = "run.zarr"
 STAGING = "staging.partial"
 TRASH = "trash.partial"
 SPILL = "spill.partial"
 
-State = dict[str, Any]
+State = TypeVar("State", bound=Record)
 
 
-def _nothing() -> dict[str, State]:
+def _nothing() -> dict[str, Record]:
     return {}
 
 
@@ -44,7 +46,7 @@ class Run:
                 f"{path}: not a run directory ({reason}). Give one that `globe-stream seed` made"
             )
         self.path = path
-        self.beside: Callable[[], Mapping[str, State]] = _nothing
+        self.beside: Callable[[], Mapping[str, Record]] = _nothing
         """States that every commit records beside its own, as they are at that moment."""
         self._lock = RunLock(path) if writable else None
         try:
@@ -54,7 +56,7 @@ class Run:
             raise
 
     @classmethod
-    def create(cls, path: Path, header: Row) -> "Run":
+    def create(cls, path: Path, header: Record) -> "Run":
         """Make `path` a new run whose first ledger row carries `header`.
 
         The row comes first: a crash before it leaves no run and nothing to clear away.
@@ -62,9 +64,7 @@ class Run:
         with explained(path, "making a run directory"):
             path.mkdir(parents=True, exist_ok=True)
             with RunLock(path):
-                Ledger(path / "ledger.jsonl", writable=True).append(
-                    {"kind": "created", "format": FORMAT, **header}
-                )
+                _ledger(path, writable=True).append(Created(FORMAT, header.to_json()))
                 files.sync_tree(path)
         return cls(path, writable=True)
 
@@ -93,16 +93,31 @@ class Run:
             files.remove(path / "ledger.jsonl")
 
     @property
-    def header(self) -> Row:
-        """What the run was created with."""
-        return self.ledger.rows[0]
+    def header(self) -> Json:
+        """What the run was created with, as JSON; `factorization.records.run_header` reads it."""
+        return self._created.header
 
-    def state(self, key: str) -> State | None:
-        """The state that the last commit under `key` recorded, or None."""
-        for row in reversed(self.ledger.rows):
-            if row["kind"] == "commit" and key in row["states"]:
-                state: State | None = row["states"][key]
-                return state
+    @property
+    def format(self) -> int:
+        """The number of the run format that the directory is written in."""
+        return self._created.format
+
+    @property
+    def commits(self) -> tuple[Commit, ...]:
+        """Every commit so far, oldest first."""
+        return tuple(row for row in self.ledger.rows if isinstance(row, Commit))
+
+    def state(self, key: str, kind: type[State]) -> State | None:
+        """The state of type `kind` that the last commit under `key` recorded, or None.
+
+        Raises InputError when what was recorded is not of that type.
+        """
+        for commit in reversed(self.commits):
+            if key in commit.states:
+                state = commit.states[key]
+                if state is None:
+                    return None
+                return kind.from_json(state, f"{self.path}/ledger.jsonl: state {key!r}")
         return None
 
     def array(self, name: str) -> Path:
@@ -125,7 +140,7 @@ class Run:
 
     def commit(
         self,
-        states: Mapping[str, State | None],
+        states: Mapping[str, Record | None],
         put: Mapping[str, arrays.Storable] | None = None,
         *,
         move: Sequence[tuple[str, str]] = (),
@@ -142,17 +157,16 @@ class Run:
         staging = self.path / STAGING / str(sequence)
         with explained(self.path, "writing the run's state"):
             self._stage(staging, put)
-            self.ledger.append(
-                {
-                    "kind": "commit",
-                    "sequence": sequence,
-                    "states": {**self.beside(), **states},
-                    "put": sorted(put),
-                    "move": [list(pair) for pair in move],
-                    "drop": list(drop),
-                }
+            changed = {**self.beside(), **states}
+            commit = Commit(
+                sequence,
+                {key: None if state is None else state.to_json() for key, state in changed.items()},
+                tuple(sorted(put)),
+                tuple(move),
+                tuple(drop),
             )
-            self._apply(self.ledger.rows[-1])
+            self.ledger.append(commit)
+            self._apply(commit)
 
     def close(self) -> None:
         """Release the lock."""
@@ -171,10 +185,12 @@ class Run:
         self.close()
 
     def _open(self, writable: bool) -> None:
-        self.ledger = Ledger(self.path / "ledger.jsonl", writable=writable)
-        if not self.ledger.rows:
-            raise GlobeError(f"{self.path}/ledger.jsonl: empty; seed again with {option('fresh')}")
-        _require_format(self.path, self.ledger.rows[0])
+        _require_format(self.path)
+        self.ledger = _ledger(self.path, writable=writable)
+        created = self.ledger.rows[0]
+        if not isinstance(created, Created):
+            raise GlobeError(f"{self.path}/ledger.jsonl: begins with no header; seed it anew")
+        self._created = created
         if writable:
             self._recover()
 
@@ -202,30 +218,29 @@ class Run:
             zarr.open_group(str(self.path / STORE), mode="a", zarr_format=3)
             files.sync_tree(self.path / STORE)
             files.sync_parents(self.path / STORE, self.path)
-        commits = [row for row in self.ledger.rows if row["kind"] == "commit"]
-        done = {row["sequence"] for row in self.ledger.rows if row["kind"] == "applied"}
-        if commits and commits[-1]["sequence"] not in done:
-            self._apply(commits[-1])
+        done = {row.sequence for row in self.ledger.rows if isinstance(row, Applied)}
+        if self.commits and self.commits[-1].sequence not in done:
+            self._apply(self.commits[-1])
         for leftover in (STAGING, TRASH):
             files.remove(self.path / leftover)
 
-    def _apply(self, row: Row) -> None:
-        """Carry out the moves of `row`; safe to repeat after a crash at any point."""
-        staging = self.path / STAGING / str(row["sequence"])
-        trash = self.path / TRASH / str(row["sequence"])
+    def _apply(self, commit: Commit) -> None:
+        """Carry out the moves of `commit`; safe to repeat after a crash at any point."""
+        staging = self.path / STAGING / str(commit.sequence)
+        trash = self.path / TRASH / str(commit.sequence)
         trash.mkdir(parents=True, exist_ok=True)
-        for old, new in row["move"]:
+        for old, new in commit.move:
             if not (trash / "moved" / old).exists():
                 if self.array(old).exists():
                     self._rename(self.array(old), self.array(new), trash / "replaced" / new)
                 self._mark(trash / "moved" / old)
-        for name in row["drop"]:
+        for name in commit.drop:
             if self.array(name).exists():
                 self._rename(self.array(name), trash / "dropped" / name, None)
-        for name in row["put"]:
+        for name in commit.put:
             if (staging / name).exists():
                 self._rename(staging / name, self.array(name), trash / "put" / name)
-        self.ledger.append({"kind": "applied", "sequence": row["sequence"]})
+        self.ledger.append(Applied(commit.sequence))
         for emptied in (STAGING, TRASH):
             files.remove(self.path / emptied)
 
@@ -256,8 +271,16 @@ class Run:
         files.sync_parents(path, self.path)
 
 
-def _require_format(path: Path, header: Row) -> None:
-    found = header.get("format")
+def _ledger(path: Path, *, writable: bool) -> Ledger[Created | Commit | Applied]:
+    return Ledger(path / "ledger.jsonl", (Created, Commit, Applied), writable=writable)
+
+
+def _require_format(path: Path) -> None:
+    """Refuse a ledger without a row, and one whose first row names another run format."""
+    lines, _ = read_lines(path / "ledger.jsonl")
+    if not lines:
+        raise GlobeError(f"{path}/ledger.jsonl: empty; seed again with {option('fresh')}")
+    found = lines[0].get("format") if isinstance(lines[0], dict) else None
     if found != FORMAT:
         raise InputError(
             f"{path}: written in run format {found}, this version reads {FORMAT}. "

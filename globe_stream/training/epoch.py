@@ -7,7 +7,6 @@ Source: docs/design.md, section Alternating minimization.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from globe_stream.factorization.adapters import AdapterFit, fit_adapters
 from globe_stream.factorization.compose import compose
 from globe_stream.factorization.measure import ErrorLog
 from globe_stream.factorization.normalization import Normalization
+from globe_stream.io.records import Scalars
 from globe_stream.kernels.ridge import ridge_solve
 from globe_stream.kernels.workspace import Workspace
 from globe_stream.store import arrays
@@ -96,18 +96,18 @@ class EpochAccumulator:
             "squared_errors": self.log.squared_errors,
         }
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self) -> Scalars:
         return {
             **self.moments.scalars(),
             **self.log.scalars(),
             "polar_fallbacks": self.polar_fallbacks,
         }
 
-    def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
+    def restore(self, load: Loader, scalars: Scalars) -> None:
         self.moments.restore(load, scalars)
         self.new_codes = torch.from_numpy(arrays.read(load("codes")))
         self.log.restore(torch.from_numpy(arrays.read(load("squared_errors"))), scalars)
-        self.polar_fallbacks = scalars["polar_fallbacks"]
+        self.polar_fallbacks = int(scalars["polar_fallbacks"])
 
     def _preconditioned(
         self, weights: Tensor, mixtures: Tensor, fit: AdapterFit

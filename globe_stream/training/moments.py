@@ -11,11 +11,11 @@ Source: docs/design.md, section Bank update.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from globe_stream.io.records import Scalars
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
 from globe_stream.store.tiles import Tiles
@@ -92,7 +92,7 @@ class EpochMoments:
         """For a checkpoint inside the pass."""
         return {"gradients": self.gradients, **{name: getattr(self, name) for name in _SMALL}}
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self) -> Scalars:
         """For a checkpoint inside the pass."""
         return {
             "sampled": self.sampled,
@@ -100,12 +100,12 @@ class EpochMoments:
             "worst_position": self.worst_position,
         }
 
-    def restore(self, load: Loader, scalars: Mapping[str, Any]) -> None:
+    def restore(self, load: Loader, scalars: Scalars) -> None:
         """Return to a checkpoint inside the pass."""
         arrays.read_into(load("gradients"), self.gradients)
         for name in _SMALL:
             saved = torch.from_numpy(arrays.read(load(name)))
             getattr(self, name).copy_(saved)
-        self.sampled = scalars["sampled"]
+        self.sampled = int(scalars["sampled"])
         self.worst_error = scalars["worst_error"]
-        self.worst_position = scalars["worst_position"]
+        self.worst_position = int(scalars["worst_position"])

@@ -8,14 +8,14 @@ Source: docs/design.md, section Schedules; O'Donoghue and Candes, "Adaptive rest
 gradient schemes" (2015).
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
 
 from torch import Tensor
 
 from globe_stream.config import TrainConfig
 from globe_stream.factorization.activation import Activation
+from globe_stream.io.records import Record
 from globe_stream.training.bank_update import BankUpdateSettings
 from globe_stream.training.code_update import Coding, first_temperature, next_temperature
 from globe_stream.training.epoch import EpochSettings
@@ -36,7 +36,7 @@ LAMBDA_REST = 5
 
 
 @dataclass(frozen=True)
-class ScheduleState:
+class ScheduleState(Record):
     """Where training stands before an epoch."""
 
     epoch: int = 0  # epochs done
@@ -51,10 +51,6 @@ class ScheduleState:
     lam_rest: int = 0  # epochs until lambda may rise again
     temperature: float = 1.0
     still: int = 0  # epochs in a row without improvement
-
-    def record(self) -> dict[str, Any]:
-        """As plain values, for the ledger."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from globe_stream.config import TrainConfig
 from globe_stream.engine.context import Context
-from globe_stream.engine.stream import Pass, PassCost, finished, stream
-from globe_stream.factorization.code_statistics import code_values, median_support
+from globe_stream.engine.metrics import MetricValues
+from globe_stream.engine.records import PassCost
+from globe_stream.engine.stream import Pass, finished, stream
+from globe_stream.factorization.code_statistics import code_statistics, median_support
 from globe_stream.factorization.groups import ExpertGroup
-from globe_stream.factorization.measure import ErrorLog
 from globe_stream.factorization.normalization import Normalization
+from globe_stream.factorization.records import GroupState, seeded_state
 from globe_stream.memory.cost_model import StagePlan, tile_rows
 from globe_stream.store import arrays, codes
 from globe_stream.store.arrays import StoredTiles
 from globe_stream.store.tiles import Tiles
 from globe_stream.training.bank_update import BankUpdate, update_bank
 from globe_stream.training.epoch import EpochAccumulator
+from globe_stream.training.epoch_record import (
+    Measured,
+    accepted,
+    progressed,
+    schedule_metrics,
+    step_metrics,
+)
 from globe_stream.training.metric import Metric, metric_gram, plain_gram
 from globe_stream.training.moments import EpochMoments
 from globe_stream.training.schedule import Schedule, ScheduleState
@@ -95,29 +105,42 @@ class Trainer:
             self.plan.batch_plan.batch,
         )
         cost = stream(self.context, task, accumulator)
-        values = self._values(current, accumulator)
-        if self.schedule.is_worse(before, accumulator.log.relative_error):
+        measured = Measured(
+            accumulator.log.summary(self.group.experts),
+            code_statistics(current.codes, current.gram, self.schedule.support_target()),
+        )
+        error = measured.errors.relative_frobenius_error
+        step: MetricValues = {}
+        if rejected := self.schedule.is_worse(before, error):
             after = self._reject(current, task, cost)
         else:
-            after, told = self._accept(current, accumulator, task, cost)
-            values |= told
-        values |= {
+            after, update = self._accept(current, accumulator, measured, task, cost)
+            step = step_metrics(update)
+        values: dict[str, JsonValue] = {
+            **measured.metrics(rejected=rejected),
             "recon/relative_frobenius_error": after.schedule_state.error,
-            "schedule/rejected": after.schedule_state.rejected > before.rejected,
-            **cost.values(),
+            "recon/measured_error": error,
+            **schedule_metrics(self.schedule, before, after.schedule_state),
+            "health/metric_condition": metric.condition,
+            "health/polar_fallbacks": accumulator.polar_fallbacks,
+            "memory/rss_bytes": self.context.meter.now(),
+            "memory/peak_bytes": self.context.meter.stage_peak,
+            **step,
+            **cost.metrics(),
             "time/step_seconds": time.monotonic() - start,
         }
         self.context.metrics.log("train", self.group.key, values, epoch=after.schedule_state.epoch)
-        self._say(after.schedule_state, values)
+        self._say(after.schedule_state, error if rejected else None, time.monotonic() - start)
         return after
 
     def _accept(
         self,
         current: TrainerState,
         accumulator: EpochAccumulator,
+        measured: Measured,
         task: Pass,
         cost: PassCost,
-    ) -> tuple[TrainerState, dict[str, Any]]:
+    ) -> tuple[TrainerState, BankUpdate]:
         """Save the measured state, take the dictionary step, save what comes next."""
         before = current.schedule_state
         median = median_support(accumulator.new_codes)
@@ -135,8 +158,10 @@ class Trainer:
         states, drop = finished(task)
         self.context.run.commit(
             {
-                self.group.key: self._state(current, accumulator.log, after, cost),
-                self._next_key: after.record(),
+                self.group.key: accepted(
+                    self._progressed(after, cost), self.schedule, before, measured
+                ),
+                self._next_key: after,
                 **states,
             },
             {self._name(name): source for name, source in put.items()},
@@ -144,25 +169,20 @@ class Trainer:
             drop=drop,
         )
         update.momentum.close()
-        told = {
-            "bank/norm_deviation_max": update.largest_norm_change,
-            "bank/revived_atoms": update.revived,
-            "health/coupling_condition": update.condition,
-        }
-        return TrainerState(update.bank, current.bank, update.codes, update.gram, after), told
+        state = TrainerState(update.bank, current.bank, update.codes, update.gram, after)
+        return state, update
 
     def _reject(self, current: TrainerState, task: Pass, cost: PassCost) -> TrainerState:
         """Keep the saved state and continue from it."""
         after = self.schedule.reject(current.schedule_state)
         arrays.read_into(self.context.run.array(self._name("bank")), current.bank)
         dense = codes.load(self.context.run, self.group.key, self.group.bases)
-        saved = self.context.run.state(self.group.key) or {}
         states, drop = finished(task)
         put = {"next/bank": current.bank, **codes.named("next", dense)}
         self.context.run.commit(
             {
-                self.group.key: {**saved, **self._progress(after, cost)},
-                self._next_key: after.record(),
+                self.group.key: self._progressed(after, cost),
+                self._next_key: after,
                 **states,
             },
             {self._name(name): source for name, source in put.items()},
@@ -237,68 +257,18 @@ class Trainer:
         return Metric.from_moments(adapter_moment, row_projector, device)
 
     def _schedule_state(self) -> ScheduleState:
-        record = self.context.run.state(self._next_key)
-        if record is not None:
-            return ScheduleState(**record)
+        state = self.context.run.state(self._next_key, ScheduleState)
+        if state is not None:
+            return state
         return self.schedule.first(codes.load(self.context.run, self.group.key, self.group.bases))
 
-    # -- what is told ----------------------------------------------------------------------
-
-    def _state(
-        self, current: TrainerState, log: ErrorLog, after: ScheduleState, cost: PassCost
-    ) -> dict[str, Any]:
-        activation = self.schedule.activation(current.schedule_state.lam)
-        return {
-            **(self.context.run.state(self.group.key) or {}),
-            **self._progress(after, cost),
-            "relative_frobenius_error": log.relative_error,
-            "lambda_a": self.config.lambda_a,
-            "activation": activation.name,
-            "activation_lambda": activation.lam,
-            "gamma": activation.gamma,
-            "temperature": current.schedule_state.temperature,
-            "median_support": median_support(current.codes),
-        }
-
-    def _progress(self, after: ScheduleState, cost: PassCost) -> dict[str, Any]:
-        """What every epoch changes in the unit's state, whether its state was kept or not."""
-        saved = self.context.run.state(self.group.key) or {}
-        return {
-            "stage": "trained" if self._over(after) else "training",
-            "epoch": after.epoch,
-            "passes": saved["passes"] + 1,
-            "bytes_read": saved["bytes_read"] + cost.bytes_read,
-            "seconds": saved["seconds"] + cost.seconds,
-        }
-
-    def _values(self, current: TrainerState, accumulator: EpochAccumulator) -> dict[str, Any]:
-        now, target = current.schedule_state, self.schedule.support_target()
-        return {
-            **accumulator.log.metrics(self.group.experts),
-            **code_values(current.codes, current.gram, target),
-            "recon/measured_error": accumulator.log.relative_error,
-            "alpha/temperature": now.temperature,
-            "alpha/target_support": target,
-            "schedule/lambda": now.lam,
-            "schedule/beta": self.schedule.beta(now),
-            "schedule/damping": now.damping,
-            "schedule/warmup": self.schedule.in_warmup(now),
-            "health/metric_condition": accumulator.metric.condition,
-            "health/polar_fallbacks": accumulator.polar_fallbacks,
-            "memory/rss_bytes": self.context.meter.now(),
-            "memory/peak_bytes": self.context.meter.stage_peak,
-        }
-
-    def _say(self, after: ScheduleState, values: dict[str, Any]) -> None:
-        rejected = (
-            f" (a step to {values['recon/measured_error']:.4f} was taken back)"
-            if values["schedule/rejected"]
-            else ""
-        )
+    def _say(self, after: ScheduleState, rejected: float | None, seconds: float) -> None:
+        """One line for an epoch; `rejected` is the relF of a state that was not kept."""
+        note = "" if rejected is None else f" (a step to {rejected:.4f} was taken back)"
+        support = seeded_state(self.context.run, self.group.key).median_support
         self.context.progress.say(
             f"{self.group.key} epoch {after.epoch}/{self.config.epochs}: relF {after.error:.4f}"
-            f"{rejected}, median support {values['alpha/median_support']:.0f}, "
-            f"{values['time/step_seconds']:.1f} s"
+            f"{note}, median support {support:.0f}, {seconds:.1f} s"
         )
 
     # -- small things ----------------------------------------------------------------------
@@ -307,8 +277,12 @@ class Trainer:
         return schedule_state.epoch >= self.config.epochs or self.schedule.stopped(schedule_state)
 
     def _normalization(self) -> Normalization:
-        state = self.context.run.state(self.group.key) or {}
-        return Normalization(state["mean"], state["scale"])
+        state = seeded_state(self.context.run, self.group.key)
+        return Normalization(state.mean, state.scale)
+
+    def _progressed(self, after: ScheduleState, cost: PassCost) -> GroupState:
+        saved = seeded_state(self.context.run, self.group.key)
+        return progressed(saved, after, cost, self._over(after))
 
     @property
     def _next_key(self) -> str:

@@ -19,7 +19,7 @@ from tiny_files import QWEN, qwen_tensors, write_checkpoint
 SHARDS = 4
 LOOK = """
 index = open_index(MODEL)
-result = {"summary": index.summary(), "fingerprint": index.fingerprint()}
+result = {"summary": index.summary(), "fingerprint": index.fingerprint().to_json()}
 """
 FETCH = """
 index = open_index(MODEL).select(Selection(("up",), single_layer=1, max_experts=1))

@@ -270,4 +270,4 @@ def test_down_is_not_needed(tmp_path: Path) -> None:
 
 def test_a_local_folder_has_nothing_to_fetch(index: ExpertIndex) -> None:
     index.fetch(index.experts["up"])
-    assert replace(index, revision="abc").fingerprint()["revision"] == "abc"
+    assert replace(index, revision="abc").fingerprint().revision == "abc"

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import support
 
+from globe_stream.factorization.records import seeded_state
 from globe_stream.memory import cost_model as budget
 from globe_stream.memory import planner
 from globe_stream.store.run import Run
@@ -149,7 +150,7 @@ def test_fresh_trains_again_from_the_seeds(tell, seeded, epochs):
     assert {name: support.results(seeded)[name] for name in keys} == {
         name: support.results(other)[name] for name in keys
     }
-    assert Run(seeded, writable=False).state("up")["passes"] == 4 + 3
+    assert seeded_state(Run(seeded, writable=False), "up").passes == 4 + 3
 
 
 def forced(monkeypatch, batch, spill):

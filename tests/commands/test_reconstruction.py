@@ -11,6 +11,7 @@ import pytest
 import support
 import zarr
 
+from globe_stream.factorization.records import seeded_state
 from globe_stream.store.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -51,7 +52,7 @@ def squared_errors(weights, bank, codes, state):
 def check(run, checkpoint, group, family, chosen=slice(None)):
     weights = support.stored_experts(checkpoint, family).numpy()[chosen]
     bank, codes, norms, errors, experts = stored(run, group)
-    state = Run(run, writable=False).state(group)
+    state = seeded_state(Run(run, writable=False), group).to_json()
     np.testing.assert_allclose(norms, (weights**2).sum((1, 2)), rtol=1e-6)
     exact = squared_errors(weights, bank, codes, state)
     np.testing.assert_allclose(errors, exact, rtol=1e-3)

@@ -43,15 +43,20 @@ def killed_and_continued(arguments, log, every):
 
 def states(run):
     """What the ledger says of every unit, times left out."""
+    from globe_stream.engine.records import PartialPass
+    from globe_stream.factorization.records import GroupState, run_header
     from globe_stream.store.run import Run
+    from globe_stream.training.schedule import ScheduleState
 
     opened = Run(run, writable=False)
     kept = {}
-    for group in opened.header["units"]:
-        for key in (group["key"], f"{group['key']}:next", f"{group['key']}:partial"):
-            state = opened.state(key) or {}
-            kept[key] = {name: value for name, value in state.items()
-                         if name not in ("seconds", "bytes_read")}  # fmt: skip
+    kinds = {"": GroupState, ":next": ScheduleState, ":partial": PartialPass}
+    for group in run_header(opened).groups:
+        for suffix, kind in kinds.items():
+            state = opened.state(f"{group.key}{suffix}", kind)
+            values = {} if state is None else state.to_json()
+            kept[f"{group.key}{suffix}"] = {name: value for name, value in values.items()
+                                            if name not in ("seconds", "bytes_read")}  # fmt: skip
     return kept
 
 

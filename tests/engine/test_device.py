@@ -69,10 +69,10 @@ def test_the_chosen_precision_has_float32_error():
 
 def test_a_recorded_choice_is_kept(monkeypatch):
     monkeypatch.setattr(runtime, "_time_gemm", lambda: pytest.fail("measured again"))
-    recorded = {"device": "cpu", "matmul_precision": "highest", "matmul_reason": "as before"}
+    recorded = runtime.Machine("cpu", "asked for", 1, "highest", "as before")
     machine = runtime.prepare(CPU, "asked for", recorded)
     assert (machine.matmul_precision, machine.matmul_reason) == ("highest", "as before")
-    assert machine.record()["threads"] == torch.get_num_threads()
+    assert machine.threads == torch.get_num_threads()
 
 
 def test_a_clock_is_due_once_an_interval(monkeypatch):

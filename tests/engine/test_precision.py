@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from globe_stream.engine import precision
+from globe_stream.engine.device import Machine
 from globe_stream.engine.precision import arithmetic_of
+from globe_stream.engine.records import MACHINE
+from globe_stream.io.records import Record
 from globe_stream.store.run import Run
 
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Run:
-    run = Run.create(tmp_path / "run", {"units": []})
-    run.commit({"machine": {"matmul_precision": "medium"}})
+    run = Run.create(tmp_path / "run", Record())
+    run.commit({MACHINE: Machine("cpu", "asked for", 1, "medium", "measured")})
     return run
 
 

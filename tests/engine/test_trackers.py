@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from globe_stream.engine import trackers as tracker
+from globe_stream.engine.metrics import MetricRow
 
 pytest.importorskip("wandb")
 pytestmark = pytest.mark.usefixtures("quick", "_no_account", "_no_network")
@@ -89,8 +90,8 @@ def test_rows_become_numbers_under_stage_and_family(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tracker.importlib, "import_module", lambda _: Fake)
     sink = tracker.WandbSink(tmp_path, "project", {"a": 1})
-    row = {"time": 1.0, "stage": "train", "family": "up", "epoch": 3, "step": None}
-    sink.write({**row, "recon/relative_frobenius_error": 0.5, "alpha/popularity": [1], "x": None})
+    values = {"recon/relative_frobenius_error": 0.5, "alpha/popularity": [1], "x": None}
+    sink.write(MetricRow(1.0, "train", "up", 3, None, values))
     sink.close()
     assert logged[0]["mode"] == "offline"
     assert logged[0]["id"] == (tmp_path / "wandb-id").read_text()

@@ -1,6 +1,7 @@
 """Errors by family, layer and expert against the definition."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from globe_stream.evaluation.reconstruction import (
     recorded_errors,
     svd_errors,
 )
+from globe_stream.factorization.records import seeded_state
 from globe_stream.store.run import Run
 
 
@@ -78,7 +80,8 @@ def test_the_svd_that_a_run_recorded_is_told_without_measuring(run: Path, tmp_pa
     shutil.copytree(run, copy)
     with Run(copy, writable=True) as told:
         for family, error in (("up", 0.25), ("gate", 0.5)):
-            told.commit({family: {**(told.state(family) or {}), "svd_relative_error": error}})
+            state = seeded_state(told, family)
+            told.commit({family: replace(state, svd_relative_error=error)})
     document = {"errors": evaluate_errors([copy], measure=False, memory=None)}
     kept = document["errors"][str(copy)]["svd_equal_parameters"]
     assert {name: one["relative_frobenius_error"] for name, one in kept.items()} == {

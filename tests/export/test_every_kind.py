@@ -8,6 +8,7 @@ from globe_stream.checkpoint.index import open_index
 from globe_stream.checkpoint.reader import read_expert
 from globe_stream.commands import session as api
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
+from globe_stream.factorization.records import seeded_state
 from globe_stream.store import arrays, codes
 from globe_stream.store.run import Run
 
@@ -31,14 +32,14 @@ def test_trains_and_the_error_is_that_of_the_experts_read(kind, tmp_path):
 def measured(model: str, run: object, family: str) -> float:
     """relF of the saved state, in float64, from the experts as the index reads them one by one."""
     with Run(run, writable=False) as stored:
-        state = stored.state(family)
+        state = seeded_state(stored, family)
         bank = torch.from_numpy(arrays.read(stored.array(f"{family}/bank"))).double()
         dense = codes.load(stored, family, len(bank)).double()
     lost = whole = 0.0
     for expert, code in zip(open_index(model).experts[family], dense, strict=True):
         weights = read_expert(expert).double()
         mixture = torch.tensordot(code, bank, 1)
-        centred = weights - state["mean"]
+        centred = weights - state.mean
         adapter = torch.linalg.lstsq(mixture.T, centred.T).solution.T
         lost += float((adapter @ mixture - centred).square().sum())
         whole += float(weights.square().sum())

@@ -109,9 +109,9 @@ def test_the_card_pools_the_errors_of_banks_by_norm(model, tmp_path):
         figures = [(0.1, 9.0), (0.7, 1.0)]
         groups = [fitted for fitted in source.groups if fitted.group.family == "up"]
         changed = tuple(
-            replace(fitted, state={
-                **fitted.state, "relative_frobenius_error": error, "squared_norm": norm,
-            })
+            replace(fitted, state=replace(
+                fitted.state, relative_frobenius_error=error, squared_norm=norm,
+            ))
             for fitted, (error, norm) in zip(groups, figures, strict=True)
         )  # fmt: skip
         card = model_card(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from globe_stream.factorization import code_statistics as code_metrics
-from globe_stream.factorization.code_statistics import code_values, support_overlap
+from globe_stream.factorization.code_statistics import code_statistics, support_overlap
 
 N, M = 17, 6
 
@@ -34,7 +34,7 @@ def _panels(request, monkeypatch):
 @pytest.mark.usefixtures("_panels")
 def test_values_match_plain_loops():
     dense, gram = codes(), atom_gram()
-    found = code_values(dense, gram, target=2)
+    found = code_statistics(dense, gram, target=2).metrics()
     rows = dense.double().tolist()
     supports = sorted(sum(value > 0 for value in row) for row in rows)
     assert found["alpha/median_support"] == supports[N // 2]

@@ -1,6 +1,6 @@
 """Runs and tiny models made in a few lines, so that export is tested without training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,13 @@ from torch import Tensor
 
 from globe_stream.checkpoint.index import ExpertIndex, Selection, open_index
 from globe_stream.checkpoint.reader import read_expert
+from globe_stream.factorization.records import (
+    GroupRecord,
+    GroupState,
+    RunConfig,
+    RunHeader,
+    seeded_state,
+)
 from globe_stream.store import codes
 from globe_stream.store.run import Run
 
@@ -103,14 +110,14 @@ def make_run(folder: Path, model: Path, recipe: Recipe | None = None) -> Path:
     groups = _groups(chosen, recipe)
     run = Run.create(
         folder,
-        {
-            "model": str(model),
-            "model_type": index.model_type,
-            "revision": None,
-            "fingerprint": index.fingerprint(),
-            "config": {"seed": {"method": "random"}},
-            "units": [record for record, _ in groups],
-        },
+        RunHeader(
+            str(model),
+            index.model_type,
+            None,
+            index.fingerprint(),
+            RunConfig({}, {"method": "random"}, "cpu"),
+            tuple(record for record, _ in groups),
+        ),
     )
     with run:
         for number, (record, experts) in enumerate(groups):
@@ -118,7 +125,7 @@ def make_run(folder: Path, model: Path, recipe: Recipe | None = None) -> Path:
     return folder
 
 
-def _groups(index: ExpertIndex, recipe: Recipe) -> list[tuple[dict[str, Any], list[Any]]]:
+def _groups(index: ExpertIndex, recipe: Recipe) -> list[tuple[GroupRecord, list[Any]]]:
     groups = []
     for family in recipe.families:
         members = index.experts[family]
@@ -130,15 +137,7 @@ def _groups(index: ExpertIndex, recipe: Recipe) -> list[tuple[dict[str, Any], li
             p, d = experts[0].shape
             groups.append(
                 (
-                    {
-                        "key": key,
-                        "family": family,
-                        "experts": len(experts),
-                        "p": p,
-                        "d": d,
-                        "rank": recipe.rank,
-                        "bases": recipe.bases,
-                    },
+                    GroupRecord(key, family, len(experts), p, d, recipe.rank, recipe.bases),
                     experts,
                 )
             )
@@ -146,44 +145,46 @@ def _groups(index: ExpertIndex, recipe: Recipe) -> list[tuple[dict[str, Any], li
 
 
 def _commit_group(
-    run: Run, record: dict[str, Any], experts: list[Any], recipe: Recipe, seed: int
+    run: Run, record: GroupRecord, experts: list[Any], recipe: Recipe, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    bank = torch.randn(recipe.bases, recipe.rank, record["d"], generator=generator)
+    bank = torch.randn(recipe.bases, recipe.rank, record.d, generator=generator)
     bank /= bank.flatten(1).norm(dim=1)[:, None, None]
     values = torch.rand(len(experts), recipe.bases, generator=generator) + 0.1
     dropped = torch.rand(len(experts), recipe.bases, generator=generator).argsort(1)
     values.scatter_(1, dropped[:, recipe.support :], 0.0)
-    gamma = recipe.gain * (recipe.rank * record["d"]) ** 0.5
-    state = {
-        "stage": recipe.stage,
-        "epoch": 0 if recipe.stage == "seeded" else 3,
-        "passes": 5,
-        "mean": recipe.mean,
-        "scale": recipe.scale,
-        "activation": recipe.activation,
-        "activation_lambda": recipe.lam,
-        "gamma": gamma,
-        "lambda_a": 1e-9,
-        "temperature": 1.0,
-        "median_support": float(recipe.support),
-        "explained_variance": 0.5,
-        "seeding_method": "random",
-        "bytes_read": 0,
-        "seconds": 0.0,
-    }
+    gamma = recipe.gain * (recipe.rank * record.d) ** 0.5
     originals = torch.stack([read_expert(expert) for expert in experts])
     norms = originals.double().square().sum((1, 2))
     errors = norms / 4
+    state = GroupState(
+        stage=recipe.stage,
+        epoch=0 if recipe.stage == "seeded" else 3,
+        passes=5,
+        relative_frobenius_error=0.5,
+        squared_norm=float(norms.sum()),
+        svd_relative_error=None,
+        svd_sampled=0,
+        mean=recipe.mean,
+        scale=recipe.scale,
+        lambda_a=1e-9,
+        activation=recipe.activation,
+        activation_lambda=recipe.lam,
+        gamma=gamma,
+        temperature=1.0,
+        median_support=float(recipe.support),
+        explained_variance=0.5,
+        seeding_method="random",
+        bytes_read=0,
+        seconds=0.0,
+    )
     if recipe.measured:
         rebuilt = [oracle(w, bank, a, state) for w, a in zip(originals, values, strict=True)]
         errors = (torch.stack(rebuilt) - originals).square().sum((1, 2))
-    state |= {
-        "relative_frobenius_error": float((errors.sum() / norms.sum()).sqrt()),
-        "squared_norm": float(norms.sum()),
-    }
+    error = float((errors.sum() / norms.sum()).sqrt())
+    state = replace(state, relative_frobenius_error=error)
     members = torch.tensor([[e.layer, e.expert, int(e.shared)] for e in experts]).int()
-    key = record["key"]
+    key = record.key
     run.commit(
         {key: state},
         {
@@ -196,15 +197,15 @@ def _commit_group(
     )
 
 
-def oracle(weights: Tensor, bank: Tensor, code: Tensor, state: dict[str, Any]) -> Tensor:
+def oracle(weights: Tensor, bank: Tensor, code: Tensor, state: GroupState) -> Tensor:
     """W_hat (p, d) in float64, by the definition and numpy-style least squares."""
-    mixture = torch.einsum("j,jrd->rd", code.double(), bank.double()) * state["gamma"]
+    mixture = torch.einsum("j,jrd->rd", code.double(), bank.double()) * state.gamma
     act = {"silu": torch.nn.functional.silu, "tanh": torch.tanh, "none": lambda x: x}
-    lam = state["activation_lambda"]
-    hidden = (1 - lam) * mixture + lam * act[state["activation"]](mixture)
-    target = (weights.double() - state["mean"]) / state["scale"]
+    lam = state.activation_lambda
+    hidden = (1 - lam) * mixture + lam * act[state.activation](mixture)
+    target = (weights.double() - state.mean) / state.scale
     adapter = torch.linalg.lstsq(hidden.T, target.T).solution.T
-    return state["scale"] * adapter @ hidden + state["mean"]
+    return state.scale * adapter @ hidden + state.mean
 
 
 def run_oracle(folder: Path, key: str, position: int, weights: Tensor) -> Tensor:
@@ -212,8 +213,7 @@ def run_oracle(folder: Path, key: str, position: int, weights: Tensor) -> Tensor
     from globe_stream.store import arrays
 
     with Run(folder, writable=False) as run:
-        state = run.state(key)
+        state = seeded_state(run, key)
         bank = torch.from_numpy(arrays.read(run.array(f"{key}/bank")))
         code = codes.load(run, key, len(bank))[position]
-    assert state is not None
     return oracle(weights, bank, code, state)

@@ -103,8 +103,8 @@ def test_page_is_complete_in_itself(told: Path, tmp_path: Path) -> None:
         assert kind == "data:image/png;base64"
         assert base64.b64decode(data).startswith(b"\x89PNG")
     assert all(link.startswith("data:") for link in outline.links)
-    status = gather(told).status["families"]["up"]
-    assert f"{status['relative_frobenius_error']:.4f}" in outline.cells
+    status = gather(told).status.families["up"]
+    assert f"{status.relative_frobenius_error:.4f}" in outline.cells
     assert "500.00 MiB" in outline.cells
     assert "96.0%" in outline.cells
 
@@ -116,18 +116,18 @@ def test_report_lies_in_the_run_by_default(told: Path) -> None:
 
 def test_a_bank_worse_than_the_svd_is_called_that(told: Path) -> None:
     data = gather(told)
-    up = data.status["families"]["up"]
-    error = up["relative_frobenius_error"]
-    up["svd_equal_parameters_relative_error"] = error / 2
+    up = data.status.families["up"]
+    error = up.relative_frobenius_error
+    data.status.families["up"] = replace(up, svd_equal_parameters_relative_error=error / 2)
     assert "not worth" in render(data)
-    up["svd_equal_parameters_relative_error"] = error * 2
+    data.status.families["up"] = replace(up, svd_equal_parameters_relative_error=error * 2)
     assert "50% below" in render(data)
     assert "not worth" not in render(data)
 
 
 def test_text_is_escaped(told: Path) -> None:
     data = gather(told)
-    data.status["config"]["model"] = "<script>x</script>"
+    data.status.config["model"] = "<script>x</script>"
     assert "<script>" not in render(data)
 
 
@@ -180,7 +180,7 @@ def _many(group: GroupData, count: int) -> list[GroupData]:
             group,
             key=f"{family}/{k}",
             family=family,
-            state={"squared_norm": 1.0 + k},
+            state=replace(group.state, squared_norm=1.0 + k),
             curve=((0, 0.5 + k / 100), (1, 0.4 + k / 100)),
             svd_error=0.45,
             eigenvalues=np.linspace(1.0, 0.1, 12),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from globe_stream.errors import GlobeError
+from globe_stream.io.records import Record
 from globe_stream.store import codes
 from globe_stream.store.run import Run
 
@@ -32,8 +33,8 @@ def test_packed_form():
 
 def test_codes_in_a_run(tmp_path):
     dense = sparse()
-    with Run.create(tmp_path / "run", {}) as run:
-        run.commit({"up": {}}, codes.named("up/layers-000-003", dense))
+    with Run.create(tmp_path / "run", Record()) as run:
+        run.commit({"up": Record()}, codes.named("up/layers-000-003", dense))
         assert torch.equal(codes.load(run, "up/layers-000-003", 7), dense)
         with pytest.raises(GlobeError, match="gate/codes/count"):
             codes.load(run, "gate", 7)

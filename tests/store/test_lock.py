@@ -2,13 +2,20 @@
 
 import os
 import time
+from dataclasses import dataclass
 
 import pytest
 import support
 
 from globe_stream.errors import InputError
+from globe_stream.io.records import Record
 from globe_stream.store.lock import RunLock
 from globe_stream.store.run import Run
+
+
+@dataclass(frozen=True)
+class Header(Record):
+    model: str = "m"
 
 
 def hold(directory, ready):
@@ -19,7 +26,7 @@ def hold(directory, ready):
 
 @pytest.fixture
 def holder(tmp_path):
-    Run.create(tmp_path / "run", {"units": []}).close()
+    Run.create(tmp_path / "run", Header()).close()
     process = support.start(hold, tmp_path / "run", tmp_path / "ready")
     while not (tmp_path / "ready").exists():
         assert process.exitcode is None
@@ -44,12 +51,12 @@ def test_the_lock_goes_with_its_holder(tmp_path, holder):
     holder.kill()
     holder.join()
     with Run(tmp_path / "run", writable=True) as run:
-        assert run.header["units"] == []
+        assert run.header == Header().to_json()
 
 
 def test_reading_needs_no_lock(tmp_path, holder):
     del holder
-    assert Run(tmp_path / "run", writable=False).header["units"] == []
+    assert Run(tmp_path / "run", writable=False).header == Header().to_json()
 
 
 def test_the_same_process_is_refused_too_until_release(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from support import Crash, crashing
 
 from globe_stream.errors import GlobeError, InputError
 from globe_stream.io import files
+from globe_stream.io.records import Record
 from globe_stream.store import arrays
 from globe_stream.store.run import FORMAT, Run
 
@@ -34,15 +36,25 @@ NAMES = (
 KEYS = ("up", "up:next", "up:partial")
 
 
+@dataclass(frozen=True)
+class Header(Record):
+    model: str = "m"
+
+
+@dataclass(frozen=True)
+class Epoch(Record):
+    epoch: int
+
+
 def values(number):
     return np.full((4, 3), float(number))
 
 
 def prepared(path):
     """A run after its first epoch, with a pass in progress."""
-    run = Run.create(path, {"units": []})
+    run = Run.create(path, Header())
     run.commit(
-        {"up": {"epoch": 1}, "up:next": {"epoch": 1}},
+        {"up": Epoch(1), "up:next": Epoch(1)},
         {
             "up/bank": values(1),
             "up/codes/count": values(2),
@@ -52,7 +64,7 @@ def prepared(path):
             "up/errors": values(6),
         },
     )
-    run.commit({"up:partial": {"batches": 2}}, {"up/partial/forces": values(7)})
+    run.commit({"up:partial": Epoch(2)}, {"up/partial/forces": values(7)})
     run.close()
     return path
 
@@ -60,7 +72,7 @@ def prepared(path):
 def second_epoch(run):
     """What training commits: moves in a chain, replaced arrays, and a dropped group."""
     run.commit(
-        {"up": {"epoch": 2}, "up:next": {"epoch": 2}, "up:partial": None},
+        {"up": Epoch(2), "up:next": Epoch(2), "up:partial": None},
         {
             "up/next/bank": values(13),
             "up/next/codes/count": values(14),
@@ -80,7 +92,7 @@ def second_epoch(run):
 def replaced_group(run):
     """A move onto something that is there, as training again from the seeds does."""
     run.commit(
-        {"up": {"epoch": 0}, "up:next": None, "up:partial": None},
+        {"up": Epoch(0), "up:next": None, "up:partial": None},
         move=[("up/next/bank", "up/bank"), ("up/next/codes", "up/codes")],
         drop=["up/next", "up/partial"],
     )
@@ -88,7 +100,7 @@ def replaced_group(run):
 
 def partial_again(run):
     """A checkpoint inside a pass that replaces the one before."""
-    run.commit({"up:partial": {"batches": 4}}, {"up/partial/forces": values(17)})
+    run.commit({"up:partial": Epoch(4)}, {"up/partial/forces": values(17)})
 
 
 CHANGES = (second_epoch, replaced_group, partial_again)
@@ -97,7 +109,7 @@ CHANGES = (second_epoch, replaced_group, partial_again)
 def seen(run):
     """Everything a reader of the run could see."""
     found = {name: float(arrays.read(run.array(name))[0, 0]) for name in NAMES if run.has(name)}
-    return {**found, **{key: run.state(key) for key in KEYS}}
+    return {**found, **{key: run.state(key, Epoch) for key in KEYS}}
 
 
 def seen_at(path):
@@ -173,13 +185,13 @@ def test_create_that_crashed_can_be_given_again(tmp_path, checkpoint, tell):
         path = tmp_path / f"run{allowed}"
         try:
             with crashing(allowed):
-                Run.create(path, {"units": []}).close()
+                Run.create(path, Header()).close()
         except Crash:
             pass
         else:
             break
         if (path / "ledger.jsonl").exists() and (path / "ledger.jsonl").stat().st_size:
-            assert Run(path, writable=True).header["units"] == []
+            assert Run(path, writable=True).header == Header().to_json()
             continue
         told = tell("seed", checkpoint, "--run", path, "--memory", "1MiB")
         assert "--memory" in told.err, f"after {allowed} changes: {told.err}"
@@ -187,14 +199,14 @@ def test_create_that_crashed_can_be_given_again(tmp_path, checkpoint, tell):
 
 
 def test_states_are_those_of_the_last_commit(tmp_path):
-    with Run.create(tmp_path / "run", {"model": "m"}) as run:
-        run.commit({"a": {"n": 1}, "b": {"n": 2}})
+    with Run.create(tmp_path / "run", Header("m")) as run:
+        run.commit({"a": Epoch(1), "b": Epoch(2)})
         run.commit({"a": None})
-        assert (run.state("a"), run.state("b"), run.state("c")) == (None, {"n": 2}, None)
+        assert tuple(run.state(key, Epoch) for key in "abc") == (None, Epoch(2), None)
     again = Run(tmp_path / "run", writable=False)
-    assert (again.state("a"), again.state("b")) == (None, {"n": 2})
-    assert again.header["model"] == "m"
-    assert again.header["format"] == FORMAT
+    assert (again.state("a", Epoch), again.state("b", Epoch)) == (None, Epoch(2))
+    assert again.header == {"model": "m"}
+    assert again.format == FORMAT
 
 
 def test_the_store_is_one_zarr_hierarchy(tmp_path):
@@ -226,7 +238,7 @@ def test_a_commit_that_fails_changes_nothing(tmp_path, monkeypatch):
         monkeypatch.undo()
         assert support.tree(path) == {**before, "lock.pid": support.tree(path)["lock.pid"]}
         second_epoch(run)
-        assert run.state("up") == {"epoch": 2}
+        assert run.state("up", Epoch) == Epoch(2)
 
 
 def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, monkeypatch):
@@ -236,8 +248,8 @@ def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, monkeypatch):
     with Run(path, writable=True) as run:
         with pytest.raises(InputError, match=r"the disk is too full: .* needs .* are free"):
             second_epoch(run)
-        assert run.state("up") == {"epoch": 1}
-        run.commit({"up": {"epoch": 9}})  # a row alone is small enough to try
+        assert run.state("up", Epoch) == Epoch(1)
+        run.commit({"up": Epoch(9)})  # a row alone is small enough to try
 
 
 def test_require_free_accepts_exactly_enough(tmp_path, monkeypatch):
@@ -277,12 +289,15 @@ def test_what_is_no_run_is_refused(tmp_path):
 def test_erase_leaves_nothing_but_the_lock(tmp_path):
     path = prepared(tmp_path / "run")
     (path / "ledger.jsonl").write_text("damaged\n")
-    with Run.create(tmp_path / "other", {}) as other, pytest.raises(InputError, match="held by"):
+    with (
+        Run.create(tmp_path / "other", Header()) as other,
+        pytest.raises(InputError, match="held by"),
+    ):
         Run.erase(other.path)
     Run.erase(path)
     assert sorted(child.name for child in path.iterdir()) == ["lock", "lock.pid"]
     assert not Run.exists(path)
-    Run.create(path, {"units": [1]}).close()
+    Run.create(path, Header()).close()
     assert Run.exists(path)
 
 
@@ -310,8 +325,23 @@ def test_a_run_that_cannot_be_opened_is_let_go(tmp_path):
 
 
 def test_spills_are_cleared(tmp_path):
-    with Run.create(tmp_path / "run", {}) as run:
+    with Run.create(tmp_path / "run", Header()) as run:
         run.spill("a").write_text("b")
         run.clear_spill()
         run.clear_spill()
         assert not list(run.path.glob("spill*"))
+
+
+def test_a_state_of_another_form_is_refused_in_one_line(tmp_path):
+    @dataclass(frozen=True)
+    class Longer(Record):
+        epoch: int
+        error: float
+
+    with Run.create(tmp_path / "run", Header()) as run:
+        run.commit({"up": Epoch(1), "gate": Longer(1, 0.5)})
+        with pytest.raises(InputError, match=r"ledger\.jsonl: state 'up': error is missing\. \w"):
+            run.state("up", Longer)
+        with pytest.raises(InputError, match=r"state 'gate': error is not known\. \w"):
+            run.state("gate", Epoch)
+        assert run.state("gate", Longer) == Longer(1, 0.5)
