@@ -119,7 +119,7 @@ def _ours(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -
     named = training.activation if support is None else f"{training.activation}, support {support}"
     methods = given["methods"] or task.seeding.method
     for method in METHODS if methods == "all" else methods.split(","):
-        seeded = replace(task, seeding=replace(task.seeding, method=method))
+        seeded = replace(task, seeding=task.seeding.changed(method=method))
         curve = train_curve(seeded, training, record_from(RuntimeConfig, given), scratch)
         yield _curve_line(f"globe-stream, {method}, {named}", curve, passes)
 
@@ -127,7 +127,7 @@ def _ours(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -
 def _mod(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -> Iterator[Line]:
     training = record_from(TrainConfig, {**given, **MOD, "epochs": max(passes)})
     for kind in ("left_gram", "procrustes"):
-        seeded = replace(task, seeding=replace(task.seeding, method="nn_dictionary", proxies=kind))
+        seeded = replace(task, seeding=task.seeding.changed(method="nn_dictionary", proxies=kind))
         curve = train_curve(seeded, training, record_from(RuntimeConfig, given), scratch)
         yield _curve_line(f"plain MOD (pinv targets), {kind} proxies", curve, passes)
 

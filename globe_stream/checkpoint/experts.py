@@ -6,6 +6,8 @@ from globe_stream.checkpoint.strided import FP8_BLOCK, Storage
 from globe_stream.errors import InputError, option
 
 FAMILIES = ("up", "gate", "down")
+GATED_FAMILIES = ("gate", "up")
+"""Those that a gated expert multiplies, phi(gate x) * (up x): the ones that are compressed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,13 @@ import click
 
 from globe_stream.cli import tables as render
 from globe_stream.cli.options import options_of, record_from
-from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
+from globe_stream.config import (
+    RuntimeConfig,
+    SeedConfig,
+    SelectionConfig,
+    SyntheticModel,
+    TrainConfig,
+)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -53,58 +59,14 @@ def plan(model: str, as_json: bool, **values: Any) -> None:
 
 @click.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--layers", type=click.IntRange(1), default=4, show_default=True, help="Layers.")
-@click.option(
-    "--experts",
-    type=click.IntRange(2),
-    default=16,
-    show_default=True,
-    help="Routed experts a layer.",
-)
-@click.option(
-    "--hidden", type=click.IntRange(1), default=192, show_default=True, help="Hidden size d."
-)
-@click.option(
-    "--intermediate",
-    type=click.IntRange(1),
-    default=132,
-    show_default=True,
-    help="Expert intermediate size p.",
-)
-@click.option(
-    "--planted-bases",
-    type=click.IntRange(1),
-    metavar="M",
-    help="Make experts from a planted bank of M atoms.",
-)
-@click.option(
-    "--planted-rank",
-    type=click.IntRange(1),
-    metavar="R",
-    help="Rows of a planted atom (default: 0.75 p).",
-)
-@click.option(
-    "--noise",
-    type=click.FloatRange(0),
-    default=0.0,
-    show_default=True,
-    help="Noise on planted experts, relative to their RMS.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(("bf16", "fp16", "fp32")),
-    default="bf16",
-    show_default=True,
-    help="Stored type.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed.")
+@options_of(SyntheticModel)
 @as_json
-def synth(as_json: bool, **values: Any) -> None:
+def synth(out: Path, as_json: bool, **values: Any) -> None:
     """Write an offline MoE checkpoint in the qwen2_moe layout, in bounded memory."""
     from globe_stream.engine.progress import Progress
     from globe_stream.synthetic.checkpoints import write_synthetic
 
-    document = write_synthetic(**values, progress=Progress())
+    document = write_synthetic(out, record_from(SyntheticModel, values), progress=Progress())
     click.echo(json.dumps(document) if as_json else render.synthetic(document))
 
 

@@ -1,69 +1,81 @@
-"""Click options made from the fields of the configuration records."""
+"""Click options made from the fields of the configuration models."""
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from globe_stream.commands.wording import flag
-from globe_stream.config import Checked, Limits, limits_of, plain_type
+from globe_stream.config import Options, OptionSpec
 from globe_stream.errors import spelled
 
 Command = Callable[..., Any]
-Record = TypeVar("Record", bound=Checked)
+Model = TypeVar("Model", bound=Options)
 
 
-def options_of(*records: type[Checked], skip: tuple[str, ...] = ()) -> Callable[[Command], Command]:
-    """A decorator that adds an option for every field of `records`, shared names once."""
+def options_of(*models: type[Options], skip: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """A decorator that adds an option for every field of `models`, shared names once."""
 
     def decorate(command: Command) -> Command:
-        chosen: dict[str, dataclasses.Field[Any]] = {}
-        for record in records:
-            for item in dataclasses.fields(record):  # type: ignore[arg-type]
-                if item.name not in skip:
-                    chosen.setdefault(item.name, item)
-        for item in reversed(chosen.values()):
-            command = _option(item)(command)
+        chosen: dict[str, OptionSpec] = {}
+        for model in models:
+            for name, spec in model.specs().items():
+                if name not in skip:
+                    chosen.setdefault(model.prefix + name, spec)
+        for name, spec in reversed(chosen.items()):
+            command = _option(name, spec)(command)
         return command
 
     return decorate
 
 
-def record_from(record: type[Record], values: dict[str, Any]) -> Record:
-    """Build `record` from the options among `values` (checked; InputError on bad ones)."""
-    names = {item.name for item in dataclasses.fields(record)}  # type: ignore[arg-type]
-    return record(**{name: value for name, value in values.items() if name in names})
+def record_from(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """Build `model` from the options among `values` (checked; InputError on bad ones).
 
-
-def _option(item: "dataclasses.Field[Any]") -> Callable[[Command], Command]:
-    limits, kind = limits_of(item), plain_type(item)
-    shown: dict[str, Any] = {"default": item.default, "show_default": item.default is not None}
-    text = spelled(limits.help, flag) + _range(limits)
-    if kind is bool:
-        return click.option(
-            flag(item.name),
-            item.name,
-            is_flag=True,
-            default=item.default,
-            help=spelled(limits.help, flag),
-        )
-    if limits.choices:
-        return click.option(
-            flag(item.name),
-            item.name,
-            type=click.Choice(limits.choices),
-            help=spelled(limits.help, flag),
-            **shown,
-        )
-    return click.option(
-        flag(item.name), item.name, type=kind, metavar=limits.metavar, help=text, **shown
+    Of a running command only those that the user gave count as given.
+    """
+    named = {name: model.prefix + name for name in model.specs()}
+    return model(
+        **{
+            name: values[parameter]
+            for name, parameter in named.items()
+            if parameter in values and _was_given(parameter)
+        }
     )
 
 
-def _range(limits: Limits) -> str:
-    if limits.low is None:
-        return ""
-    if limits.high is None:
-        return f" [at least {limits.low:g}]"
-    return f" [{limits.low:g} to {limits.high:g}]"
+def _was_given(parameter: str) -> bool:
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return True
+    return context.get_parameter_source(parameter) is not ParameterSource.DEFAULT
+
+
+def _option(name: str, spec: OptionSpec) -> Callable[[Command], Command]:
+    text = spelled(spec.help, flag)
+    if spec.kind is bool:
+        return click.option(flag(name), name, is_flag=True, default=spec.default, help=text)
+    shown: dict[str, Any] = (
+        {"required": True}
+        if spec.required
+        else {"default": spec.default, "show_default": spec.default is not None}
+    )
+    if spec.range:
+        text += f" [{_range(spec)}]"
+    return click.option(
+        flag(name), name, type=_type(spec), metavar=spec.metavar, help=text, **shown
+    )
+
+
+def _type(spec: OptionSpec) -> Any:
+    if spec.choices:
+        return click.Choice(spec.choices)
+    return click.Path(path_type=Path) if spec.kind is Path else spec.kind
+
+
+def _range(spec: OptionSpec) -> str:
+    if spec.low is not None and spec.high is not None:
+        return f"{spec.low:,} to {spec.high:,}"
+    return spec.range

@@ -2,14 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from globe_stream.cli import tables as render
 from globe_stream.cli.checkpoint import as_json
 from globe_stream.cli.options import options_of, record_from
-from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig
+from globe_stream.config import (
+    METHODS,
+    DtypeName,
+    RuntimeConfig,
+    SeedConfig,
+    SelectionConfig,
+    Windows,
+)
 from globe_stream.errors import GlobeError
 from globe_stream.formatting import count_of
 
@@ -70,22 +77,10 @@ def sweep(model: str, methods: str, path: Path | None, as_json: bool, **values: 
     is_flag=True,
     help="Measure errors anew from the weights, and those of the truncated SVD.",
 )
-@click.option(
-    "--window-count", type=int, default=64, show_default=True, help="Windows of text at most."
-)
-@click.option(
-    "--window-length", type=int, default=256, show_default=True, help="Tokens in a window."
-)
-@click.option(
-    "--window-stride",
-    type=int,
-    default=9_000,
-    show_default=True,
-    help="Bytes from one window's start to the next.",
-)
+@options_of(Windows)
 @click.option(
     "--dtype",
-    type=click.Choice(("bf16", "fp16", "fp32")),
+    type=click.Choice(get_args(DtypeName)),
     default="fp32",
     show_default=True,
     help="Type the models compute in.",
@@ -109,9 +104,6 @@ def evaluate(
     text: Path | None,
     models: str,
     measure: bool,
-    window_count: int,
-    window_length: int,
-    window_stride: int,
     dtype: str,
     offload: Path | None,
     work: Path | None,
@@ -121,7 +113,6 @@ def evaluate(
     """Errors of RUNS by family, layer and expert; with --text, bits per byte of the models."""
     from globe_stream.commands import session as api
     from globe_stream.commands.evaluate import evaluate_errors, evaluate_text
-    from globe_stream.evaluation.text import Windows
 
     memory = api.memory_limit(record_from(RuntimeConfig, values), None)
     with api.step_bar("eval") as progress:
@@ -131,13 +122,12 @@ def evaluate(
         }
     shown = render.errors(document)
     if text is not None:
-        windows = Windows(window_count, window_length, window_stride)
         with api.step_bar("scoring") as progress:
             table = evaluate_text(
                 runs,
                 text,
                 _names(models),
-                windows,
+                record_from(Windows, values),
                 dtype=dtype,
                 offload=offload,
                 work=work,

@@ -11,7 +11,13 @@ import click
 from globe_stream.cli import tables as render
 from globe_stream.cli.checkpoint import as_json
 from globe_stream.cli.options import options_of, record_from
-from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
+from globe_stream.config import (
+    ExportConfig,
+    RuntimeConfig,
+    SeedConfig,
+    SelectionConfig,
+    TrainConfig,
+)
 
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 fresh = click.option("--fresh", is_flag=True, help="Start over instead of continuing.")
@@ -79,29 +85,13 @@ def status(run: Path, as_json: bool) -> None:
 
 @click.command()
 @run_argument
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option(
-    "--format",
-    "kind",
-    required=True,
-    type=click.Choice(("factors", "dense")),
-    help="factors: bank, codes and adapters; dense: the source checkpoint with "
-    "reconstructed experts, which saves no size.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(("bf16", "fp16", "fp32")),
-    help="Type of what is written (default: the checkpoint's).",
-)
+@options_of(ExportConfig)
 @click.option("--model", help="Where the checkpoint is now, if it moved since it was seeded.")
 @click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the finished export.")
 @options_of(RuntimeConfig, skip=("device", "checkpoint_every", "wandb_project"))
 @as_json
 def export(
     run: Path,
-    out: Path,
-    kind: str,
-    dtype: str | None,
     model: str | None,
     push_to_hub: str | None,
     as_json: bool,
@@ -114,17 +104,16 @@ def export(
 
     if push_to_hub is not None:
         require_repository(push_to_hub)
+    wanted = record_from(ExportConfig, values)
     document = api.export(
         run,
-        out,
-        kind,
-        dtype=dtype,
+        wanted,
         model=model,
         command=_command_line(),
         runtime=record_from(RuntimeConfig, values),
     )
     if push_to_hub is not None:
-        document["url"] = upload(out, push_to_hub)
+        document["url"] = upload(wanted.out, push_to_hub)
     click.echo(json.dumps(document) if as_json else render.export(document))
 
 

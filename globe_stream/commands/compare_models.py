@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from globe_stream.config import Windows
 from globe_stream.errors import InputError
 from globe_stream.evaluation.model_memory import estimate_model, within_memory
 from globe_stream.evaluation.models import (
@@ -18,7 +19,7 @@ from globe_stream.evaluation.models import (
     require_variants,
 )
 from globe_stream.evaluation.perplexity import Score, score
-from globe_stream.evaluation.text import Windows, read_text, read_windows
+from globe_stream.evaluation.text import read_text, read_windows
 from globe_stream.export.result import ProgressCall
 from globe_stream.factorization.trained_run import TrainedRun, open_trained_run
 from globe_stream.formatting import format_bytes
@@ -53,7 +54,7 @@ class ModelComparison:
 
     def document(self) -> dict[str, Any]:
         """For `eval --json`."""
-        return {"format": 1, **asdict(self)}
+        return {"format": 1, **asdict(self), "windows": self.windows.model_dump()}
 
     def markdown(self) -> str:
         """The table for people."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream.commands.compare_models import ModelComparison, compare_models
+from globe_stream.config import Windows
 from globe_stream.evaluation.models import Loading
 from globe_stream.evaluation.reconstruction import (
     errors_document,
@@ -13,7 +14,6 @@ from globe_stream.evaluation.reconstruction import (
     recorded_svd,
     svd_errors,
 )
-from globe_stream.evaluation.text import Windows
 from globe_stream.export.result import ProgressCall
 
 

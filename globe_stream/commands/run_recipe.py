@@ -3,19 +3,19 @@
 Whatever follows from the recipe and the folders it names is checked before any work.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from globe_stream.commands import session as api
 from globe_stream.commands.completion import is_complete
-from globe_stream.commands.recipe import Export, Recipe
+from globe_stream.commands.recipe import Recipe
 from globe_stream.commands.wording import in_words_of_recipes
+from globe_stream.config import ExportConfig, SyntheticModel
 from globe_stream.engine.progress import Progress
 from globe_stream.errors import InputError
 from globe_stream.report.page import write_report
 from globe_stream.store.run import Run
-from globe_stream.synthetic.checkpoints import SyntheticModel, is_unfinished, write_synthetic
+from globe_stream.synthetic.checkpoints import is_unfinished, write_synthetic
 from globe_stream.synthetic.record import made_otherwise, planned_index
 
 
@@ -27,7 +27,7 @@ def run_recipe(recipe: Recipe, *, command: str, silent: bool = False) -> dict[st
         else:
             _require_room_for_exports(recipe)
         status = _learn(recipe, silent)
-        exports = [_export(recipe, item, command, silent) for item in recipe.exports]
+        exports = [_export(recipe, item, command, silent) for item in recipe.export]
         if recipe.report is not None:
             write_report(recipe.run, recipe.report)
     return {
@@ -46,7 +46,7 @@ def _synthesise(recipe: Recipe, model: SyntheticModel, silent: bool) -> None:
     api.group_experts(planned_index(folder, model), recipe.selection, recipe.seed)
     _require_room_for_exports(recipe)
     if not there:
-        write_synthetic(folder, **asdict(model), progress=Progress(silent=silent))
+        write_synthetic(folder, model, progress=Progress(silent=silent))
 
 
 def _require_same_model(folder: Path, model: SyntheticModel) -> None:
@@ -67,7 +67,7 @@ def _require_room_for_exports(recipe: Recipe) -> None:
     """Raise InputError when an export folder is taken and the run is still to change."""
     if Run.exists(recipe.run) and is_complete(Run(recipe.run, writable=False), recipe.train):
         return
-    for item in recipe.exports:
+    for item in recipe.export:
         if item.out.exists() and not (item.out.is_dir() and not any(item.out.iterdir())):
             raise InputError(
                 f"{item.out}: is taken by something older than the run will be: an export is made "
@@ -84,12 +84,10 @@ def _learn(recipe: Recipe, silent: bool) -> dict[str, Any]:
     return status
 
 
-def _export(recipe: Recipe, item: Export, command: str, silent: bool) -> dict[str, Any]:
+def _export(recipe: Recipe, item: ExportConfig, command: str, silent: bool) -> dict[str, Any]:
     return api.export(
         recipe.run,
-        item.out,
-        item.format,
-        dtype=item.dtype,
+        item,
         runtime=recipe.runtime,
         command=command,
         silent=silent,

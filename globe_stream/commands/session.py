@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import psutil
 import torch
@@ -21,6 +21,7 @@ from globe_stream.commands.completion import is_complete, why_complete
 from globe_stream.commands.status import status_document
 from globe_stream.commands.wording import worded
 from globe_stream.config import (
+    ExportConfig,
     RuntimeConfig,
     SeedConfig,
     SelectionConfig,
@@ -101,7 +102,7 @@ def group_experts(
             single_layer=selection.single_layer,
             layers=None if selection.layers is None else parse_layers(selection.layers),
             max_experts=selection.max_experts,
-            sample_method=cast(Literal["first_n", "evenly_spaced"], selection.sample_method),
+            sample_method=selection.sample_method,
             include_shared=selection.include_shared,
             include_mtp=selection.include_mtp,
         )
@@ -182,26 +183,30 @@ def train(
 
 def export(
     path: Path,
-    out: Path,
-    kind: str,
+    wanted: ExportConfig,
     *,
-    dtype: str | None = None,
     model: str | None = None,
     runtime: RuntimeConfig,
     command: str = "",
     silent: bool = False,
 ) -> Document:
-    """Write the trained run at `path` to `out` as `kind`, factors or dense.
+    """Write the trained run at `path` as `wanted` says.
 
     The same call again continues. Raises InputError for a run that is not trained, a source that
-    changed, an `out` that holds something else, and budgets or disks too small.
+    changed, a folder that holds something else, and budgets or disks too small.
     """
     allocator.return_freed_memory()
-    writer = {"factors": export_factors, "dense": export_dense}[kind]
+    writer = {"factors": export_factors, "dense": export_dense}[wanted.format]
     limit = memory_limit(runtime, None)
-    with step_bar(f"export {kind}", silent=silent) as progress:
+    with step_bar(f"export {wanted.format}", silent=silent) as progress:
         return writer(
-            path, out, dtype=dtype, memory=limit, model=model, command=command, progress=progress
+            path,
+            wanted.out,
+            dtype=wanted.dtype,
+            memory=limit,
+            model=model,
+            command=command,
+            progress=progress,
         ).document()
 
 
@@ -349,7 +354,7 @@ def _write_config(run: Run, training: TrainConfig | None) -> None:
         "runtime": {"device": header.config.device},
     }
     if training is not None:
-        sections["train"] = asdict(training)
+        sections["train"] = training.model_dump()
     files.write_text(run.path / "config.toml", to_toml(sections))
 
 

@@ -8,7 +8,7 @@ Source: docs/design.md, section Seeding methods.
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,7 @@ def _config(seeding: SeedConfig, method: str) -> SeedConfig:
         kind = proxies_for(method, seeding.proxies)
     except InputError:
         kind = own
-    return replace(seeding, method=method, proxies=kind)
+    return seeding.changed(method=method, proxies=kind)
 
 
 def _kind(config: SeedConfig) -> str:

@@ -11,9 +11,11 @@ from globe_stream.errors import InputError, option
 from globe_stream.export.dense import export_dense, export_svd
 from globe_stream.export.factors import export_factors
 from globe_stream.export.result import ExportResult, ProgressCall
+from globe_stream.io.dtypes import CONFIG_NAMES, DTYPES
 
 VARIANTS = ("original", "dense", "patched", "svd")
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "auto": "auto"}
+_AS_STORED = "auto"
+"""The type that the checkpoint is stored in."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,18 @@ class Loading:
     held: int | None = None
     cache: str | int = "2GiB"
 
+    @property
+    def torch_dtype(self) -> str:
+        """The name of `dtype` in torch."""
+        names = {name: CONFIG_NAMES[stored] for name, stored in DTYPES.items()}
+        if self.dtype not in (*names, _AS_STORED):
+            known = ", ".join((*names, _AS_STORED))
+            raise InputError(f"{option('dtype')} {self.dtype!r} is not known: use one of {known}")
+        return names.get(self.dtype, self.dtype)
+
     def options(self, name: str) -> dict[str, Any]:
         """Arguments of `from_pretrained`, for a model called `name`."""
-        if self.dtype not in DTYPES:
-            raise InputError(
-                f"{option('dtype')} {self.dtype!r} is not known: use one of {', '.join(DTYPES)}"
-            )
-        options: dict[str, Any] = {"dtype": DTYPES[self.dtype]}
+        options: dict[str, Any] = {"dtype": self.torch_dtype}
         if self.offload is not None:
             options |= {"device_map": "auto", "offload_folder": str(self.offload / name)}
             if self.held is not None:
@@ -47,7 +54,7 @@ def build_empty(folder: Path, loading: Loading) -> Any:
 
     Raises InputError when transformers does not know the model.
     """
-    dtype = loading.options("")["dtype"]
+    dtype = loading.torch_dtype
     transformers = _transformers()
     try:
         config = transformers.AutoConfig.from_pretrained(folder)

@@ -9,29 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from globe_stream.errors import InputError, option
+from globe_stream.config import Windows
+from globe_stream.errors import InputError
 
 BYTE_VOCABULARY = 256
 _BYTES_PER_TOKEN = 16  # more than any tokenizer's average, so that a window is always filled
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Which parts of a text are scored: `count` windows of `length` tokens, `stride` bytes apart.
-
-    The defaults are the protocol of the tiny checkpoint's data sheet. Of a window, every token but
-    the first is predicted from those before it.
-    """
-
-    count: int = 64
-    length: int = 256
-    stride: int = 9_000
-
-    def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("length", 2), ("stride", 1)):
-            if getattr(self, name) < least:
-                field = option(f"window_{name}")
-                raise InputError(f"{field} {getattr(self, name)}: at least {least} needed")
 
 
 @dataclass(frozen=True)

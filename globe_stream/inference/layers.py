@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from globe_stream.checkpoint.experts import GATED_FAMILIES
 from globe_stream.factorization.activation import Activation
-
-FAMILIES = ("gate", "up")
 
 Key = tuple[str, int, int]
 """Family, layer and expert."""
@@ -169,7 +168,7 @@ class ComposedExperts(nn.Module):
         return outputs
 
     def _expert(self, inputs: Tensor, expert: int) -> Tensor:
-        gate, up = (self.project(family, inputs, expert) for family in FAMILIES)
+        gate, up = (self.project(family, inputs, expert) for family in GATED_FAMILIES)
         own: Any = self
         fused = _join(gate, up, concatenated=own.is_concatenated)
         if self.has_bias:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from globe_stream.checkpoint.experts import GATED_FAMILIES
 from globe_stream.factorization.activation import Activation
 from globe_stream.formatting import parse_size
-from globe_stream.inference.layers import FAMILIES, Bank, ComposedCache, ComposedExperts, FamilyPart
+from globe_stream.inference.layers import Bank, ComposedCache, ComposedExperts, FamilyPart
 
 CACHE = "2GiB"
 FIELD = "globe_stream"
@@ -53,7 +54,7 @@ def family_parts(
     """Which experts of a layer have factors, by family; families without any are all dense."""
     count = expert_sizes(module)[0]
     parts = {}
-    for family in FAMILIES:
+    for family in GATED_FAMILIES:
         part = described["layers"][str(layer)].get(family)
         key = part["unit"] if part else next(iter(described["units"]))
         members = part["experts"] if part else []

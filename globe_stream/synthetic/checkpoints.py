@@ -12,7 +12,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,17 @@ import psutil
 import torch
 from torch import Tensor
 
+from globe_stream.checkpoint.experts import GATED_FAMILIES
 from globe_stream.checkpoint.index import INDEX_NAME
+from globe_stream.config import SyntheticModel
 from globe_stream.engine.progress import Bar, Progress
-from globe_stream.errors import InputError, option
+from globe_stream.errors import InputError
 from globe_stream.io import files
 from globe_stream.io.dtypes import CONFIG_NAMES, DTYPES, TORCH_DTYPES
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import PlannedFile, PlannedTensor, plan_file, writing
 from globe_stream.io.system_errors import explained
 
-FAMILIES = ("gate", "up")
-PLANTED_RANK_RATIO = 0.75
 PLANTED_SUPPORT = 4  # atoms in one expert's code
 _METADATA = {"format": "pt"}
 MARKER = "unfinished.partial"
@@ -41,80 +40,18 @@ _KEPT_BYTES = 512 * 2**20
 _STREAMS = {"expert": 0, "atom": 1, "code": 2, "adapter": 3, "other": 4}
 
 
-@dataclass(frozen=True, slots=True)
-class SyntheticModel:
-    """Sizes and contents of a synthetic checkpoint.
-
-    `planted_rank` is r, 0.75 of min(p, d) rounded when None. `noise` is the root mean square of the
-    noise relative to that of the planted part. Raises InputError for sizes that make no model.
-    """
-
-    layers: int
-    experts: int
-    hidden: int
-    intermediate: int
-    planted_bases: int | None = None
-    planted_rank: int | None = None
-    noise: float = 0.0
-    dtype: str = "bf16"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "experts", "hidden", "intermediate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{option(name)} is {getattr(self, name)}: at least 1 is needed.")
-        if self.dtype not in DTYPES:
-            raise InputError(f"{option('dtype')} {self.dtype} is unknown: use {', '.join(DTYPES)}.")
-        if self.planted_bases is not None and self.planted_bases < 1:
-            raise InputError(
-                f"{option('planted_bases')} is {self.planted_bases}: at least 1 is needed."
-            )
-        if self.planted_bases is None and (self.noise or self.planted_rank is not None):
-            raise InputError(
-                f"{option('noise')} and a planted rank need {option('planted_bases')}."
-            )
-        if not (math.isfinite(self.noise) and self.noise >= 0):
-            raise InputError(
-                f"{option('noise')} is {self.noise}: a number of at least 0 is needed."
-            )
-        if not 0 < self.rank <= min(self.intermediate, self.hidden):
-            raise InputError(
-                f"the planted rank is {self.rank}: it must lie between 1 and "
-                f"{min(self.intermediate, self.hidden)}, the smaller side of an expert."
-            )
-
-    @property
-    def rank(self) -> int:
-        """r of the planted atoms."""
-        if self.planted_rank is not None:
-            return self.planted_rank
-        return max(1, round(PLANTED_RANK_RATIO * min(self.intermediate, self.hidden)))
-
-
 def write_synthetic(
     out: Path,
+    model: SyntheticModel,
     *,
-    layers: int,
-    experts: int,
-    hidden: int,
-    intermediate: int,
-    planted_bases: int | None = None,
-    planted_rank: int | None = None,
-    noise: float = 0.0,
-    dtype: str = "bf16",
-    seed: int = 0,
     shard_bytes: int = 2 * 2**30,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a checkpoint as `SyntheticModel` describes it into the new or empty folder `out`.
+    """Write the checkpoint `model` into the new or empty folder `out`.
 
-    Returns what `synth --json` prints: out, shards, bytes, seconds. Raises InputError when `out`
-    has files in it, when the disk is too full (before anything is written), and when it fills up
-    on the way.
+    Returns where it is, shards, bytes and seconds. Raises InputError when `out` has files in it,
+    when the disk is too full (before anything is written), and when it fills up on the way.
     """
-    model = SyntheticModel(
-        layers, experts, hidden, intermediate, planted_bases, planted_rank, noise, dtype, seed
-    )
     begin = time.perf_counter()
     _prepare(out)
     dealt = plan_shards(model, shard_bytes)
@@ -187,7 +124,7 @@ def _tensors(model: SyntheticModel) -> Iterator[PlannedTensor]:
         prefix = f"model.layers.{layer}"
         yield PlannedTensor(f"{prefix}.input_layernorm.weight", dtype, (d,))
         for expert in range(model.experts):
-            for family in FAMILIES:
+            for family in GATED_FAMILIES:
                 name = f"{prefix}.mlp.experts.{expert}.{family}_proj.weight"
                 yield PlannedTensor(name, dtype, (p, d))
         yield PlannedTensor(f"{prefix}.mlp.gate.weight", dtype, (model.experts, d))
@@ -205,7 +142,11 @@ class _Contents:
     def tensor(self, planned: TensorEntry) -> Tensor:
         parts = planned.name.split(".")
         if "experts" in parts:
-            key = (FAMILIES.index(parts[6].removesuffix("_proj")), int(parts[2]), int(parts[5]))
+            key = (
+                GATED_FAMILIES.index(parts[6].removesuffix("_proj")),
+                int(parts[2]),
+                int(parts[5]),
+            )
             return self._expert(key).to(self._dtype)
         if planned.name.endswith("norm.weight"):
             return torch.ones(planned.shape, dtype=self._dtype)
@@ -275,5 +216,5 @@ def config_of(model: SyntheticModel) -> dict[str, Any]:
         "shared_expert_intermediate_size": model.intermediate,
         "tie_word_embeddings": True,
         "vocab_size": _VOCABULARY,
-        "synthetic": asdict(model),
+        "synthetic": model.model_dump(),
     }

@@ -1,14 +1,13 @@
 """What is known of a synthetic checkpoint without its data: its index, and how it was made."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from globe_stream.checkpoint.index import ExpertIndex, build_index, read_json
-from globe_stream.config import differences
+from globe_stream.config import SyntheticModel, differences
 from globe_stream.io.safetensors import Header
 from globe_stream.io.safetensors_writer import plan_file
-from globe_stream.synthetic.checkpoints import SyntheticModel, config_of, plan_shards
+from globe_stream.synthetic.checkpoints import config_of, plan_shards
 
 
 def planned_index(folder: Path, model: SyntheticModel) -> ExpertIndex:
@@ -31,4 +30,4 @@ def planned_index(folder: Path, model: SyntheticModel) -> ExpertIndex:
 def made_otherwise(folder: Path, model: SyntheticModel) -> list[str] | None:
     """How the checkpoint in `folder` differs from `model`; None when it is not synthetic."""
     made: Any = read_json(folder / "config.json").get("synthetic")
-    return differences(made, asdict(model)) if isinstance(made, dict) else None
+    return differences(made, model.model_dump()) if isinstance(made, dict) else None

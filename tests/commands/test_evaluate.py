@@ -9,13 +9,13 @@ import torch
 from sample_runs import Recipe, make_run, tiny_model
 
 from globe_stream.commands.compare_models import compare_models
+from globe_stream.config import Windows
 from globe_stream.errors import InputError
 from globe_stream.evaluation.model_memory import estimate_model, within_memory
 from globe_stream.evaluation.models import Loading
-from globe_stream.evaluation.text import Windows
 from globe_stream.factorization.trained_run import open_trained_run
 
-WINDOWS = Windows(4, 32, 500)
+WINDOWS = Windows(count=4, length=32, stride=500)
 
 
 def test_table_of_all_models(tmp_path: Path, model: Path, run: Path, text: Path) -> None:
@@ -100,7 +100,7 @@ def test_unknown_names_are_refused(run: Path, text: Path) -> None:
 
 
 def test_a_text_too_short_for_all_windows_is_said(run: Path, text: Path, tmp_path: Path) -> None:
-    windows = Windows(64, 32, 2_500)
+    windows = Windows(count=64, length=32, stride=2_500)
     found = compare_models([run], text, models=("original",), windows=windows, work=tmp_path)
     assert found.rows[0].score.windows == 3
     assert "Scored on 3 windows of 32 tokens. The text is too short for the 64" in found.markdown()
@@ -169,4 +169,6 @@ def test_checks_come_before_any_model(
 ) -> None:
     monkeypatch.setattr("globe_stream.commands.compare_models.load_plain", _never_loaded)
     with pytest.raises(InputError, match="too few for one window"):
-        compare_models([run], text, models=("original",), windows=Windows(4, 10_000, 500))
+        compare_models(
+            [run], text, models=("original",), windows=Windows(count=4, length=10_000, stride=500)
+        )

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from globe_stream.config import Windows
 from globe_stream.errors import InputError
 from globe_stream.evaluation.perplexity import choose_batch, estimate_scoring, score, window_losses
-from globe_stream.evaluation.text import Windows, read_windows
+from globe_stream.evaluation.text import read_windows
 from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
 
 
@@ -39,7 +40,7 @@ class _Next(_Uniform):
 
 
 def test_a_uniform_model_needs_eight_bits_a_byte(text: Path, tmp_path: Path) -> None:
-    found = score(_Uniform(), text, tmp_path, Windows(5, 20, 100))
+    found = score(_Uniform(), text, tmp_path, Windows(count=5, length=20, stride=100))
     assert found.bits_per_byte == pytest.approx(8)
     assert found.perplexity == pytest.approx(256)
     assert (found.windows, found.tokens, found.bytes) == (5, 95, 95)
@@ -48,9 +49,9 @@ def test_a_uniform_model_needs_eight_bits_a_byte(text: Path, tmp_path: Path) -> 
 
 def test_every_token_but_the_first_is_predicted_from_its_past(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"abcdefgh" + b"aceg" + b"abcd" * 10)
-    found = score(_Next(), tmp_path / "text", tmp_path, Windows(1, 8, 1))
+    found = score(_Next(), tmp_path / "text", tmp_path, Windows(count=1, length=8, stride=1))
     assert found.bits_per_byte == pytest.approx(1)
-    found = score(_Next(), tmp_path / "text", tmp_path, Windows(2, 4, 8))
+    found = score(_Next(), tmp_path / "text", tmp_path, Windows(count=2, length=4, stride=8))
     hits, misses = 3, 3
     expected = (hits * 1 + misses * -math.log2(0.5 / 255)) / 6
     assert found.bits_per_byte == pytest.approx(expected)
@@ -80,13 +81,13 @@ def test_batch_follows_the_budget(text: Path, tmp_path: Path) -> None:
     held = 100 + COMPILED_BYTES + SLACK_BYTES
     assert [choose_batch(256, 1000, held + k * one, 100) for k in (0, 1, 3, 50)] == [1, 1, 3, 8]
     model = _Uniform()
-    score(model, text, tmp_path, Windows(5, 20, 100), memory=1)
+    score(model, text, tmp_path, Windows(count=5, length=20, stride=100), memory=1)
     assert model.batches == [1] * 5
 
 
 def test_windows_beyond_the_text_are_left_out(text: Path, tmp_path: Path) -> None:
     size = text.stat().st_size
-    found = read_windows(text, Windows(1000, 50, 1000), 256, tmp_path)
+    found = read_windows(text, Windows(count=1000, length=50, stride=1000), 256, tmp_path)
     assert len(found) == len(range(0, size - 49, 1000))
     assert found[2].tokens.tolist() == list(text.read_bytes()[2000:2050])
 
@@ -103,7 +104,9 @@ def test_bad_input(tmp_path: Path, content: bytes | None, vocabulary: int, messa
     if content is not None:
         (tmp_path / "text").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        read_windows(tmp_path / "text", Windows(2, 64, 100), vocabulary, tmp_path)
+        read_windows(
+            tmp_path / "text", Windows(count=2, length=64, stride=100), vocabulary, tmp_path
+        )
 
 
 def test_tokenized_windows_count_the_bytes_they_stand_for(tmp_path: Path) -> None:
@@ -114,6 +117,6 @@ def test_tokenized_windows_count_the_bytes_they_stand_for(tmp_path: Path) -> Non
     transformers = pytest.importorskip("transformers")
     transformers.PreTrainedTokenizerFast(tokenizer_object=made).save_pretrained(tmp_path)
     (tmp_path / "text").write_bytes("ccc ä bb ccc ".encode() * 100)
-    found = read_windows(tmp_path / "text", Windows(3, 4, 14), 4, tmp_path)
+    found = read_windows(tmp_path / "text", Windows(count=3, length=4, stride=14), 4, tmp_path)
     assert [window.tokens.tolist() for window in found] == [[3, 1, 2, 3]] * 3
     assert found[0].predicted_bytes == len("ä bb ccc".encode())

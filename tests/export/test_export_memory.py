@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sample_runs import Recipe, make_run
 
+from globe_stream.config import SyntheticModel
 from globe_stream.errors import InputError
 from globe_stream.factorization.trained_run import open_trained_run
 from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
@@ -39,7 +40,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with one 12 MiB bank a family, on a checkpoint of 160 MiB."""
     folder = tmp_path_factory.mktemp("large")
     write_synthetic(
-        folder / "model", layers=4, experts=20, hidden=1024, intermediate=512, shard_bytes=40 << 20
+        folder / "model",
+        SyntheticModel(layers=4, experts=20, hidden=1024, intermediate=512),
+        shard_bytes=40 << 20,
     )
     recipe = Recipe(bases=16, rank=192, support=4, lam=1.0, measured=False)
     return make_run(folder / "run", folder / "model", recipe)

@@ -3,7 +3,13 @@
 import pytest
 
 from globe_stream.commands import session as api
-from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
+from globe_stream.config import (
+    RuntimeConfig,
+    SeedConfig,
+    SelectionConfig,
+    SyntheticModel,
+    TrainConfig,
+)
 from globe_stream.synthetic.checkpoints import write_synthetic
 
 BASES, RANK = 16, 24
@@ -17,7 +23,8 @@ def planted(tmp_path_factory):
     """256 experts of 32 x 128, each of four of 16 atoms and an adapter of its own."""
     folder = tmp_path_factory.mktemp("planted") / "model"
     sizes = {"layers": 4, "experts": 64, "hidden": 128, "intermediate": 32}
-    write_synthetic(folder, **sizes, planted_bases=BASES, planted_rank=RANK, dtype="fp32")
+    model = SyntheticModel(**sizes, planted_bases=BASES, planted_rank=RANK, dtype="fp32")
+    write_synthetic(folder, model)
     return str(folder)
 
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from globe_stream.checkpoint.index import open_index
 from globe_stream.checkpoint.reader import read_expert
+from globe_stream.config import SyntheticModel
 from globe_stream.errors import InputError
 from globe_stream.synthetic.checkpoints import write_synthetic
 
@@ -25,7 +26,7 @@ def _weights(root: Path, family: str = "up") -> torch.Tensor:
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", "BF16"), ("fp16", "F16"), ("fp32", "F32")])
 def test_is_read_as_qwen2_moe(tmp_path: Path, name: str, dtype: str) -> None:
-    report = write_synthetic(tmp_path / "m", **SIZES, dtype=name, shard_bytes=4000)
+    report = write_synthetic(tmp_path / "m", SyntheticModel(**SIZES, dtype=name), shard_bytes=4000)
     index = open_index(str(tmp_path / "m"))
     summary = index.summary()
     assert summary["model_type"] == "qwen2_moe"
@@ -43,15 +44,16 @@ def test_is_read_as_qwen2_moe(tmp_path: Path, name: str, dtype: str) -> None:
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write_synthetic(tmp_path / name, **SIZES, planted_bases=3, noise=0.1, seed=seed)
+        model = SyntheticModel(**SIZES, planted_bases=3, noise=0.1, seed=seed)
+        write_synthetic(tmp_path / name, model)
     first, second, third = (_weights(tmp_path / name) for name in "abc")
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
 
 
 def test_experts_differ_and_do_not_depend_on_the_number_of_layers(tmp_path: Path) -> None:
-    write_synthetic(tmp_path / "a", **SIZES)
-    write_synthetic(tmp_path / "b", **(SIZES | {"layers": 3}))
+    write_synthetic(tmp_path / "a", SyntheticModel(**SIZES))
+    write_synthetic(tmp_path / "b", SyntheticModel(**(SIZES | {"layers": 3})))
     first = torch.cat([_weights(tmp_path / "a", family) for family in ("up", "gate")]).flatten(1)
     assert torch.equal(_weights(tmp_path / "b")[:10], _weights(tmp_path / "a"))
     cosines = torch.corrcoef(first) - torch.eye(len(first))
@@ -62,9 +64,8 @@ def test_experts_differ_and_do_not_depend_on_the_number_of_layers(tmp_path: Path
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_planted_rows_lie_in_the_atoms_span(tmp_path: Path, noise: float) -> None:
     """All experts of a family are made of 2 atoms of rank 3, so their rows span 6 dimensions."""
-    write_synthetic(
-        tmp_path / "m", **SIZES, planted_bases=2, planted_rank=3, noise=noise, dtype="fp32"
-    )
+    model = SyntheticModel(**SIZES, planted_bases=2, planted_rank=3, noise=noise, dtype="fp32")
+    write_synthetic(tmp_path / "m", model)
     rows = _weights(tmp_path / "m").reshape(-1, 24)
     energy = torch.linalg.svdvals(rows.double()).square()
     outside = float(energy[6:].sum() / energy.sum())
@@ -76,11 +77,11 @@ def test_planted_rows_lie_in_the_atoms_span(tmp_path: Path, noise: float) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": 0}, "layers is 0"),
-        ({"dtype": "int4"}, "dtype int4 is unknown"),
+        ({"layers": 0}, "layers 0 is out of range: at least 1"),
+        ({"dtype": "int4"}, "dtype 'int4' is not known"),
         ({"noise": 0.1}, "need planted_bases"),
-        ({"planted_bases": 0}, "planted_bases is 0"),
-        ({"planted_bases": 2, "noise": -1.0}, "noise is -1.0"),
+        ({"planted_bases": 0}, "planted_bases 0 is out"),
+        ({"planted_bases": 2, "noise": -1.0}, "noise -1.0 is out"),
         ({"planted_bases": 2, "planted_rank": 17}, "between 1 and 16"),
         ({"experts": 10**15}, "disk is too full"),
     ],
@@ -89,20 +90,21 @@ def test_refuses(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     if "experts" in changes:
         changes = {"hidden": 2**24, "intermediate": 2**24}
     with pytest.raises(InputError, match=message):
-        write_synthetic(tmp_path / "m", **(SIZES | changes))
+        write_synthetic(tmp_path / "m", SyntheticModel(**(SIZES | changes)))
     assert not any(tmp_path.rglob("*.*"))
 
 
 def test_refuses_a_folder_with_files(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="is not empty"):
-        write_synthetic(tmp_path, **SIZES)
+        write_synthetic(tmp_path, SyntheticModel(**SIZES))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 PEAK = """
 import sys
 from pathlib import Path
+from globe_stream.config import SyntheticModel
 from globe_stream.synthetic.checkpoints import write_synthetic
 class Peaks:
     value = 0
@@ -111,8 +113,8 @@ class Peaks:
     def close(self): pass
 small, large = Peaks(), Peaks()
 sizes = dict(layers=1, hidden=1024, intermediate=512)
-write_synthetic(Path(sys.argv[1]) / "small", experts=4, progress=small, **sizes)
-write_synthetic(Path(sys.argv[1]) / "large", experts=80, progress=large, **sizes)
+write_synthetic(Path(sys.argv[1]) / "small", SyntheticModel(experts=4, **sizes), progress=small)
+write_synthetic(Path(sys.argv[1]) / "large", SyntheticModel(experts=80, **sizes), progress=large)
 print((large.value - small.value) / 2**20)
 """
 
@@ -142,7 +144,8 @@ print((peak(experts[:4]) - before) / price, (peak(experts) - before) / price)
 
 def test_a_pass_takes_the_memory_it_says(tmp_path: Path) -> None:
     """In a fresh process; four experts are a fifth of what a pass reads."""
-    write_synthetic(tmp_path / "m", layers=1, experts=20, hidden=2048, intermediate=1024)
+    model = SyntheticModel(layers=1, experts=20, hidden=2048, intermediate=1024)
+    write_synthetic(tmp_path / "m", model)
     done = subprocess.run(
         [sys.executable, "-c", PASS, str(tmp_path / "m")],
         check=True, capture_output=True, text=True,

@@ -1,12 +1,13 @@
 """Every warm start, on the Gram matrix of the proxies alone: no data is read here.
 
-A method is a function ``(view, count, options) -> Atoms``; adding one is one entry in METHODS.
+A method is a function ``(view, count, options) -> Atoms``; adding one is one entry in REGISTRY.
 Source: docs/design.md, section Seeding methods.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from globe_stream.config import SeedMethod
 from globe_stream.errors import InputError, option
 from globe_stream.seeding.methods.base import Atoms, SeedOptions
 from globe_stream.seeding.methods.gram_view import GramView, SupportsMatmul
@@ -18,7 +19,7 @@ from globe_stream.seeding.methods.mod import nn_dictionary
 from globe_stream.seeding.methods.pca import gram_pca, randomized_pca
 
 __all__ = [
-    "METHODS",
+    "REGISTRY",
     "Atoms",
     "FittedCodes",
     "GramView",
@@ -44,7 +45,7 @@ class Method:
     streams: bool = False  # needs only products with C
 
 
-METHODS: dict[str, Method] = {
+REGISTRY: dict[SeedMethod, Method] = {
     "ts_pca": Method(gram_pca, ("rows",)),
     "left_gram_pca": Method(gram_pca, ("left_gram",)),
     "rpca": Method(randomized_pca, ("left_gram", "rows", "svd", "procrustes"), streams=True),
@@ -89,8 +90,8 @@ def run_method(config: object, view: GramView, count: int) -> Atoms:
 
 
 def _method(name: str) -> Method:
-    if name not in METHODS:
+    if name not in REGISTRY:
         raise InputError(
-            f"{option('method')} {name!r} is unknown; choose one of {', '.join(METHODS)}"
+            f"{option('method')} {name!r} is unknown; choose one of {', '.join(REGISTRY)}"
         )
-    return METHODS[name]
+    return REGISTRY[name]

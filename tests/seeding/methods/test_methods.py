@@ -7,7 +7,7 @@ import torch
 
 from globe_stream.errors import GlobeError, InputError
 from globe_stream.seeding.methods import (
-    METHODS,
+    REGISTRY,
     GramView,
     SeedOptions,
     codes_from_gram,
@@ -46,7 +46,7 @@ def proxies():
     return group_proxies(40, 60, decay=1.0)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REGISTRY)
 def test_atoms_have_group_norm_and_the_reported_span(method, proxies):
     atoms = run(method, proxies, 8)
     assert atoms.combination.shape == (40, 8)
@@ -56,7 +56,7 @@ def test_atoms_have_group_norm_and_the_reported_span(method, proxies):
     assert atoms.explained_variance == pytest.approx(span_share(proxies, explicit), abs=1e-9)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REGISTRY)
 def test_codes_explain_at_least_the_best_single_proxy(method, proxies):
     """Any of these beats 8 proxies taken at random, with non-negative codes."""
     view = GramView.dense(proxies.T @ proxies)
@@ -65,7 +65,7 @@ def test_codes_explain_at_least_the_best_single_proxy(method, proxies):
     assert error < codes_from_gram(view, picked).relative_error
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REGISTRY)
 @pytest.mark.parametrize("size", [9, 8])
 def test_hardly_more_experts_than_atoms(method, size):
     proxies = group_proxies(size, 30, seed=3)
@@ -75,13 +75,13 @@ def test_hardly_more_experts_than_atoms(method, size):
     assert fitted.relative_error < 0.75
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REGISTRY)
 def test_one_atom(method, proxies):
     atoms = run(method, proxies, 1)
     assert 0 < atoms.explained_variance < 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REGISTRY)
 @pytest.mark.parametrize("count", [0, 41])
 def test_counts_out_of_range_are_refused(method, count, proxies):
     with pytest.raises(InputError, match=rf"{count} bases asked of 40 experts"):
@@ -109,7 +109,7 @@ def test_greedy_refuses_atoms_that_nothing_is_left_for():
         run("residual_greedy", proxies, 8)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REGISTRY)
 def test_same_seed_same_atoms(method, proxies):
     first, second = (run(method, proxies, 6, seed=5) for _ in range(2))
     assert torch.equal(first.combination, second.combination)
@@ -143,7 +143,7 @@ def test_default_and_allowed_proxies():
 
 
 def test_only_rpca_may_do_without_the_gram_matrix():
-    assert [name for name in METHODS if not uses_dense_gram(name, 10**6)] == ["rpca"]
+    assert [name for name in REGISTRY if not uses_dense_gram(name, 10**6)] == ["rpca"]
     assert uses_dense_gram("rpca", 240)
 
 

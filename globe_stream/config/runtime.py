@@ -1,0 +1,40 @@
+"""How a run is carried out."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from globe_stream.config.options import RUNTIME, Options
+from globe_stream.errors import InputError, option
+from globe_stream.formatting import parse_size
+
+
+class RuntimeConfig(Options):
+    """Memory, device, checkpoints inside a pass, tracking."""
+
+    memory: str | None = Field(
+        None,
+        description="Peak resident memory of the whole process (default: 60 % of what is free).",
+        json_schema_extra={**RUNTIME, "metavar": "SIZE"},
+    )
+    device: Literal["auto", "cpu", "mps", "cuda"] = Field(
+        "auto", description="Where the arithmetic runs."
+    )
+    checkpoint_every: float = Field(
+        10.0,
+        ge=0,
+        description="Minutes between checkpoints inside a pass.",
+        json_schema_extra={**RUNTIME, "metavar": "MINUTES"},
+    )
+    wandb_project: str | None = Field(
+        None,
+        description="Also log to this Weights & Biases project.",
+        json_schema_extra={**RUNTIME, "metavar": "NAME"},
+    )
+
+    def check(self) -> None:
+        if self.memory is not None:
+            try:
+                parse_size(self.memory)
+            except InputError as error:
+                raise error.at(option("memory")) from error

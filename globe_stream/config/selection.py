@@ -1,0 +1,48 @@
+"""Which experts of the checkpoint take part."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from globe_stream.config.options import Options
+from globe_stream.errors import InputError, option
+
+
+class SelectionConfig(Options):
+    """Families, layers and experts to compress."""
+
+    families: Literal["up", "gate", "both"] = Field(
+        "both", description="Expert families to compress."
+    )
+    single_layer: int | None = Field(None, ge=0, description="Take experts from this layer only.")
+    layers: str | None = Field(
+        None, description="Take layers A to B-1 only.", json_schema_extra={"metavar": "A:B"}
+    )
+    max_experts: int | None = Field(None, ge=2, description="At most this many experts a family.")
+    sample_method: Literal["first_n", "evenly_spaced"] = Field(
+        "first_n", description=f"Which experts {option('max_experts')} keeps."
+    )
+    include_shared: bool = Field(
+        False,
+        description="Also take shared experts, cut into blocks of the routed experts' height.",
+    )
+    include_mtp: bool = Field(
+        False, description="Also take the experts of multi-token-prediction layers."
+    )
+    revision: str | None = Field(
+        None,
+        description="Branch, tag or commit of a hub model.",
+        json_schema_extra={"metavar": "REVISION"},
+    )
+
+    @property
+    def family_names(self) -> tuple[str, ...]:
+        """The families as a tuple."""
+        return ("up", "gate") if self.families == "both" else (self.families,)
+
+    def check(self) -> None:
+        if self.single_layer is not None and self.layers is not None:
+            raise InputError(
+                f"{option('single_layer')} and {option('layers')}: both choose layers. "
+                "Give one of them"
+            )
