@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its __all__
-    build_hf_headers,
+from huggingface_hub import (
+    HfApi,
     get_session,
-    hf_raise_for_status,
+    get_token,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
 )
 
 from globe_stream.checkpoint.index import (
@@ -59,9 +61,11 @@ class _Repository:
     def fetch(self, name: str, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of the file `name`."""
         url = hf_hub_url(self.model, name, revision=self.commit)
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
+        headers = {"Range": f"bytes={start}-{stop - 1}"}
+        if token := get_token():
+            headers["Authorization"] = f"Bearer {token}"
         response = get_session().get(url, headers=headers, timeout=_TIMEOUT)
-        hf_raise_for_status(response)
+        response.raise_for_status()
         content: bytes = response.content
         return content[start:stop] if response.status_code == 200 else content
 

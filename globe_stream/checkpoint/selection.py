@@ -12,7 +12,7 @@ class Selection:
     """A choice of families, layers and experts.
 
     `layers` (A, B) takes the layers A <= L < B; `max_experts` is counted in each family, over the
-    list sorted by layer, routed before shared, number. `include_mtp` is honoured by `open_index`.
+    list sorted by layer, routed before shared, number.
     """
 
     families: tuple[str, ...] = ("up", "gate")
@@ -21,7 +21,6 @@ class Selection:
     max_experts: int | None = None
     sample_method: Literal["first_n", "evenly_spaced"] = "first_n"
     include_shared: bool = False
-    include_mtp: bool = False
 
     def takes_layer(self, layer: int) -> bool:
         """Whether `layer` is among those chosen."""

@@ -104,7 +104,6 @@ def group_experts(
             max_experts=selection.max_experts,
             sample_method=selection.sample_method,
             include_shared=selection.include_shared,
-            include_mtp=selection.include_mtp,
         )
     )
     return GroupedExperts(chosen, tuple(make_groups(chosen, selection.family_names, seeding)))

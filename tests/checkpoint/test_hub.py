@@ -1,45 +1,24 @@
-"""Hub models against a small hub on this machine: what is asked for, and how failures read.
+"""Hub models against a small hub on this machine: what is asked for, and how failures read."""
 
-huggingface_hub takes its settings from the environment when it is imported, so every case runs in
-a process of its own.
-"""
-
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from hub_server import COMMIT, MODEL, Hub, serve
+from huggingface_hub import constants
 from tiny_files import QWEN, qwen_tensors, write_checkpoint
 
-SHARDS = 4
-LOOK = """
-index = open_index(MODEL)
-result = {"summary": index.summary(), "fingerprint": index.fingerprint().to_json()}
-"""
-FETCH = """
-index = open_index(MODEL).select(Selection(("up",), single_layer=1, max_experts=1))
-expert = index.experts["up"][0]
-index.fetch([expert])
-result = {"file": expert.storage.weight.path.name, "weights": read_expert(expert).tolist(),
-          "commit": index.revision}
-"""
-HEAD = """
-import json
-from globe_stream.checkpoint.index import Selection, open_index
+from globe_stream.checkpoint.index import ExpertIndex, Selection, open_index
 from globe_stream.checkpoint.reader import read_expert
-from globe_stream.errors import GlobeError
-MODEL = {model!r}
-try:
-{code}
-except GlobeError as error:
-    result = {{"error": str(error), "exit_code": error.exit_code}}
-print(json.dumps(result))
-"""
+from globe_stream.errors import GlobeError, InputError
+
+SHARDS = 4
+FILES = "/{repo_id}/resolve/{revision}/{filename}"
+pytestmark = pytest.mark.usefixtures("client")
 
 
 @pytest.fixture
@@ -49,28 +28,43 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield server
 
 
-def _call(hub: Hub, home: Path, code: str, model: str = MODEL, offline: bool = False) -> dict:
-    text = "\n".join(f"    {line}" for line in code.strip().splitlines())
-    environment = os.environ | {
-        "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_OFFLINE": "1" if offline else "0",
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD.format(model=model, code=text)],
-        env=environment, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    answer: dict = json.loads(done.stdout.splitlines()[-1])
-    return answer
+Turn = Callable[..., None]
 
 
-def test_headers_alone_are_read(hub: Hub, tmp_path: Path) -> None:
-    answer = _call(hub, tmp_path / "home", LOOK)
-    local = _call(hub, tmp_path / "home", LOOK, model=str(hub.root))
-    assert answer["summary"]["families"] == local["summary"]["families"]
-    assert answer["summary"]["revision"] == COMMIT
-    assert answer["fingerprint"]["files"] == local["fingerprint"]["files"]
+@pytest.fixture
+def client(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Turn]:
+    """Point huggingface_hub at `hub`; calling it changes the cache folder or goes offline.
+
+    The library takes these from the environment once, so its own record of them is changed.
+    """
+
+    def turn(home: str = "home", *, offline: bool = False) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + FILES)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / home))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        huggingface_hub.close_session()
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    turn()
+    yield turn
+    huggingface_hub.close_session()
+
+
+def _fetched() -> tuple[ExpertIndex, Path, list[Any]]:
+    """One expert's shard fetched: the index, the file and the expert's weights."""
+    index = open_index(MODEL).select(Selection(("up",), single_layer=1, max_experts=1))
+    expert = index.experts["up"][0]
+    index.fetch([expert])
+    return index, expert.storage.weight.path, read_expert(expert).tolist()
+
+
+def test_headers_alone_are_read(hub: Hub) -> None:
+    index, local = open_index(MODEL), open_index(str(hub.root))
+    assert index.summary()["families"] == local.summary()["families"]
+    assert index.summary()["revision"] == COMMIT
+    assert index.fingerprint().files == local.fingerprint().files
     shards = sorted(hub.root.glob("*.safetensors"))
     assert len(shards) == SHARDS
     for shard in shards:
@@ -81,75 +75,82 @@ def test_headers_alone_are_read(hub: Hub, tmp_path: Path) -> None:
     }
 
 
-def test_only_the_shards_needed_are_fetched(hub: Hub, tmp_path: Path) -> None:
-    answer = _call(hub, tmp_path / "home", FETCH)
+def test_only_the_shards_needed_are_fetched(hub: Hub) -> None:
+    index, file, weights = _fetched()
     name = "model.layers.1.mlp.experts.0.up_proj.weight"
-    assert torch.equal(torch.tensor(answer["weights"]), qwen_tensors(p=64, d=96)[name])
-    assert answer["commit"] == COMMIT
+    assert torch.equal(torch.tensor(weights), qwen_tensors(p=64, d=96)[name])
+    assert index.revision == COMMIT
     for shard in hub.root.glob("*.safetensors"):
         whole = hub.sent(shard.name) >= shard.stat().st_size
-        assert whole == (shard.name == answer["file"])
+        assert whole == (shard.name == file.name)
     before = len(hub.log)
-    again = _call(hub, tmp_path / "home", FETCH)
-    assert again == answer
+    assert _fetched()[1:] == (file, weights)
     later = hub.log[before:]
-    assert not [path for method, path, _, _ in later if method == "GET" and answer["file"] in path]
+    assert not [path for method, path, _, _ in later if method == "GET" and file.name in path]
 
 
-def test_a_truncated_file_in_the_cache_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
-    answer = _call(hub, tmp_path / "home", FETCH)
-    (path,) = (tmp_path / "home").rglob(f"snapshots/{COMMIT}/{answer['file']}")
-    with path.open("r+b") as file:
-        file.truncate(1000)
-    assert _call(hub, tmp_path / "home", FETCH) == answer
+def test_a_token_is_sent(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    open_index(MODEL)
+    assert set(hub.tokens) == {"Bearer hf_mine"}
 
 
-def test_a_download_that_comes_short_is_refused(hub: Hub, tmp_path: Path) -> None:
-    answer = _call(hub, tmp_path / "home", FETCH)
-    hub.cut[answer["file"]] = 150_000
-    failed = _call(hub, tmp_path / "other", FETCH)
-    assert answer["file"] in failed["error"]
-    assert failed["exit_code"] == 1
+def test_a_truncated_file_in_the_cache_is_fetched_again() -> None:
+    _, file, weights = _fetched()
+    with file.open("r+b") as content:
+        content.truncate(1000)
+    assert _fetched()[1:] == (file, weights)
 
 
-def test_without_a_connection_the_cache_serves(hub: Hub, tmp_path: Path) -> None:
-    everything = FETCH + "\nindex = open_index(MODEL)\nindex.fetch(index.experts['down'])"
-    everything += "\nindex.fetch(index.experts['up'] + index.experts['gate'])"
-    answer = _call(hub, tmp_path / "home", everything)
-    assert _call(hub, tmp_path / "home", FETCH, offline=True) == answer
-    missing = _call(hub, tmp_path / "empty", FETCH, offline=True)
-    assert missing["exit_code"] == 2
-    assert MODEL in missing["error"]
+def test_a_download_that_comes_short_is_refused(hub: Hub, client: Turn) -> None:
+    _, file, _ = _fetched()
+    hub.cut[file.name] = 150_000
+    client("other")
+    with pytest.raises(GlobeError, match=file.name) as failed:
+        _fetched()
+    assert failed.value.exit_code == 1
 
 
-def test_without_a_connection_what_is_missing_is_named(hub: Hub, tmp_path: Path) -> None:
-    answer = _call(hub, tmp_path / "home", FETCH)
-    failed = _call(hub, tmp_path / "home", LOOK, offline=True)
-    assert "was not downloaded before" in failed["error"]
-    assert answer["file"] not in failed["error"]
+def test_without_a_connection_the_cache_serves(client: Turn) -> None:
+    _, file, weights = _fetched()
+    index = open_index(MODEL)
+    for family in ("up", "gate", "down"):
+        index.fetch(index.experts[family])
+    client(offline=True)
+    assert _fetched()[1:] == (file, weights)
+    client("empty", offline=True)
+    with pytest.raises(InputError, match=MODEL):
+        _fetched()
 
 
-def test_a_model_that_does_not_exist(hub: Hub, tmp_path: Path) -> None:
-    failed = _call(hub, tmp_path / "home", LOOK, model="someone/else")
-    assert failed["error"].startswith("someone/else: no such folder, and the hub does not give it")
-    assert "\n" not in failed["error"]
-    assert failed["exit_code"] == 2
+def test_without_a_connection_what_is_missing_is_named(client: Turn) -> None:
+    _, file, _ = _fetched()
+    client(offline=True)
+    with pytest.raises(InputError, match="was not downloaded before") as failed:
+        open_index(MODEL)
+    assert file.name not in str(failed.value)
 
 
-def test_a_repository_without_safetensors(hub: Hub, tmp_path: Path) -> None:
+def test_a_model_that_does_not_exist() -> None:
+    with pytest.raises(InputError) as failed:
+        open_index("someone/else")
+    said = str(failed.value)
+    assert said.startswith("someone/else: no such folder, and the hub does not give it")
+    assert "\n" not in said
+
+
+def test_a_repository_without_safetensors(hub: Hub) -> None:
     for path in [*hub.root.glob("*.safetensors"), *hub.root.glob("*.index.json")]:
         path.unlink()
-    failed = _call(hub, tmp_path / "home", LOOK)
-    assert "has neither" in failed["error"]
-    assert failed["exit_code"] == 2
+    with pytest.raises(InputError, match="has neither"):
+        open_index(MODEL)
 
 
-def test_a_long_header_takes_a_second_request(tmp_path: Path) -> None:
+def test_a_long_header_takes_a_second_request(hub: Hub) -> None:
+    shutil.rmtree(hub.root)
     tensors = qwen_tensors(layers=2, experts=300, p=2, d=2)
-    root = write_checkpoint(tmp_path / "remote", tensors, QWEN | {"num_experts": 300})
-    with serve(root) as hub:
-        answer = _call(hub, tmp_path / "home", LOOK)
-        assert answer["summary"]["families"]["up"]["experts"] == 600
-        ranges = [r for _, path, r, _ in hub.log if path.endswith("/model.safetensors")]
-        assert len(ranges) == 2
-        assert ranges[1].startswith("bytes=8-")
+    write_checkpoint(hub.root, tensors, QWEN | {"num_experts": 300})
+    assert open_index(MODEL).summary()["families"]["up"]["experts"] == 600
+    ranges = [r for _, path, r, _ in hub.log if path.endswith("/model.safetensors")]
+    assert len(ranges) == 2
+    assert ranges[1].startswith("bytes=8-")

@@ -20,6 +20,7 @@ class Hub(ThreadingHTTPServer):
         self.root = root
         self.log: list[tuple[str, str, str, int]] = []  # method, path, range, bytes sent
         self.cut: dict[str, int] = {}
+        self.tokens: list[str] = []  # the credentials of every request
 
     @property
     def url(self) -> str:
@@ -41,6 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         path = self.path.split("?")[0]
+        self.server.tokens.append(self.headers.get("Authorization", ""))
         if path in (f"/api/models/{MODEL}", *self._revisions()):
             self._send(path, json.dumps(self._info()).encode(), body)
             return
