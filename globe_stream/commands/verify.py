@@ -12,7 +12,7 @@ from typing import Any
 from globe_stream.commands.wording import worded
 from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.export.result import ProgressCall
-from globe_stream.export.staging import MANIFEST, WORK
+from globe_stream.export.staging import MANIFEST, WORK, ManifestFile, read_manifest
 from globe_stream.factorization.records import group_state, run_header
 from globe_stream.io.files import sha256_of
 from globe_stream.store import arrays
@@ -94,34 +94,34 @@ def verify_export(path: Path, *, progress: ProgressCall | None = None) -> Verifi
     if not (path / MANIFEST).exists():
         problem = f"{path}: the export is unfinished. Give the same export command again"
         return Verification(str(path), "export", 0, 0, 0, (problem,))
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_manifest(path)
     problems: list[str] = []
     size = 0
-    listed = sorted(manifest["files"].items())
+    listed = sorted(manifest.files.items())
     for number, (name, record) in enumerate(listed, start=1):
         found = _file_problem(path / name, record)
         if found:
             problems.append(found)
         else:
-            size += record["bytes"]
+            size += record.bytes
         if progress:
             progress(number, len(listed), name)
     if (path / WORK).exists():
         problems.append(
             f"{path}: the export was not published in full. Give the same export command again"
         )
-    return Verification(str(path), manifest["kind"], 0, len(listed), size, tuple(problems))
+    return Verification(str(path), manifest.kind, 0, len(listed), size, tuple(problems))
 
 
-def _file_problem(file: Path, record: dict[str, Any]) -> str | None:
+def _file_problem(file: Path, record: ManifestFile) -> str | None:
     if not file.is_file():
         return f"{file}: is missing. Export again to another folder"
-    if file.stat().st_size != record["bytes"]:
+    if file.stat().st_size != record.bytes:
         return (
-            f"{file}: {file.stat().st_size:,} bytes, {record['bytes']:,} were written. "
+            f"{file}: {file.stat().st_size:,} bytes, {record.bytes:,} were written. "
             "Export again to another folder"
         )
-    if sha256_of(file) != record["sha256"]:
+    if sha256_of(file) != record.sha256:
         return f"{file}: its content changed (sha256). Export again to another folder"
     return None
 

@@ -26,7 +26,7 @@ from globe_stream.export.result import (
     relative_errors,
 )
 from globe_stream.export.shard_plan import Rewrite, Shard, plan_rewrite
-from globe_stream.export.staging import ExportWork, open_work
+from globe_stream.export.staging import ExportManifest, ExportWork, open_work
 from globe_stream.factorization.bank_cache import BankCache
 from globe_stream.factorization.reconstruction import Approximation, BankApproximation
 from globe_stream.factorization.svd_baseline import SvdApproximation
@@ -245,14 +245,7 @@ def _publish(work: ExportWork, order: _Order, rewrite: Rewrite, size: int) -> No
     if order.last == INDEX_NAME:
         work.add(INDEX_NAME, _weight_index(rewrite).encode())
     work.publish(
-        {
-            "format": 1,
-            "identity": order.identity,
-            "kind": order.kind,
-            "dtype": order.stored,
-            "command": order.command,
-            "relative_frobenius_error": errors,
-        },
+        ExportManifest(order.identity, order.kind, order.stored, order.command, errors),
         order.last,
     )
 

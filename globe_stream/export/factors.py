@@ -8,7 +8,6 @@ Source: docs/design.md, section Export formats.
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,13 +22,15 @@ from globe_stream.export.result import (
     finished_result,
     relative_errors,
 )
-from globe_stream.export.staging import ExportWork, open_work
+from globe_stream.export.staging import ExportManifest, ExportWork, open_work
 from globe_stream.factorization import factor_files as layout
 from globe_stream.factorization.bank_cache import BankCache
+from globe_stream.factorization.factors_config import CONFIG, describe, prefix
 from globe_stream.factorization.reconstruction import BankApproximation
 from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
 from globe_stream.io import files
 from globe_stream.io.dtypes import TORCH_DTYPES
+from globe_stream.io.records import Json
 from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter, plan_file
 from globe_stream.memory.meter import Meter
 from globe_stream.memory.planner import ExportPlan, plan_export
@@ -61,7 +62,7 @@ def export_factors(
     """
     with open_trained_run(run, model=model) as source:
         stored = choose_dtype(dtype, source.groups[0].group.experts[0].dtype)
-        identity = {
+        identity: Json = {
             "kind": "factors",
             "state": source.identity(),
             "dtype": stored,
@@ -86,14 +87,7 @@ def export_factors(
                 work,
                 source,
                 adapters,
-                {
-                    "format": 1,
-                    "identity": identity,
-                    "kind": "factors",
-                    "dtype": stored,
-                    "command": command,
-                    "relative_frobenius_error": errors,
-                },
+                ExportManifest(identity, "factors", stored, command, errors),
             )
         return finished_result(out, source, plan.estimate_bytes, meter.peak, resumed)
 
@@ -106,7 +100,7 @@ def _require_space(work: ExportWork, planned: Iterable[PlannedFile]) -> None:
 def _plan_bank(source: TrainedRun, out: Path, dtype: str) -> PlannedFile:
     tensors = [
         (
-            f"{layout.prefix(f.group.key)}.bank",
+            f"{prefix(f.group.key)}.bank",
             dtype,
             (f.group.bases, f.group.rank, f.group.sizes.d),
         )
@@ -130,7 +124,7 @@ def _write_bank(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> N
 def _plan_codes(source: TrainedRun, out: Path) -> PlannedFile:
     tensors: list[tuple[str, str, tuple[int, ...]]] = []
     for fitted in source.groups:
-        name, count = layout.prefix(fitted.group.key), len(fitted.group.experts)
+        name, count = prefix(fitted.group.key), len(fitted.group.experts)
         kept = len(fitted.codes.values)
         tensors += [
             (f"{name}.offsets", "I64", (count + 1,)),
@@ -215,9 +209,9 @@ def _write_group(
 
 
 def _publish(
-    work: ExportWork, source: TrainedRun, shards: list[layout.AdapterFile], manifest: dict[str, Any]
+    work: ExportWork, source: TrainedRun, shards: list[layout.AdapterFile], manifest: ExportManifest
 ) -> None:
-    dtype, errors = manifest["dtype"], manifest["relative_frobenius_error"]
+    dtype, errors = manifest.dtype, manifest.relative_frobenius_error
     shard_names = [shard.planned.path.name for shard in shards]
     records = work.records()
     size = sum(records[name].bytes for name in (layout.BANK, layout.CODES, *shard_names))
@@ -227,12 +221,12 @@ def _publish(
         dtype=dtype,
         size=size,
         errors=errors,
-        command=manifest["command"],
+        command=manifest.command,
         hub_id=source.index.revision is not None,
     )
     work.add("README.md", card.encode())
-    described = layout.describe(source, dtype, errors)
-    work.add(layout.CONFIG, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+    described = describe(source, dtype, errors).to_json()
+    work.add(CONFIG, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
     weight_map = {
         entry.name: shard.planned.path.name for shard in shards for entry in shard.planned.entries
     }

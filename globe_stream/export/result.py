@@ -1,6 +1,5 @@
 """What an export made, for people and for scripts."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from globe_stream.errors import InputError, option
 from globe_stream.export.model_card import NO_SAVING
-from globe_stream.export.staging import MANIFEST, FileRecord
+from globe_stream.export.staging import FileRecord, read_manifest
 from globe_stream.factorization.error_sums import ErrorSums, pooled_by
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io.dtypes import DTYPES
@@ -82,20 +81,20 @@ def finished_result(
     out: Path, source: TrainedRun, estimate_bytes: int, peak: int, resumed: int | None = None
 ) -> ExportResult:
     """The result recorded in the manifest of `out`; `resumed` None says it was complete already."""
-    manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    listed = manifest["files"]
+    manifest = read_manifest(out)
+    listed = manifest.files
     return ExportResult(
         out=out,
-        kind=manifest["kind"],
-        dtype=manifest["dtype"],
+        kind=manifest.kind,
+        dtype=manifest.dtype,
         files=len(listed),
-        bytes=sum(entry["bytes"] for entry in listed.values()),
-        source_bytes=_source_bytes(source, manifest["kind"]),
-        relative_errors=manifest["relative_frobenius_error"],
+        bytes=sum(entry.bytes for entry in listed.values()),
+        source_bytes=_source_bytes(source, manifest.kind),
+        relative_errors=manifest.relative_frobenius_error,
         resumed_files=len(listed) if resumed is None else resumed,
         price_bytes=estimate_bytes,
         peak_bytes=peak,
-        note=_note(manifest["kind"], resumed is None),
+        note=_note(manifest.kind, resumed is None),
     )
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,6 +35,31 @@ class FileRecord(Record):
     bytes: int
     sha256: str
     squared_errors: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ManifestFile(Record):
+    """A published file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ExportManifest(Record):
+    """`globe_export.json`: what an export is made of and by what `command`, and every file.
+
+    `identity` are the options and the state of the run that decide its bytes;
+    `relative_frobenius_error` has one for each family, of what was written.
+    """
+
+    identity: Json
+    kind: str
+    dtype: str
+    command: str
+    relative_frobenius_error: dict[str, float]
+    files: dict[str, ManifestFile] = field(default_factory=dict)
+    format: int = 1
 
 
 @dataclass(frozen=True)
@@ -122,14 +147,15 @@ class ExportWork:
         found = {row.name: row.record for row in self._ledger.rows if isinstance(row, Finished)}
         return dict(sorted(found.items()))
 
-    def publish(self, manifest: dict[str, Any], last: str) -> None:
-        """Move everything into `out`, with a manifest of it; the file `last` comes last."""
+    def publish(self, manifest: ExportManifest, last: str) -> None:
+        """Move everything into `out`, with `manifest` of it; the file `last` comes last."""
         listed = {
-            name: {"bytes": record.bytes, "sha256": record.sha256}
+            name: ManifestFile(record.bytes, record.sha256)
             for name, record in self.records().items()
             if name != MANIFEST
         }
-        text = json.dumps({**manifest, "files": listed}, indent=2, sort_keys=True) + "\n"
+        content = replace(manifest, files=listed).to_json()
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         self.add(MANIFEST, text.encode())
         names = [name for name in self.records() if name != last]
         for name in [*names, last]:
@@ -183,14 +209,24 @@ def open_work(out: Path, identity: Mapping[str, Any], last: str) -> ExportWork |
     if unfinished:
         _require_same(out, _identity_of(out / WORK / _LEDGER), identity, "an unfinished")
     elif (out / MANIFEST).exists() and (out / last).exists():
-        found = json.loads((out / MANIFEST).read_text(encoding="utf-8")).get("identity")
-        _require_same(out, found, identity, "another")
+        _require_same(out, read_manifest(out).identity, identity, "another")
         return None
     elif out.exists() and any(child.name != WORK for child in out.iterdir()):
         raise InputError(
             f"{out}: exists and is not empty. Choose another {option('out')}, or empty it"
         )
     return _begin(out, identity)
+
+
+def read_manifest(out: Path) -> ExportManifest:
+    """The manifest of the export in `out`; InputError when it is damaged or of another version."""
+    path = out / MANIFEST
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}). Export again to another folder") from error
+    advice = "Another version of globe-stream wrote it, or it was edited: export again"
+    return ExportManifest.from_json(value, str(path), advice)
 
 
 def _begin(out: Path, identity: Mapping[str, Any]) -> ExportWork:

@@ -8,14 +8,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from globe_stream.errors import InputError
 from globe_stream.factorization.activation import Activation
-from globe_stream.factorization.factor_files import BANK, CODES, CONFIG, INDEX
+from globe_stream.factorization.factor_files import BANK, CODES, INDEX
+from globe_stream.factorization.factors_config import CONFIG, FactorGroupConfig, read_factors_config
 from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
 from globe_stream.io.files import read_exactly
 from globe_stream.io.safetensors import TensorEntry, read_header
@@ -67,9 +67,9 @@ class Factors:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        self.config = read_factors_config(folder)
         self._entries = dict(self._all_entries())
-        self.groups = tuple(self._group(key, value) for key, value in self.config["units"].items())
+        self.groups = tuple(self._group(key, value) for key, value in self.config.units.items())
         self._where = {
             (group.family, layer, bool(shared), expert): (group, position)
             for group in self.groups
@@ -135,20 +135,19 @@ class Factors:
             for entry in read_header(self.folder / name).tensors:
                 yield entry.name, entry
 
-    def _group(self, key: str, described: dict[str, Any]) -> FactorGroup:
-        name = described["tensors"]
-        phi = Activation(described["activation"], described["lambda"], described["gain"])
+    def _group(self, key: str, described: FactorGroupConfig) -> FactorGroup:
+        name = described.tensors
         return FactorGroup(
             key,
-            described["family"],
+            described.family,
             name,
-            described["p"],
-            described["d"],
-            described["rank"],
-            described["bases"],
-            phi,
-            described["scale"],
-            described["offset"],
+            described.p,
+            described.d,
+            described.rank,
+            described.bases,
+            described.phi,
+            described.scale,
+            described.offset,
             *(self._read(f"{name}.{part}") for part in ("offsets", "indices", "values", "experts")),
         )
 

@@ -345,3 +345,31 @@ def test_a_state_of_another_form_is_refused_in_one_line(tmp_path):
         with pytest.raises(InputError, match=r"state 'gate': error is not known\. \w"):
             run.state("gate", Epoch)
         assert run.state("gate", Longer) == Longer(1, 0.5)
+
+
+FORMAT_1 = """\
+{"config": {"device": "cpu", "seed": {"method": "svd"}, "selection": {"families": "up"}}, \
+"fingerprint": {"files": {}, "revision": null}, "format": 1, "kind": "created", "model": "m", \
+"model_type": "qwen2_moe", "revision": null, "units": [{"bases": 6, "d": 8, "experts": 12, \
+"family": "up", "key": "up", "p": 6, "rank": 4}]}
+{"drop": [], "kind": "commit", "move": [], "put": [], "sequence": 1, \
+"states": {"budget": {"bytes": 1073741824}, "machine": {"device": "cpu"}}}
+{"kind": "applied", "sequence": 1}
+"""
+
+
+@pytest.mark.parametrize("command", ["status", "train", "report", "verify"])
+def test_a_run_of_the_version_before_is_refused_in_one_line(tmp_path, tell, command):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "ledger.jsonl").write_text(FORMAT_1)
+    before = support.tree(run)
+    told = tell(command, run)
+    assert told.code == 2
+    assert told.err.splitlines()[-1].endswith(
+        f"{run}: written in run format 1, this version reads {FORMAT}. "
+        "Use the version that made it, or start over with --fresh"
+    )
+    assert len(told.err.splitlines()) == 1
+    kept = {name: data for name, data in support.tree(run).items() if not name.startswith("lock")}
+    assert kept == before

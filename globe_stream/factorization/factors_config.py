@@ -1,0 +1,134 @@
+"""`globe_config.json`: what a folder of factors holds, for whoever reads it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
+from globe_stream.errors import InputError
+from globe_stream.factorization.activation import Activation
+from globe_stream.factorization.trained_run import FittedGroup, TrainedRun
+from globe_stream.io.records import Record
+
+CONFIG = "globe_config.json"
+FORMAT, KIND = 1, "factors"
+RECONSTRUCTION = (
+    "scale * A @ phi(gain * sum_j alpha_j B_j) + offset, phi(x) = (1 - lambda) x + lambda act(x)"
+)
+
+
+@dataclass(frozen=True)
+class StoredNormalization(Record):
+    """How the run normalized the weights, W~ = (W - mean) / scale; `folded` into the adapters."""
+
+    mean: float
+    scale: float
+    folded: bool
+
+
+@dataclass(frozen=True)
+class FactorGroupConfig(Record):
+    """The experts that share a bank: their sizes and what reconstructs them.
+
+    `tensors` is how the names of the group's tensors begin, `relative_frobenius_error` that of the
+    run, with factors in float32.
+    """
+
+    family: str
+    tensors: str
+    layers: tuple[int, ...]
+    experts: int
+    p: int
+    d: int
+    rank: int
+    bases: int
+    parameter_ratio: float
+    activation: str
+    lam: Annotated[float, Field(alias="lambda")]
+    gain: float
+    scale: float
+    offset: float
+    normalisation: StoredNormalization
+    relative_frobenius_error: float
+
+    @property
+    def phi(self) -> Activation:
+        """The activation with its gain."""
+        return Activation(self.activation, self.lam, self.gain)
+
+
+@dataclass(frozen=True)
+class FactorsConfig(Record):
+    """An export of factors: where it comes from, and its groups by key.
+
+    `relative_frobenius_error` has one for each family, of what was written.
+    """
+
+    format: int
+    kind: str
+    dtype: str
+    model: str
+    revision: str | None
+    model_type: str
+    fingerprint: CheckpointFingerprint
+    relative_frobenius_error: dict[str, float]
+    reconstruction: str
+    units: dict[str, FactorGroupConfig]
+
+
+def describe(source: TrainedRun, dtype: str, errors: dict[str, float]) -> FactorsConfig:
+    """The description of `source` exported as `dtype` with these `errors` by family."""
+    index = source.index
+    return FactorsConfig(
+        FORMAT,
+        KIND,
+        dtype,
+        index.model,
+        index.revision,
+        index.model_type,
+        index.fingerprint(),
+        errors,
+        RECONSTRUCTION,
+        {fitted.group.key: _group(fitted) for fitted in source.groups},
+    )
+
+
+def read_factors_config(folder: Path) -> FactorsConfig:
+    """The description in `folder`; InputError when it is damaged or of another version."""
+    path = folder / CONFIG
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}). Export the factors again") from error
+    advice = "Another version of globe-stream wrote it, or it was edited: export the factors again"
+    return FactorsConfig.from_json(value, str(path), advice)
+
+
+def prefix(key: str) -> str:
+    """How the tensors of the group `key` begin: "up", or "up.layers-004-007"."""
+    return key.replace("/", ".")
+
+
+def _group(fitted: FittedGroup) -> FactorGroupConfig:
+    sizes, phi = fitted.group.sizes, fitted.activation
+    return FactorGroupConfig(
+        family=fitted.group.family,
+        tensors=prefix(fitted.group.key),
+        layers=tuple(sorted({expert.layer for expert in fitted.group.experts})),
+        experts=sizes.experts,
+        p=sizes.p,
+        d=sizes.d,
+        rank=sizes.rank,
+        bases=sizes.bases,
+        parameter_ratio=sizes.parameter_ratio(len(fitted.codes.values)),
+        activation=phi.name,
+        lam=phi.lam,
+        gain=phi.gamma,
+        scale=1.0,
+        offset=fitted.state.mean,
+        normalisation=StoredNormalization(fitted.state.mean, fitted.state.scale, folded=True),
+        relative_frobenius_error=fitted.state.relative_frobenius_error,
+    )
