@@ -10,6 +10,9 @@ from globe_stream.errors import InputError, Mismatch, option
 from globe_stream.factorization.records import RunHeader, run_header
 from globe_stream.store.run import Run
 
+_BEGUN = ("lock", "lock.pid", "ledger.jsonl")
+"""Files of a run whose making was cut off before its first record."""
+
 
 def matching_run(path: Path, header: RunHeader, fresh: bool) -> Run | None:
     """The run at `path` to continue, of the same model and configuration; None to begin one."""
@@ -82,7 +85,7 @@ def _changes(old: RunHeader, new: RunHeader) -> list[str]:
 
 def _require_no_other_files(path: Path, fresh: bool) -> None:
     """Raise InputError when `path`, which is no run, has files that are not to be touched."""
-    if not path.is_dir() or all(c.name in ("lock", "ledger.jsonl") for c in path.iterdir()):
+    if not path.is_dir() or all(c.name in _BEGUN for c in path.iterdir()):
         return
     if not Run.lost_its_record(path):
         raise InputError(
