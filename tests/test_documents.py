@@ -10,7 +10,7 @@ import click
 import pytest
 from options_page import PAGE, options_page
 
-from globe_stream.checkpoint.layouts import MODEL_TYPES
+from globe_stream.checkpoint.model_types import MODEL_TYPES
 from globe_stream.cli.main import cli
 
 ROOT = Path(__file__).parents[1]

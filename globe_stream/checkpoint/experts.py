@@ -2,20 +2,29 @@
 
 from dataclasses import dataclass, replace
 
-from globe_stream.checkpoint.strided import FP8_BLOCK, Storage
+from globe_stream.checkpoint.dequantize import per_item
+from globe_stream.checkpoint.strided import Storage
 from globe_stream.errors import InputError, option
 
-FAMILIES = ("up", "gate", "down")
 GATED_FAMILIES = ("gate", "up")
 """Those that a gated expert multiplies, phi(gate x) * (up x): the ones that are compressed."""
+
+ROLES = ("up", "gate", "down")
+"""What the matrices of an expert do; the main experts' families have these names."""
+
+
+def family_name(role: str, section: str) -> str:
+    """The family of the experts of a section ("" for the main one): "up", or "vision_up"."""
+    return f"{section}_{role}" if section else role
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertMatrix:
     """One matrix of one expert: (p, d) for up and gate, (d, p) for down.
 
-    `dtype` is the stored one: BF16, F16, F32, F8_E4M3 or MXFP4. `shared` experts are always
-    active; one of size k p is taken as k blocks of p rows, `expert` being the block's number.
+    `dtype` is the stored one: BF16, F16, F32, or how the elements are quantised (F8_E4M3, INT8,
+    INT4, MXFP4, NVFP4). `shared` experts are always active; one of size k p is taken as k blocks
+    of p rows, `expert` being the block's number.
     """
 
     family: str
@@ -25,6 +34,16 @@ class ExpertMatrix:
     dtype: str
     shape: tuple[int, int]
     storage: Storage
+
+    @property
+    def role(self) -> str:
+        """What the family's matrices do: "up", "gate" or "down"."""
+        return self.family.rsplit("_", 1)[-1]
+
+    @property
+    def section(self) -> str:
+        """The set of experts that this one belongs to: "" for the main one, "vision", "talker"."""
+        return self.family.rpartition("_")[0]
 
     @property
     def name(self) -> str:
@@ -48,39 +67,55 @@ class ExpertMatrix:
         return self.storage.nbytes
 
 
+def shape_of(storage: Storage, dtype: str) -> tuple[int, int]:
+    """Rows and columns of the matrix stored as `dtype` at `storage`."""
+    rows, columns = storage.weight.shape
+    return rows, columns * per_item(dtype)
+
+
+def cut_rows(storage: Storage, first: int, count: int) -> Storage:
+    """The storage of the rows `first` to `first + count` of the matrix."""
+    weight = storage.weight.row_block(first, count)
+    if storage.scale is None:
+        return replace(storage, weight=weight)
+    step = storage.block[0]
+    begin, end = first // step, -(-(first + count) // step)
+    scale = storage.scale.row_block(begin, end - begin)
+    return replace(storage, weight=weight, scale=scale, phase=(first % step, storage.phase[1]))
+
+
+def cut_columns(storage: Storage, first: int, count: int, dtype: str) -> Storage:
+    """The storage of the columns `first` to `first + count`, multiples of a stored item's."""
+    items = per_item(dtype)
+    weight = storage.weight.column_block(first // items, count // items)
+    if storage.scale is None:
+        return replace(storage, weight=weight)
+    step = storage.block[1]
+    begin, end = first // step, -(-(first + count) // step)
+    scale = storage.scale.column_block(begin, end - begin)
+    return replace(storage, weight=weight, scale=scale, phase=(storage.phase[0], first % step))
+
+
 def split_shared(expert: ExpertMatrix, p: int) -> tuple[ExpertMatrix, ...]:
     """The k experts of intermediate size p in a shared expert of size k p.
 
     Raises InputError when p does not divide the shared expert's size.
     """
-    down = expert.family == "down"
+    down = expert.role == "down"
     size = expert.shape[1] if down else expert.shape[0]
-    if size % p:
+    if size % p or (down and p % per_item(expert.dtype)):
         raise InputError(
             f"{expert.where}: the shared expert of layer {expert.layer} has size {size}, no "
             f"multiple of the routed experts' {p}. Leave out {option('include_shared')}."
         )
-    return tuple(_block(expert, number, p, down) for number in range(size // p))
+    count = size // p
+    return tuple(_block(expert, number, p, expert.expert * count) for number in range(count))
 
 
-def _block(expert: ExpertMatrix, number: int, p: int, down: bool) -> ExpertMatrix:
-    weight, scale, first = expert.storage.weight, expert.storage.scale, number * p
-    if scale is None:
-        part = weight.column_block(first, p) if down else weight.row_block(first, p)
-        storage = Storage(part)
+def _block(expert: ExpertMatrix, number: int, p: int, before: int) -> ExpertMatrix:
+    if expert.role == "down":
+        storage = cut_columns(expert.storage, number * p, p, expert.dtype)
     else:
-        storage = _quantised_block(expert.storage, first, p, down)
-    shape = (expert.shape[0], p) if down else (p, expert.shape[1])
-    return replace(expert, expert=number, shape=shape, storage=storage)
-
-
-def _quantised_block(storage: Storage, first: int, p: int, down: bool) -> Storage:
-    assert storage.scale is not None
-    begin, end = first // FP8_BLOCK, -(-(first + p) // FP8_BLOCK)
-    if down:
-        part = storage.weight.column_block(first, p)
-        scale = storage.scale.column_block(begin, end - begin)
-        return Storage(part, scale, (0, first % FP8_BLOCK))
-    part = storage.weight.row_block(first, p)
-    scale = storage.scale.row_block(begin, end - begin)
-    return Storage(part, scale, (first % FP8_BLOCK, 0))
+        storage = cut_rows(expert.storage, number * p, p)
+    shape = shape_of(storage, expert.dtype)
+    return replace(expert, expert=before + number, shape=shape, storage=storage)

@@ -11,7 +11,7 @@ from globe_stream.checkpoint import selection as choosing
 from globe_stream.checkpoint.experts import ExpertMatrix, split_shared
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint, ShardFingerprint
 from globe_stream.checkpoint.inventory import Inventory, take_inventory
-from globe_stream.checkpoint.layouts import model_type_of
+from globe_stream.checkpoint.model_types import model_type_of
 from globe_stream.checkpoint.selection import Selection
 from globe_stream.errors import InputError, option
 from globe_stream.io.safetensors import Header, TensorEntry, read_header
@@ -82,15 +82,14 @@ class ExpertIndex:
             raise InputError(
                 f"{self.model}: has no shared experts. Leave out {option('include_shared')}."
             )
-        p = members[0].shape[1 if family == "down" else 0]
+        p = members[0].shape[1 if members[0].role == "down" else 0]
         blocks = (block for expert in self.shared[family] for block in split_shared(expert, p))
         return tuple(sorted((*members, *blocks), key=lambda expert: expert.order))
 
     def fetch(self, experts: Sequence[ExpertMatrix]) -> None:
         """Make sure that every file that holds one of `experts` is on this machine."""
-        regions = [expert.storage.weight for expert in experts]
-        regions += [expert.storage.scale for expert in experts if expert.storage.scale]
-        self.fetch_files(sorted({region.path for region in regions}))
+        paths = {region.path for expert in experts for region in expert.storage.regions}
+        self.fetch_files(sorted(paths))
 
     def fingerprint(self) -> CheckpointFingerprint:
         """What identifies the checkpoint: revision, and size and header hash of every shard."""
@@ -118,7 +117,7 @@ class ExpertIndex:
 
 def _family_summary(experts: list[ExpertMatrix]) -> dict[str, Any]:
     rows, columns = experts[0].shape
-    p, d = (columns, rows) if experts[0].family == "down" else (rows, columns)
+    p, d = (columns, rows) if experts[0].role == "down" else (rows, columns)
     layers = sorted({expert.layer for expert in experts})
     most = max(sum(1 for e in experts if e.layer == layer) for layer in layers)
     return {

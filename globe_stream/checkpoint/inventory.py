@@ -2,23 +2,29 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from globe_stream.checkpoint import resolve
-from globe_stream.checkpoint.experts import FAMILIES, ExpertMatrix
+from globe_stream.checkpoint.experts import ROLES, ExpertMatrix, family_name
 from globe_stream.checkpoint.layouts import (
-    MODEL_TYPES,
     UNKNOWN,
-    TensorName,
+    ModelType,
     config_integer,
+    section_config,
+)
+from globe_stream.checkpoint.model_types import MODEL_TYPES, model_type_of
+from globe_stream.checkpoint.names import (
+    NameParser,
+    TensorName,
     is_extra,
     looks_like_expert,
-    model_type_of,
-    parse_name,
+    parser_with,
 )
 from globe_stream.errors import InputError
 from globe_stream.io.safetensors import TensorEntry
+
+_LAYERS = "num_hidden_layers|n_layers|depth"
 
 
 @dataclass(slots=True)
@@ -38,11 +44,32 @@ class Inventory:
 class _Found:
     """Expert tensors by group (prefix, layer and module) and what was left out."""
 
-    groups: dict[tuple[str, str], dict[tuple[str, str, int], TensorEntry]] = field(
+    groups: dict[tuple[str, str, str], resolve.Tensors] = field(
         default_factory=lambda: defaultdict(dict)
     )
-    names: dict[tuple[str, str], TensorName] = field(default_factory=dict)
+    names: dict[tuple[str, str, str], TensorName] = field(default_factory=dict)
     extra: set[tuple[bool, int]] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """The model type, its rule, and the config of every section."""
+
+    name: str
+    rule: ModelType
+    config: dict[str, Any]
+
+    def fields(self, section: str) -> resolve.LayoutFields:
+        part = section_config(self.config, self.rule, section)
+        return resolve.LayoutFields(self.name, self.rule, part, self.config, section)
+
+    def layers(self, section: str) -> int | None:
+        return config_integer(section_config(self.config, self.rule, section), _LAYERS)
+
+    def count(self, section: str) -> int | None:
+        position = 1 if section and self.rule.split else 0
+        part = section_config(self.config, self.rule, section)
+        return config_integer(part, self.rule.count, position)
 
 
 def take_inventory(
@@ -53,48 +80,53 @@ def take_inventory(
     Raises InputError, naming the tensor, for an expert tensor that matches no rule, one whose shape
     contradicts its layout, a hole in the numbering, and a checkpoint without routed experts.
     """
-    model_type = model_type_of(config)
-    layers = config_integer(config, "num_hidden_layers|n_layers")
-    found = _sort_names(entries, layers, include_mtp)
-    fields = resolve.LayoutFields(model_type, MODEL_TYPES.get(model_type, UNKNOWN), config)
+    name = model_type_of(config)
+    model = _Model(name, MODEL_TYPES.get(name, UNKNOWN), config)
+    found = _sort_names(entries, model, parser_with(), include_mtp)
     routed: list[ExpertMatrix] = []
     shared: list[ExpertMatrix] = []
     rules: set[str] = set()
     for key, tensors in found.groups.items():
-        name = found.names[key]
-        layer = name.layer + (layers or 0 if name.extra else 0)
-        experts, rule = resolve.experts_of(name, layer, tensors, fields)
-        (shared if name.form == "shared" else routed).extend(experts)
-        if name.form != "shared":
-            rules.add(rule)
+        own = found.names[key]
+        layer = own.layer + (model.layers(own.section) or 0 if own.extra else 0)
+        group = resolve.Group(own, layer, tensors, model.fields(own.section))
+        experts, rule = resolve.experts_of(group)
+        (shared if own.form == "shared" else routed).extend(experts)
+        rules |= {rule} - {""}
     if not routed:
         raise InputError(
-            f"the model (type {model_type}) has no routed experts: no tensor is named like one. "
+            f"the model (type {name}) has no routed experts: no tensor is named like one. "
             "Only mixture-of-experts checkpoints can be used."
         )
     families = _by_family(routed)
-    _check_complete(families, config_integer(config, fields.model.count))
+    _check_complete(families, model)
     return Inventory(families, _by_family(shared), ", ".join(sorted(rules)), len(found.extra))
 
 
-def _sort_names(entries: Iterable[TensorEntry], layers: int | None, include_mtp: bool) -> _Found:
+def _sort_names(
+    entries: Iterable[TensorEntry], model: _Model, parser: NameParser, include_mtp: bool
+) -> _Found:
     found = _Found()
     for entry in entries:
-        name = parse_name(entry.name)
+        name = parser.parse(entry.name)
         if name is None:
             extra = is_extra(entry.name)
             if looks_like_expert(entry.name, entry.shape) and (include_mtp or not extra):
                 raise InputError(
                     f"{entry.path}: tensor {entry.name} ({entry.dtype} {list(entry.shape)}) looks "
-                    "like an expert's weights and matches no known layout. Report the model type; "
-                    "adding it is one entry in checkpoint/layouts.py."
+                    "like an expert's weights and matches no known layout. Give a rule for it with "
+                    "--layout FILE (docs/layouts.md)."
                 )
             continue
+        layers = model.layers(name.section)
         extra = name.extra or (layers is not None and name.layer >= layers)
         if extra and not include_mtp:
             found.extra.add((name.extra, name.layer))
             continue
-        key = (name.form, name.group)
+        name = _in_section(name, model)
+        if name is None:
+            continue
+        key = (name.form, name.group, name.section)
         found.names[key] = name
         other = found.groups[key].setdefault((name.role, name.part, name.expert), entry)
         if other is not entry:
@@ -105,8 +137,22 @@ def _sort_names(entries: Iterable[TensorEntry], layers: int | None, include_mtp:
     return found
 
 
+def _in_section(name: TensorName, model: _Model) -> TensorName | None:
+    """The name with its own section's number; None for a matrix without content."""
+    count = model.count(name.section)
+    if name.form != "per_expert" or count is None or name.expert < count:
+        return name
+    if model.rule.split and not name.section:
+        section = model.rule.sections[0][0]
+        return replace(name, section=section, expert=name.expert - count)
+    padding = config_integer(model.config, model.rule.padding) if model.rule.padding else None
+    return None if name.expert < count + (padding or 0) else name
+
+
 def _by_family(experts: list[ExpertMatrix]) -> dict[str, tuple[ExpertMatrix, ...]]:
-    families: dict[str, list[ExpertMatrix]] = {family: [] for family in FAMILIES}
+    sections = sorted({expert.section for expert in experts} | {""})
+    names = [family_name(role, section) for section in sections for role in ROLES]
+    families: dict[str, list[ExpertMatrix]] = {family: [] for family in names}
     for expert in experts:
         families[expert.family].append(expert)
     return {
@@ -116,24 +162,35 @@ def _by_family(experts: list[ExpertMatrix]) -> dict[str, tuple[ExpertMatrix, ...
     }
 
 
-def _check_complete(families: dict[str, tuple[ExpertMatrix, ...]], count: int | None) -> None:
-    shapes: dict[str, tuple[int, int]] = {}
+def _check_complete(families: dict[str, tuple[ExpertMatrix, ...]], model: _Model) -> None:
+    for section in dict.fromkeys(members[0].section for members in families.values()):
+        own = {
+            members[0].role: members
+            for members in families.values()
+            if members[0].section == section
+        }
+        _check_section(own, section, model)
+
+
+def _check_section(own: dict[str, tuple[ExpertMatrix, ...]], section: str, model: _Model) -> None:
+    """The matrices of one section, by role: one shape each, and none missing."""
     numbers: dict[str, dict[int, list[int]]] = {}
-    for family, members in families.items():
-        by_layer = numbers.setdefault(family, defaultdict(list))
+    for role, members in own.items():
+        by_layer = numbers.setdefault(role, defaultdict(list))
         for expert in members:
-            shape = shapes.setdefault(family, expert.shape)
-            if expert.shape != shape:
+            if expert.shape != members[0].shape:
                 raise InputError(
-                    f"{expert.where} has shape {expert.shape}, the other experts' {family} "
-                    f"matrices have {shape}: one bank needs them all alike. Select layers."
+                    f"{expert.where} has shape {expert.shape}, the other experts' {expert.family} "
+                    f"matrices have {members[0].shape}: one bank needs them all alike. "
+                    "Select layers."
                 )
             by_layer[expert.layer].append(expert.expert)
     everywhere = {layer for by_layer in numbers.values() for layer in by_layer}
-    for family in (f for f in ("up", "gate", "down") if f != "down" or f in numbers):
+    needed = ("up", "gate") if model.rule.gated else ("up",)
+    for role in (role for role in ROLES if role in needed or role in numbers):
         for layer in sorted(everywhere):
-            present = numbers.get(family, {}).get(layer, [])
-            _check_numbers(family, layer, present, count)
+            present = numbers.get(role, {}).get(layer, [])
+            _check_numbers(family_name(role, section), layer, present, model.count(section))
 
 
 def _check_numbers(family: str, layer: int, present: list[int], count: int | None) -> None:

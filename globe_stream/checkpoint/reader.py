@@ -15,7 +15,12 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from globe_stream.checkpoint.dequantize import decode_fp8, decode_mxfp4, decode_scratch_bytes
+from globe_stream.checkpoint.dequantize import (
+    Scales,
+    decode,
+    decode_scratch_bytes,
+    scale_values,
+)
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.read_plan import ReadPlan, bound_bytes, plan_read
 from globe_stream.checkpoint.shards import ShardFiles, should_drop
@@ -146,7 +151,7 @@ class ExpertReader:
         The float32 batch and the stored batch, and the scratch of decoding one expert.
         """
         if isinstance(rows, int):
-            regions = [expert.storage.weight, *_scales(expert)]
+            regions = expert.storage.regions
             slot = sum(_align(bound_bytes(region, rows)) for region in regions)
             scratch, count = slot, rows
         else:
@@ -154,7 +159,7 @@ class ExpertReader:
             slot, scratch = _slot_bytes(parts), sum(part.plan.scratch_bytes for part in parts)
             count = expert.shape[0] if rows is None else len(rows)
         columns = expert.shape[1]
-        scratch += decode_scratch_bytes(expert.dtype, count, columns)
+        scratch += decode_scratch_bytes(expert.dtype, count, columns, expert.storage.block)
         return batch * (slot + 4 * count * columns) + scratch
 
     def _allocate(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -176,7 +181,7 @@ class ExpertReader:
         """One expert of every geometry."""
         seen = {}
         for expert in self._experts:
-            regions = [expert.storage.weight, *_scales(expert)]
+            regions = expert.storage.regions
             seen[tuple((r.dtype, r.minor, r.rows, r.columns) for r in regions)] = expert
         return list(seen.values())
 
@@ -221,15 +226,25 @@ class ExpertReader:
             out.copy_(stored)
             return
         target = out if staging is None else staging
-        scales = parts[1].of(slot)
-        if expert.dtype == "MXFP4":
-            decode_mxfp4(target, stored, scales)
-        else:
-            down, right = expert.storage.phase
-            rows = torch.arange(expert.shape[0]) if self._rows is None else torch.tensor(self._rows)
-            decode_fp8(target, stored, scales, rows + down, right)
+        decode(target, stored, expert.dtype, self._scales(expert, parts, slot))
         if staging is not None:
             out.copy_(staging)
+
+    def _scales(self, expert: ExpertMatrix, parts: list[_Part], slot: Tensor) -> Scales:
+        """The scales of the rows read, from their bytes in `slot`."""
+        storage = expert.storage
+        assert storage.scale is not None
+        values = scale_values(parts[1].of(slot), storage.scale.dtype)
+        if storage.factor is not None:
+            factor = parts[2].of(slot)
+            values = values / factor if storage.divides else values * factor
+        count = expert.shape[0] if self._rows is None else len(self._rows)
+        if storage.block[0] == 1:
+            rows = torch.arange(count)
+        else:
+            chosen = torch.arange(count) if self._rows is None else torch.tensor(self._rows)
+            rows = (chosen + storage.phase[0]) // storage.block[0]
+        return Scales(values, rows, storage.block[1], storage.phase[1])
 
     def _check_finite(self, positions: list[int], weights: Tensor) -> None:
         """A sum is infinite or NaN if an element is; only then the elements are looked at."""
@@ -270,16 +285,14 @@ def _file_order(expert: ExpertMatrix) -> tuple[Path, int, int]:
     return (weight.path, weight.start, weight.offset)
 
 
-def _scales(expert: ExpertMatrix) -> list[StridedMatrix]:
-    return [] if expert.storage.scale is None else [expert.storage.scale]
-
-
 def _parts(expert: ExpertMatrix, rows: Rows) -> list[_Part]:
-    """The parts of one slot. The rows of fp8 scales are few and always read whole."""
+    """The parts of one slot. Scales that several rows share are few and always read whole."""
     parts, offset = [], 0
-    for region in [expert.storage.weight, *_scales(expert)]:
-        whole = region.dtype == "F32" and expert.dtype == "F8_E4M3"
-        plan = plan_read(region, None if whole else rows)
+    for region in expert.storage.regions:
+        by_row = region is expert.storage.weight or (
+            region is expert.storage.scale and expert.storage.block[0] == 1
+        )
+        plan = plan_read(region, rows if by_row else None)
         parts.append(_Part(region, plan, offset))
         offset += _align(plan.nbytes)
     return parts

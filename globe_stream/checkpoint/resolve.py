@@ -1,289 +1,299 @@
-"""One layer's expert tensors to `Expert`s, kind by kind."""
+"""One layer's expert tensors to `ExpertMatrix`s, form by form."""
 
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from globe_stream.checkpoint.experts import ExpertMatrix
-from globe_stream.checkpoint.layouts import ModelType, TensorName, config_integer
-from globe_stream.checkpoint.strided import (
-    FP8_BLOCK,
-    MXFP4_GROUP,
-    Storage,
-    StridedMatrix,
-    contiguous,
+from globe_stream.checkpoint.dequantize import FLOAT_DTYPES, per_item
+from globe_stream.checkpoint.experts import ExpertMatrix, cut_rows, family_name, shape_of
+from globe_stream.checkpoint.layouts import ModelType, config_integer
+from globe_stream.checkpoint.names import TensorName
+from globe_stream.checkpoint.quantized import (
+    WEIGHTS,
+    Parts,
+    StoredMatrix,
+    require_rank,
+    stored_matrix,
 )
+from globe_stream.checkpoint.strided import Storage, StridedMatrix
 from globe_stream.errors import InputError
 from globe_stream.io.safetensors import TensorEntry
 
 Tensors = dict[tuple[str, str, int], TensorEntry]
 
-_DENSE = ("BF16", "F16", "F32")
+_ORDER = ("gate_up", "gate", "up", "down")
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutFields:
-    """What the model type and the config add to the names."""
+    """What the model type and the config add to the names.
+
+    `config` is that of the experts' `section`, `whole` the model's.
+    """
 
     model_type: str
     model: ModelType
     config: dict[str, Any]
+    whole: dict[str, Any]
+    section: str = ""
 
 
-def experts_of(
-    name: TensorName, layer: int, tensors: Tensors, fields: LayoutFields
-) -> tuple[list[ExpertMatrix], str]:
-    """The experts in `tensors`, all of one form and group, and the rule that says so."""
-    if name.form == "flat":
-        return _flat(layer, tensors, fields), f"F ({_pattern(name)}.{{w1,v1,w2}})"
-    if name.form == "shared":
-        return _shared(layer, tensors, fields), ""
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The expert tensors of one layer and module, by (role, part, number)."""
+
+    name: TensorName
+    layer: int
+    tensors: Tensors
+    fields: LayoutFields
+
+    @property
+    def first(self) -> TensorEntry:
+        """One of the tensors, for messages."""
+        return next(iter(self.tensors.values()))
+
+    def matrices(self) -> Iterator[tuple[str, int, Parts]]:
+        """Role, number and parts of every stored matrix."""
+        found: dict[tuple[str, int], dict[str, TensorEntry]] = {}
+        for (role, part, number), entry in self.tensors.items():
+            found.setdefault((role, number), {})[part] = entry
+        for (role, number), parts in found.items():
+            yield role, number, parts
+
+    def weight(self, role: str, number: int = 0) -> TensorEntry | None:
+        """The tensor with the elements of a role."""
+        keys = [(role, part, number) for part in WEIGHTS]
+        return next((self.tensors[key] for key in keys if key in self.tensors), None)
+
+    def expert(self, role: str, number: int, dtype: str, at: Storage) -> ExpertMatrix:
+        """The matrix stored as `dtype` at `at`."""
+        family = family_name(role, self.fields.section)
+        shared = self.name.form == "shared"
+        shape = shape_of(at, dtype)
+        return ExpertMatrix(family, self.layer, number, shared, dtype, shape, at)
+
+
+def experts_of(group: Group) -> tuple[list[ExpertMatrix], str]:
+    """The experts in a group's tensors, and the rule that says so ("" for shared ones).
+
+    Raises InputError, naming the tensor, for one that does not fit the rule.
+    """
+    if group.name.form == "shared":
+        return list(_shared(group)), ""
+    if group.name.form == "flat":
+        return list(_flat(group)), f"F ({_pattern(group)})"
+    if group.name.form == "per_expert":
+        return list(_per_expert(group)), f"{group.name.kind} ({_pattern(group)})"
+    kind = stacked_kind(group)
+    return list(_stacked(group, kind)), f"{kind} ({_pattern(group)})"
+
+
+def _pattern(group: Group) -> str:
+    """The names of the tensors in one: "model.layers.{L}.mlp.experts.{gate_up,down}_proj"."""
+    name = group.name
+    place = name.group.replace(f".{name.layer}.", ".{L}.", 1)
+    ordered = sorted(group.tensors, key=lambda key: _ORDER.index(key[0]))
+    tails = [group.tensors[key].name.removeprefix(f"{name.group}.") for key in ordered]
     if name.form == "per_expert":
-        projections = "{w1,w3,w2}" if name.kind == "B" else "{gate,up,down}_proj"
-        experts = _per_expert(layer, tensors, fields)
-        return experts, f"{name.kind} ({_pattern(name)}.{{E}}.{projections}.weight)"
-    projection = next(iter(tensors.values())).name.rsplit(".", 1)
-    if ("gate_up", "blocks", 0) in tensors or ("down", "blocks", 0) in tensors:
-        return _mxfp4(layer, tensors), f"E mxfp4 ({_pattern(name)}.*_blocks)"
-    kind = name.kind or stacked_kind(tensors, fields)
-    suffix = ".weight" if projection[-1] == "weight" else ""
-    members = "{input,output}_linear" if name.form == "linear" else "{gate_up,down}_proj"
-    return _stacked(layer, tensors, kind), f"{kind} ({_pattern(name)}.{members}{suffix})"
+        place, tails = f"{place}.{{E}}", [tail.split(".", 1)[1] for tail in tails]
+    return f"{place}.{_joined(dict.fromkeys(tails))}"
 
 
-def _pattern(name: TensorName) -> str:
-    return name.group.replace(f".{name.layer}.", ".{L}.", 1)
+def _joined(words: Iterable[str]) -> str:
+    """Words that end alike in one: "{gate,up}_proj"."""
+    words = list(words)
+    if len(words) == 1:
+        return words[0]
+    ending = os.path.commonprefix([word[::-1] for word in words])[::-1]
+    cut = min((ending.find(mark) for mark in "._" if mark in ending), default=len(ending))
+    ending = ending[cut:]
+    return "{" + ",".join(word.removesuffix(ending) for word in words) + "}" + ending
 
 
-def _expert(
-    family: str, layer: int, number: int, weight: StridedMatrix, *, shared: bool = False
-) -> ExpertMatrix:
-    return ExpertMatrix(family, layer, number, shared, weight.dtype, weight.shape, Storage(weight))
+def _per_expert(group: Group) -> Iterator[ExpertMatrix]:
+    for role, number, parts in group.matrices():
+        stored = stored_matrix(parts, group.fields.whole)
+        expert = group.expert(role, number, stored.dtype, stored.storage())
+        _check_transposes(expert, group.weight("up", number))
+        yield expert
 
 
-def _dense(expert: ExpertMatrix) -> ExpertMatrix:
-    if expert.dtype not in _DENSE:
+def _check_transposes(expert: ExpertMatrix, up: TensorEntry | None) -> None:
+    """Up, gate and the transpose of down must have one shape, as far as they are stored alike."""
+    own = expert.storage.weight
+    if up is None or up.dtype != own.dtype or len(up.shape) != 2:
+        return
+    shape = (up.shape[0], up.shape[1] * per_item(expert.dtype))
+    expected = shape[::-1] if expert.role == "down" else shape
+    if expert.shape != expected:
         raise InputError(
-            f"{expert.where} has the dtype {expert.dtype}, which is unsupported here: "
-            f"experts must be {', '.join(_DENSE)}, fp8 with 128 x 128 scales, or mxfp4."
-        )
-    return expert
-
-
-def _per_expert(layer: int, tensors: Tensors, fields: LayoutFields) -> list[ExpertMatrix]:
-    experts = []
-    for (family, part, number), entry in tensors.items():
-        if part == "scale_inv":
-            _partner(tensors, family, "weight", number, entry)
-            continue
-        _require_rank(entry, 2)
-        expert = _expert(family, layer, number, contiguous(entry, *entry.shape))
-        experts.append(_linear(expert, tensors, fields))
-        _check_transposes(family, number, entry, tensors)
-    return experts
-
-
-def _check_transposes(family: str, number: int, entry: TensorEntry, tensors: Tensors) -> None:
-    """Up, gate and the transpose of down must have one shape."""
-    up = tensors.get(("up", "weight", number))
-    expected = up and (up.shape[::-1] if family == "down" else up.shape)
-    if expected and entry.shape != expected:
-        raise InputError(
-            f"{entry.path}: tensor {entry.name} has shape {list(entry.shape)}, "
-            f"{list(expected)} was expected beside {up.name if up else ''}."
+            f"{own.path}: tensor {own.tensor} has shape {list(expert.shape)}, "
+            f"{list(expected)} was expected beside {up.name}."
         )
 
 
-def _linear(expert: ExpertMatrix, tensors: Tensors, fields: LayoutFields) -> ExpertMatrix:
-    """`expert`, stored by itself, with the scale tensor beside it if it is fp8."""
-    entry = tensors[expert.family, "weight", expert.expert]
-    if entry.dtype != "F8_E4M3":
-        return _dense(expert)
-    scale = _partner(tensors, expert.family, "scale_inv", expert.expert, entry)
-    return replace(expert, storage=Storage(expert.storage.weight, _fp8_scale(entry, scale, fields)))
-
-
-def _fp8_scale(entry: TensorEntry, scale: TensorEntry, fields: LayoutFields) -> StridedMatrix:
-    block = (fields.config.get("quantization_config") or {}).get("weight_block_size")
-    expected = tuple(-(-side // FP8_BLOCK) for side in entry.shape)
-    if scale.dtype != "F32" or scale.shape != expected or block not in (None, [FP8_BLOCK] * 2):
-        raise InputError(
-            f"{scale.path}: tensor {scale.name} is {scale.dtype} {list(scale.shape)} with block "
-            f"size {block}, F32 {list(expected)} with {[FP8_BLOCK] * 2} was expected: "
-            "only fp8 with one scale for 128 x 128 elements can be read."
-        )
-    return contiguous(scale, *scale.shape)
-
-
-def _partner(
-    tensors: Tensors, role: str, part: str, number: int, entry: TensorEntry
-) -> TensorEntry:
-    partner = tensors.get((role, part, number))
-    if partner is None:
-        raise InputError(
-            f"{entry.path}: tensor {entry.name} ({entry.dtype}) has no {part} beside it. "
-            "The checkpoint is incomplete, or its quantisation is not supported."
-        )
-    return partner
-
-
-def _require_rank(entry: TensorEntry, rank: int) -> None:
-    if len(entry.shape) != rank or 0 in entry.shape:
-        raise InputError(
-            f"{entry.path}: tensor {entry.name} has shape {list(entry.shape)}, "
-            f"{rank} sides greater than zero were expected."
-        )
-
-
-def stacked_kind(tensors: Tensors, fields: LayoutFields) -> str:
-    """C, D or E: the one of the model type's kinds whose shapes are those of the tensors.
+def stacked_kind(group: Group) -> str:
+    """The one of the model type's stacked kinds whose names and shapes are those of the tensors.
 
     With gate_up and down together the shapes tell C from D even for p = d and 2p = d; D and E look
-    alike, and only the model type tells.
+    alike, and only the model type tells. G and H have names of their own, and so has mxfp4.
     """
-    entry = tensors.get(("gate_up", "weight", 0)) or tensors["down", "weight", 0]
-    _require_rank(entry, 3)
-    candidates = [kind for kind in fields.model.kinds if kind in "CDE"]
+    if any(part in ("blocks", "scales") for _, part, _ in group.tensors):
+        return "E mxfp4"
+    entry = group.weight("gate_up") or group.weight("up") or group.weight("gate")
+    entry = entry or group.weight("down") or group.first
+    require_rank(entry, 3)
+    candidates = [kind for kind in group.fields.model.kinds if kind in _named_kinds(group)]
     if not candidates:
         raise InputError(
             f"{entry.path}: tensor {entry.name} {list(entry.shape)} is a stack of experts whose "
-            f"orientation is not known for model type {fields.model_type}, and no shape proves it. "
-            "Add the type to checkpoint/layouts.py."
+            f"orientation is not known for model type {group.fields.model_type}, and no shape "
+            "proves it. Give a rule for it with --layout FILE (docs/layouts.md)."
         )
-    fitting = [kind for kind in candidates if _fits(kind, tensors, fields)]
+    fitting = [kind for kind in candidates if _fits(kind, group)]
     if len(fitting) != 1:
         raise InputError(
             f"{entry.path}: tensor {entry.name} has shape {list(entry.shape)}, which fits "
-            f"{' and '.join(fitting) or 'none'} of the layouts of model type {fields.model_type} "
-            f"({', '.join(candidates)}; see checkpoint/layouts.py)."
+            f"{' and '.join(fitting) or 'none'} of the layouts of model type "
+            f"{group.fields.model_type} ({', '.join(candidates)}; see docs/layouts.md)."
         )
     return fitting[0]
 
 
-def _fits(kind: str, tensors: Tensors, fields: LayoutFields) -> bool:
-    p = config_integer(fields.config, fields.model.size)
-    d = config_integer(fields.config, "hidden_size|d_model")
-    gate_up = tensors.get(("gate_up", "weight", 0))
-    down = tensors.get(("down", "weight", 0))
+def _named_kinds(group: Group) -> str:
+    """The stacked kinds whose tensors have the roles and names of this group's."""
+    if group.weight("up") or group.weight("gate"):
+        return "G"
+    if group.name.kind:
+        return group.name.kind
+    both = group.weight("gate_up")
+    if both is None:
+        return "CDEG"
+    return "H" if "w13_weight" in both.name else "CDE"
+
+
+def _fits(kind: str, group: Group) -> bool:
+    p = config_integer(group.fields.config, group.fields.model.size)
+    d = config_integer(group.fields.config, "hidden_size|d_model")
+    first = group.weight("up") if kind == "G" else group.weight("gate_up")
+    down = group.weight("down")
+    straight = kind in "CGH"
     if down is not None:
-        _require_rank(down, 3)
-        p, d = (down.shape[2], down.shape[1]) if kind == "C" else down.shape[1:]
-    if gate_up is None or p is None or d is None:
+        require_rank(down, 3)
+        p, d = (down.shape[2], down.shape[1]) if straight else down.shape[1:]
+    if first is None or p is None or d is None:
         return True
-    same_count = down is None or down.shape[0] == gate_up.shape[0]
-    return same_count and gate_up.shape[1:] == ((2 * p, d) if kind == "C" else (d, 2 * p))
+    height = p if kind == "G" else 2 * p
+    padding = 0 if down is None else first.shape[0] - down.shape[0]
+    return padding in (0, _padding(group)) and first.shape[1:] == (
+        (height, d) if straight else (d, height)
+    )
 
 
-def _stacked(layer: int, tensors: Tensors, kind: str) -> list[ExpertMatrix]:
-    experts = []
-    for (role, part, _), entry in tensors.items():
-        if part != "weight":
+def _padding(group: Group) -> int:
+    """Stacked matrices at the end that belong to no expert."""
+    field = group.fields.model.padding
+    return (config_integer(group.fields.config, field) or 0) if field else 0
+
+
+def _stacked(group: Group, kind: str) -> Iterator[ExpertMatrix]:
+    down = group.weight("down")
+    for role, _, parts in group.matrices():
+        stored = stored_matrix(parts, group.fields.whole, lead=1)
+        if kind in ("D", "E") and stored.dtype not in FLOAT_DTYPES:
             raise InputError(
-                f"{entry.path}: tensor {entry.name} is a {part} without the tensor it belongs to."
+                f"{stored.entry.path}: tensor {stored.entry.name} ({stored.dtype}) is a transposed "
+                "stack of quantised experts, which is unsupported here."
             )
-        _require_rank(entry, 3)
-        count, lines, width = entry.shape
+        count = stored.entry.shape[0]
+        if down is not None and 0 < count - down.shape[0] == _padding(group):
+            count = down.shape[0]
         for number in range(count):
-            block = contiguous(entry, lines, width, number)
-            regions = {"down": replace(block, transposed=kind != "C")}
-            if role == "gate_up":
-                regions = _halves(block, kind, entry)
-            experts += [
-                _dense(_expert(family, layer, number, own)) for family, own in regions.items()
-            ]
-    return experts
+            yield from _of_stack(group, kind, role, number, stored)
 
 
-def _halves(block: StridedMatrix, kind: str, entry: TensorEntry) -> dict[str, StridedMatrix]:
+def _of_stack(
+    group: Group, kind: str, role: str, number: int, stored: StoredMatrix
+) -> Iterator[ExpertMatrix]:
+    block = stored.storage(number)
+    pieces = {role: block}
+    if role == "gate_up":
+        pieces = _halves(block, kind, stored)
+    elif kind in ("D", "E"):
+        pieces = {role: replace(block, weight=replace(block.weight, transposed=True))}
+    for family, at in pieces.items():
+        yield group.expert(family, number, stored.dtype, at)
+
+
+def _halves(block: Storage, kind: str, stored: StoredMatrix) -> dict[str, Storage]:
     """Gate and up of the (2p, d) or (d, 2p) block of one expert."""
-    both = block.major if kind == "C" else block.minor
+    both = block.weight.minor if kind in ("D", "E") else block.weight.major
     if both % 2:
         raise InputError(
-            f"{entry.path}: tensor {entry.name} has shape {list(entry.shape)}: "
-            f"{both} cannot be split into gate and up."
+            f"{stored.entry.path}: tensor {stored.entry.name} has shape "
+            f"{list(stored.entry.shape)}: {both} cannot be split into gate and up."
         )
     p = both // 2
-    if kind == "C":
-        return {"gate": block.row_block(0, p), "up": block.row_block(p, p)}
-    block = replace(block, transposed=True)
-    if kind == "D":
-        return {"gate": block.row_block(0, p), "up": block.row_block(p, p)}
-    gate = replace(block, minor_step=2, columns=p)
-    return {"gate": gate, "up": replace(gate, minor_start=1)}
+    if kind in ("H", "E mxfp4"):
+        return {"gate": _every_second(block, 0, stored), "up": _every_second(block, 1, stored)}
+    if kind == "E":
+        weight = replace(block.weight, minor_step=2, columns=p, transposed=True)
+        up = replace(weight, minor_start=1)
+        return {"gate": replace(block, weight=weight), "up": replace(block, weight=up)}
+    whole = replace(block, weight=replace(block.weight, transposed=kind == "D"))
+    return {"gate": cut_rows(whole, 0, p), "up": cut_rows(whole, p, p)}
 
 
-def _flat(layer: int, tensors: Tensors, fields: LayoutFields) -> list[ExpertMatrix]:
-    count = config_integer(fields.config, fields.model.count)
-    p = config_integer(fields.config, fields.model.size)
-    experts = []
-    for (family, _, _), entry in tensors.items():
-        _require_rank(entry, 2)
-        rows, d = entry.shape
-        if not count or not p or count * p != rows:
+def _every_second(block: Storage, first: int, stored: StoredMatrix) -> Storage:
+    """The even or the odd rows, and of their scales those of the same rows."""
+
+    def rows(matrix: StridedMatrix) -> StridedMatrix:
+        return replace(matrix, major_start=first, major_step=2, rows=matrix.rows // 2)
+
+    if block.scale is None:
+        return replace(block, weight=rows(block.weight))
+    if block.block[0] == 1:
+        return replace(block, weight=rows(block.weight), scale=rows(block.scale))
+    if stored.scale_shape == (1, 1):
+        return replace(block, weight=rows(block.weight))
+    raise InputError(
+        f"{stored.entry.path}: tensor {stored.entry.name} interleaves gate and up within blocks of "
+        f"{block.block[0]} rows that share a scale, which is unsupported here."
+    )
+
+
+def _flat(group: Group) -> Iterator[ExpertMatrix]:
+    count = config_integer(group.fields.config, group.fields.model.count)
+    p = config_integer(group.fields.config, group.fields.model.size)
+    for role, _, parts in group.matrices():
+        stored = stored_matrix(parts, group.fields.whole)
+        entry = stored.entry
+        if stored.dtype not in FLOAT_DTYPES:
             raise InputError(
-                f"{entry.path}: tensor {entry.name} has {rows} rows; config.json says {count} "
-                f"experts of size {p}. The config belongs to another model."
+                f"{entry.path}: tensor {entry.name} ({stored.dtype}) is a flat stack of quantised "
+                "experts, which is unsupported here."
             )
-        for number in range(count):
-            own = replace(contiguous(entry, p, d, number), transposed=family == "down")
-            experts.append(_dense(_expert(family, layer, number, own)))
-    return experts
-
-
-def _mxfp4(layer: int, tensors: Tensors) -> list[ExpertMatrix]:
-    """Blocks (E, out, in / 32, 16) and scales (E, out, in / 32): rows are (out, in) already."""
-    experts = []
-    for (role, part, _), entry in tensors.items():
-        if part != "blocks":
-            _partner(tensors, role, "blocks", 0, entry)
-            continue
-        scales = _partner(tensors, role, "scales", 0, entry)
-        _check_mxfp4(role, entry, scales)
-        count, lines, groups, _ = entry.shape
-        for number in range(count):
-            blocks = contiguous(entry, lines, groups * MXFP4_GROUP // 2, number)
-            pair = zip(
-                _by_role(role, blocks),
-                _by_role(role, contiguous(scales, lines, groups, number)),
-                strict=True,
+        if not count or not p or count * p != stored.rows:
+            raise InputError(
+                f"{entry.path}: tensor {entry.name} has {stored.rows} rows; config.json says "
+                f"{count} experts of size {p}. The config belongs to another model."
             )
-            for (family, weight), (_, scale) in pair:
-                shape = (weight.rows, groups * MXFP4_GROUP)
-                storage = Storage(weight, scale)
-                experts.append(ExpertMatrix(family, layer, number, False, "MXFP4", shape, storage))
-    return experts
+        one = replace(stored, rows=p)
+        for number in range(count):
+            weight = replace(one.storage(number).weight, transposed=role == "down")
+            yield group.expert(role, number, stored.dtype, Storage(weight))
 
 
-def _check_mxfp4(role: str, blocks: TensorEntry, scales: TensorEntry) -> None:
-    _require_rank(blocks, 4)
-    fits = blocks.shape == (*scales.shape, MXFP4_GROUP // 2)
-    odd = role == "gate_up" and blocks.shape[1] % 2
-    if not fits or odd or {blocks.dtype, scales.dtype} != {"U8"}:
-        raise InputError(
-            f"{blocks.path}: tensor {blocks.name} {blocks.dtype} {list(blocks.shape)} and its "
-            f"scales {scales.dtype} {list(scales.shape)} are no mxfp4 blocks and scales."
-        )
+def _shared(group: Group) -> Iterator[ExpertMatrix]:
+    """The shared experts of a layer, whole: one, or a stack of several.
 
-
-def _by_role(role: str, lines: StridedMatrix) -> list[tuple[str, StridedMatrix]]:
-    """Down as it is; gate the even lines and up the odd ones."""
-    if role == "down":
-        return [(role, lines)]
-    half = replace(lines, major_step=2, rows=lines.rows // 2)
-    return [("gate", half), ("up", replace(half, major_start=1))]
-
-
-def _shared(layer: int, tensors: Tensors, fields: LayoutFields) -> list[ExpertMatrix]:
-    """The shared expert of a layer, whole, in separate matrices or with gate and up in one."""
-    experts = []
-    for (role, part, _), entry in tensors.items():
-        if part == "scale_inv":
-            continue
-        _require_rank(entry, 2)
-        if role != "gate_up":
-            expert = _expert(role, layer, 0, contiguous(entry, *entry.shape), shared=True)
-            experts.append(_linear(expert, tensors, fields))
-            continue
-        block = contiguous(entry, *entry.shape)
-        for family, region in _halves(block, "C", entry).items():
-            experts.append(_dense(_expert(family, layer, 0, region, shared=True)))
-    return experts
+    Their matrices are separate, or gate and up are one above the other, or interleaved.
+    """
+    for role, _, parts in group.matrices():
+        entry = next(iter(parts.values()))
+        lead = int(len(entry.shape) == 3)
+        stored = stored_matrix(parts, group.fields.whole, lead)
+        kind = "H" if "w13_weight" in stored.entry.name else "C"
+        for number in range(stored.entry.shape[0] if lead else 1):
+            yield from _of_stack(group, kind, role, number, stored)

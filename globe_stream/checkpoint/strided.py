@@ -110,18 +110,27 @@ class StridedMatrix:
 class Storage:
     """How one expert matrix is stored: its `weight`, and the `scale` of a quantised one.
 
-    `phase` is the position of element (0, 0) inside its scale's (row, column) block, which is not
-    zero only for a part of a matrix whose blocks it cuts.
+    `block` is the (rows, columns) that share one scale. `phase` is the position of element (0, 0)
+    inside its block, which is not zero only for a part of a matrix whose blocks it cuts. `factor`
+    (1, 1) belongs to all scales, which are divided by it if `divides`, else multiplied.
     """
 
     weight: StridedMatrix
     scale: StridedMatrix | None = None
+    block: tuple[int, int] = (FP8_BLOCK, FP8_BLOCK)
     phase: tuple[int, int] = (0, 0)
+    factor: StridedMatrix | None = None
+    divides: bool = False
+
+    @property
+    def regions(self) -> tuple[StridedMatrix, ...]:
+        """Everything to read: weight, scale and factor as far as there are any."""
+        return tuple(part for part in (self.weight, self.scale, self.factor) if part is not None)
 
     @property
     def nbytes(self) -> int:
         """Stored bytes of the matrix, scales included."""
-        return self.weight.nbytes + (self.scale.nbytes if self.scale else 0)
+        return sum(region.nbytes for region in self.regions)
 
 
 def contiguous(entry: TensorEntry, rows: int, columns: int, number: int = 0) -> StridedMatrix:

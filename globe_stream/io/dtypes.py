@@ -29,9 +29,12 @@ TORCH_DTYPES = {
     "F16": torch.float16,
     "F32": torch.float32,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.uint8,
     "U8": torch.uint8,
+    "I8": torch.int8,
+    "I32": torch.int32,
 }
-"""Torch's name for every dtype an expert, or its scales, may be stored in."""
+"""Torch's name for every dtype an expert, or its scales, may be stored in; exponents are bytes."""
 
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 """Names of dtypes that may be asked for, and how safetensors spells them."""

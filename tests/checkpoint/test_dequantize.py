@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from globe_stream.checkpoint.dequantize import decode_fp8, decode_mxfp4
+from globe_stream.checkpoint.dequantize import Scales, decode, scale_values
 from globe_stream.checkpoint.index import ExpertIndex, Selection, open_index
 from globe_stream.checkpoint.reader import ExpertReader, read_expert
 from globe_stream.errors import InputError
@@ -95,8 +95,8 @@ def test_fp8_shared_experts_whose_parts_cut_blocks(tmp_path: Path) -> None:
     [
         ("up_proj.weight_scale_inv", None, r"up_proj.weight \(F8_E4M3\) has no scale_inv beside"),
         ("up_proj.weight", None, r"up_proj.weight_scale_inv \(F32\) has no weight beside it"),
-        ("up_proj.weight_scale_inv", torch.zeros(2, 2), r"F32 \[2, 2\] with block size"),
-        ("up_proj.weight_scale_inv", torch.zeros(2, 3).bfloat16(), "is BF16"),
+        ("up_proj.weight_scale_inv", torch.zeros(2, 2), r"F32 \[2, 2\] beside .* with block size \[128, 128\]"),
+        ("up_proj.weight_scale_inv", torch.zeros(2, 3).long(), "is I64"),
         ("up_proj.weight", torch.zeros(P, D).to(torch.float8_e5m2), "dtype F8_E5M2"),
     ],
 )
@@ -118,11 +118,11 @@ def test_fp8_with_other_blocks(tmp_path: Path) -> None:
         open_index(str(write_checkpoint(tmp_path, _deepseek(), config)))
 
 
-def test_stacked_fp8_is_refused(tmp_path: Path) -> None:
+def test_stacked_fp8_without_scales_is_refused(tmp_path: Path) -> None:
     root = "model.layers.0.mlp.experts"
     tensors = {f"{root}.gate_up_proj": torch.zeros(2, 8, 4).to(torch.float8_e4m3fn),
                f"{root}.down_proj": torch.zeros(2, 4, 4).to(torch.float8_e4m3fn)}  # fmt: skip
-    with pytest.raises(InputError, match="dtype F8_E4M3, which is unsupported here"):
+    with pytest.raises(InputError, match=r"proj \(F8_E4M3\) has no scale_inv beside it"):
         open_index(str(write_checkpoint(tmp_path, tensors, {"model_type": "qwen3_moe"})))
 
 
@@ -190,7 +190,8 @@ def test_every_byte_and_scale_of_mxfp4() -> None:
     scales = torch.arange(254, dtype=torch.uint8).view(-1, 1)
     blocks = blocks.repeat(1, 1)[:254]
     out = torch.empty(254, 32)
-    decode_mxfp4(out, blocks, scales)
+    values = scale_values(scales, "U8")
+    decode(out, blocks, "MXFP4", Scales(values, torch.arange(254), 32))
     table = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
     table += [-value for value in table]
     for row in range(254):
@@ -243,6 +244,6 @@ def test_decoding_is_deterministic() -> None:
     values, scales = _fp8(300, 200, 1)
     first, second = torch.empty(300, 200), torch.empty(300, 200)
     for out in (first, second):
-        decode_fp8(out, values, scales, torch.arange(300), 0)
+        decode(out, values, "F8_E4M3", Scales(scales, torch.arange(300) // 128, 128))
     assert torch.equal(first, second)
     assert torch.equal(first, _by_blocks(values, scales))

@@ -169,18 +169,18 @@ def test_dense_layers_and_traps_are_no_experts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "reason"),
     [
-        "model.layers.0.mlp.experts.0.up_proj.weight_packed",
-        "model.layers.0.mlp.experts.0.side_proj.weight",
-        "model.layers.0.mlp.experts.gate_proj",
-        "model.layers.0.moe.experts.0.gate_proj.weight",
-        "model.layers.0.mlp.gate_up_stack",
+        ("model.layers.0.mlp.experts.0.up_proj.weight_packed", "does not belong beside"),
+        ("model.layers.0.mlp.experts.0.side_proj.weight", "matches no known layout"),
+        ("model.layers.0.mlp.experts.gate_proj", "orientation is not known"),
+        ("model.layers.0.moe.experts.0.gate_proj.weight", "matches no known layout"),
+        ("model.layers.0.mlp.gate_up_stack", "matches no known layout"),
     ],
 )
-def test_unmatched_expert_tensor_is_named(tmp_path: Path, name: str) -> None:
+def test_unmatched_expert_tensor_is_named(tmp_path: Path, name: str, reason: str) -> None:
     tensors = qwen_tensors() | {name: random_tensor(3, 4, 4)}
-    with pytest.raises(InputError, match=f"tensor {name} .* matches no known layout"):
+    with pytest.raises(InputError, match=f"tensor {name} .*{reason}"):
         open_index(str(write_checkpoint(tmp_path, tensors, QWEN)))
 
 
