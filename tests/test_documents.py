@@ -10,7 +10,6 @@ import click
 import pytest
 from options_page import PAGE, options_page
 
-from globe_stream.checkpoint.model_types import MODEL_TYPES
 from globe_stream.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
@@ -109,16 +108,6 @@ def test_commands_and_their_options_exist(page):
 def test_the_options_page_is_the_command_line():
     hint = "run `python tests/helpers/options_page.py`"
     assert PAGE.read_text() == options_page(), hint
-
-
-def test_the_layouts_page_has_every_model_type():
-    rows = re.findall(
-        r"^\| ([a-z][\w, ]+) \| ([A-F])", (ROOT / "docs/layouts.md").read_text(), re.MULTILINE
-    )
-    listed = {name: kind for names, kind in rows for name in names.split(", ")}
-    listed.pop("any other type", None)
-    assert set(listed) == set(MODEL_TYPES)
-    assert all(kind in MODEL_TYPES[name].kinds for name, kind in listed.items())
 
 
 def test_messages_in_troubleshooting_exist():

@@ -13,7 +13,7 @@ from globe_stream.checkpoint.layouts import (
     config_integer,
     section_config,
 )
-from globe_stream.checkpoint.model_types import MODEL_TYPES, model_type_of
+from globe_stream.checkpoint.model_types import MODEL_TYPES, REFUSED, model_type_of
 from globe_stream.checkpoint.names import (
     NameParser,
     TensorName,
@@ -81,6 +81,9 @@ def take_inventory(
     contradicts its layout, a hole in the numbering, and a checkpoint without routed experts.
     """
     name = model_type_of(config)
+    refused = next((kind for kind in (config.get("model_type"), name) if kind in REFUSED), None)
+    if refused is not None:
+        raise InputError(f"model type {refused} cannot be read: {REFUSED[refused]}.")
     model = _Model(name, MODEL_TYPES.get(name, UNKNOWN), config)
     found = _sort_names(entries, model, parser_with(), include_mtp)
     routed: list[ExpertMatrix] = []

@@ -188,7 +188,7 @@ REFUSED = {
     "nllb-moe": "encoder-decoder with ungated fc1 and fc2, each with a bias",
     "switch_transformers": "encoder-decoder with ungated wi and wo, in encoder and decoder alike",
     "vitpose_backbone": "an expert is part of a dense layer, chosen by the data set",
-    "nemotron3_5_transcribe": "stacks without a gate, transposed, inside a speech model",
+    "nemo_speechlm": "stacks without a gate, transposed, inside a speech model",
 }
 """Model types with experts that cannot be read, and why."""
 

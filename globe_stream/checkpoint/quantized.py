@@ -6,7 +6,7 @@ floats with a scale for each group of a row; and whatever is not quantised.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from globe_stream.checkpoint.dequantize import FLOAT_DTYPES, per_item
@@ -127,7 +127,7 @@ def require_rank(entry: TensorEntry, rank: int) -> None:
 def _quantised(
     parts: Parts, entry: TensorEntry, scale: TensorEntry, config: Mapping[str, Any], lead: int
 ) -> StoredMatrix:
-    dtype = _element_dtype(parts, entry, scale, config)
+    dtype = _element_dtype(entry, scale, config)
     rows, columns = entry.shape[lead], entry.shape[lead + 1] * per_item(dtype)
     shape = _two_sides(scale.shape[lead:] if len(scale.shape) > lead else (), rows)
     allowed = (_NVFP4_SCALE,) if dtype == "NVFP4" else _SCALE_DTYPES
@@ -138,16 +138,14 @@ def _quantised(
         raise unreadable(
             entry,
             scale,
-            f"with block size {list(declared)} one scale for each block, row, group of a row or tensor "
-            "was expected",
+            f"with block size {list(declared)} one scale for each block, row, group of a row or "
+            "tensor was expected",
         )
     stored = StoredMatrix(entry, dtype, rows, columns, scale, shape, block)
     return _with_factor(stored, parts) if dtype == "NVFP4" else stored
 
 
-def _element_dtype(
-    parts: Parts, entry: TensorEntry, scale: TensorEntry, config: Mapping[str, Any]
-) -> str:
+def _element_dtype(entry: TensorEntry, scale: TensorEntry, config: Mapping[str, Any]) -> str:
     if entry.dtype == "F8_E4M3":
         return "F8_E4M3"
     if entry.dtype == "I32":
@@ -173,17 +171,7 @@ def _with_factor(stored: StoredMatrix, parts: Parts) -> StoredMatrix:
         raise missing_part(stored.entry, "global_scale")
     if factor.dtype != "F32" or any(side != 1 for side in factor.shape):
         raise unreadable(stored.entry, factor, "one F32 number was expected")
-    return StoredMatrix(
-        stored.entry,
-        stored.dtype,
-        stored.rows,
-        stored.columns,
-        stored.scale,
-        stored.scale_shape,
-        stored.block,
-        factor,
-        divides,
-    )
+    return replace(stored, factor=factor, divides=divides)
 
 
 def _two_sides(shape: tuple[int, ...], rows: int) -> tuple[int, int]:

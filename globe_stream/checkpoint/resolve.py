@@ -1,6 +1,5 @@
 """One layer's expert tensors to `ExpertMatrix`s, form by form."""
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -105,9 +104,9 @@ def _joined(words: Iterable[str]) -> str:
     words = list(words)
     if len(words) == 1:
         return words[0]
-    ending = os.path.commonprefix([word[::-1] for word in words])[::-1]
-    cut = min((ending.find(mark) for mark in "._" if mark in ending), default=len(ending))
-    ending = ending[cut:]
+    marks = [place for place, letter in enumerate(words[0]) if letter in "._"]
+    common = [place for place in marks if all(word.endswith(words[0][place:]) for word in words)]
+    ending = words[0][common[0] :] if common else ""
     return "{" + ",".join(word.removesuffix(ending) for word in words) + "}" + ending
 
 

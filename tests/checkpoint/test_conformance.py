@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_files import write_checkpoint
 from torch import Tensor, nn
 from zoo import TOKENS, memory_experts, shared_experts, tiny_model
-from zoo_configs import ARCHITECTURES, HIDDEN, SAME_AS
+from zoo_configs import ARCHITECTURES, HIDDEN, IN_MEMORY, NOT_FUSED, SAME_AS
 
 from globe_stream.checkpoint.experts import ExpertMatrix, family_name
 from globe_stream.checkpoint.index import ExpertIndex, open_index
@@ -27,11 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Casting complex values"),
     pytest.mark.filterwarnings("ignore:.*Nested mapping"),
 ]
-FUSED = [name for name in ARCHITECTURES if name != "dbrx"]
-IN_MEMORY = {"gpt_oss": "E", "nemotron_h": "G"} | dict.fromkeys(
-    ("llama4", "llama4_text", "aria_text", "openai_privacy_filter"), "D"
-)
-"""The kind of layout that the library keeps a type's experts in; C for all others."""
+FUSED = [name for name in ARCHITECTURES if name not in NOT_FUSED]
 
 Gated = Callable[..., Tensor]
 

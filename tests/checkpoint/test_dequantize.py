@@ -95,7 +95,11 @@ def test_fp8_shared_experts_whose_parts_cut_blocks(tmp_path: Path) -> None:
     [
         ("up_proj.weight_scale_inv", None, r"up_proj.weight \(F8_E4M3\) has no scale_inv beside"),
         ("up_proj.weight", None, r"up_proj.weight_scale_inv \(F32\) has no weight beside it"),
-        ("up_proj.weight_scale_inv", torch.zeros(2, 2), r"F32 \[2, 2\] beside .* with block size \[128, 128\]"),
+        (
+            "up_proj.weight_scale_inv",
+            torch.zeros(2, 2),
+            r"F32 \[2, 2\] beside .* with block size \[128, 128\]",
+        ),
         ("up_proj.weight_scale_inv", torch.zeros(2, 3).long(), "is I64"),
         ("up_proj.weight", torch.zeros(P, D).to(torch.float8_e5m2), "dtype F8_E5M2"),
     ],

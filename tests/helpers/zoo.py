@@ -34,9 +34,7 @@ def model_class(model_type: str) -> Any:
     module, _, name = ARCHITECTURES[model_type].rpartition(".")
     if not module:
         return getattr(transformers, name)
-    return getattr(
-        importlib.import_module(f"transformers.models.{module}.modeling_{module}"), name
-    )
+    return getattr(importlib.import_module(f"transformers.models.{module}.modeling_{module}"), name)
 
 
 @lru_cache(maxsize=2)
@@ -145,5 +143,5 @@ def shared_experts(model: nn.Module) -> dict[int, Callable[[Tensor], Tensor]]:
 def _shared(module: nn.Module) -> Callable[[Tensor], Tensor]:
     count = getattr(module, "n_shared_experts", None)
     if count is None:
-        return lambda x: module.float()(x)
+        return module.float().forward
     return lambda x: module.float()(x, torch.ones(len(x), count))

@@ -126,6 +126,14 @@ SAME_AS = {
 }
 """Types whose experts are those of another: the outer type of a model with several parts."""
 
+IN_MEMORY = {"gpt_oss": "E", "nemotron_h": "G"} | dict.fromkeys(
+    ("llama4", "llama4_text", "aria_text", "openai_privacy_filter"), "D"
+)
+"""The kind of layout that the library keeps a type's experts in; C for all others."""
+
+NOT_FUSED = ("dbrx",)
+"""Types that the library keeps in one flat matrix."""
+
 EXTRAS: dict[str, dict[str, Any]] = {
     "qwen2_moe": SHARED | {"mlp_only_layers": [0]},
     "qwen3_moe": {"mlp_only_layers": [1]},
