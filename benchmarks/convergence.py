@@ -35,7 +35,7 @@ from updates import updates_curve
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import read_expert
 from globe_stream.cli.options import options_of, record_from
-from globe_stream.commands import session as api
+from globe_stream.commands.experts import open_experts
 from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.errors import GlobeError
 
@@ -98,7 +98,7 @@ def _run(given: dict[str, Any], scratch: Path) -> None:
 
 
 def _print(task: Task, passes: list[int], lines: list[Line]) -> None:
-    source = api.open_source(task.model, task.selection, task.seeding)
+    source = open_experts(task.model, task.selection, task.seeding)
     sizes = source.groups[0].sizes
     ratio = sizes.parameter_ratio(0)
     click.echo(
@@ -145,7 +145,7 @@ def _curve_line(name: str, curve: Curve, passes: list[int]) -> Line:
 
 def _adam(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -> Iterator[Line]:
     del scratch
-    group = api.open_source(task.model, task.selection, task.seeding).groups[0]
+    group = open_experts(task.model, task.selection, task.seeding).groups[0]
     weights = torch.stack([read_expert(expert) for expert in group.experts])
     chosen = _numbers(given["adam_passes"]) if given["adam_passes"] else passes
     for scope in given["adam_scopes"].split(","):
@@ -166,7 +166,7 @@ def _adam(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -
 
 def _svd(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -> Iterator[Line]:
     del given, scratch
-    group = api.open_source(task.model, task.selection, task.seeding).groups[0]
+    group = open_experts(task.model, task.selection, task.seeding).groups[0]
     lost = whole = 0.0
     for expert in group.experts:
         energy = torch.linalg.svdvals(read_expert(expert).double()).square()

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from globe_stream.commands import session as api
+from globe_stream.commands.seed import seed
+from globe_stream.commands.train import train
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.engine.metrics import MetricRow, read_metrics
 
@@ -70,12 +71,10 @@ def scratch_folder(parent: Path | None) -> Iterator[Path]:
 def train_curve(task: Task, training: TrainConfig, settings: RuntimeConfig, scratch: Path) -> Curve:
     """Seed and train in a folder below `scratch` that is deleted, and what `metrics.jsonl` says."""
     with scratch_folder(scratch) as run:
-        seeded = api.seed(
-            task.model, run / "run", task.selection, task.seeding, settings, silent=True
-        )
+        seeded = seed(task.model, run / "run", task.selection, task.seeding, settings, silent=True)
         family = task.selection.family_names[0]
         start = seeded["families"][family]
-        api.train(run / "run", training, settings, silent=True)
+        train(run / "run", training, settings, silent=True)
         rows = read_metrics(run / "run" / "metrics.jsonl")
         rows = [row for row in rows if row.stage == "train"]
         return _curve(rows, start, seeded["seconds"])

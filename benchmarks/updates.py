@@ -16,7 +16,8 @@ from runs import Task
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch, read_expert
-from globe_stream.commands import session as api
+from globe_stream.commands.experts import open_experts
+from globe_stream.commands.seed import seed
 from globe_stream.config import RuntimeConfig, TrainConfig
 from globe_stream.factorization.adapters import fit_adapters
 from globe_stream.factorization.compose import compose
@@ -54,8 +55,8 @@ def updates_curve(
 ) -> tuple[list[float], float]:
     """relF at the beginning of each of `training.epochs` passes, and the seconds of all steps."""
     run_path = scratch / f"updates-{updates}"
-    api.seed(task.model, run_path, task.selection, task.seeding, settings, silent=True)
-    group = api.open_source(task.model, task.selection, task.seeding).groups[0]
+    seed(task.model, run_path, task.selection, task.seeding, settings, silent=True)
+    group = open_experts(task.model, task.selection, task.seeding).groups[0]
     with Run(run_path, writable=False) as run:
         state = _seeded(run, group)
         found = seeded_state(run, group.key)

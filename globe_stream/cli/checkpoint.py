@@ -45,9 +45,9 @@ def inspect(model: str, revision: str | None, include_mtp: bool, as_json: bool) 
 @as_json
 def plan(model: str, as_json: bool, **values: Any) -> None:
     """Price a run on MODEL before it starts: parameters, passes, memory, disk."""
-    from globe_stream.commands.plan import estimate
+    from globe_stream.commands.plan import plan as plan_run
 
-    document = estimate(
+    document = plan_run(
         model,
         record_from(SelectionConfig, values),
         record_from(SeedConfig, values),

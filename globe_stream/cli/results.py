@@ -63,7 +63,7 @@ def sweep(model: str, methods: str, path: Path | None, as_json: bool, **values: 
 @click.option(
     "--text",
     type=click.Path(path_type=Path),
-    help="Text file to score models on; without it only errors are told.",
+    help="Text file to score models on; without it only errors are shown.",
 )
 @click.option(
     "--models",
@@ -111,32 +111,18 @@ def evaluate(
     **values: Any,
 ) -> None:
     """Errors of RUNS by family, layer and expert; with --text, bits per byte of the models."""
-    from globe_stream.commands import session as api
-    from globe_stream.commands.evaluate import evaluate_errors, evaluate_text
+    from globe_stream.commands.evaluate import Scoring
+    from globe_stream.commands.evaluate import evaluate as evaluate_runs
+    from globe_stream.commands.models import Loading
 
-    memory = api.memory_limit(record_from(RuntimeConfig, values), None)
-    with api.step_bar("eval") as progress:
-        document: dict[str, Any] = {
-            "format": 1,
-            "errors": evaluate_errors(runs, measure=measure, memory=memory, progress=progress),
-        }
-    shown = render.errors(document)
+    scoring = None
     if text is not None:
-        with api.step_bar("scoring") as progress:
-            table = evaluate_text(
-                runs,
-                text,
-                _names(models),
-                record_from(Windows, values),
-                dtype=dtype,
-                offload=offload,
-                work=work,
-                memory=memory,
-                progress=progress,
-            )
-        document["comparison"] = table.document()
-        shown += "\n\n" + table.markdown()
-    click.echo(json.dumps(document) if as_json else shown)
+        windows = record_from(Windows, values)
+        loading = Loading(dtype=dtype, offload=offload)
+        scoring = Scoring(text, tuple(_names(models)), windows, loading, work)
+    runtime = record_from(RuntimeConfig, values)
+    document = evaluate_runs(runs, runtime, measure=measure, scoring=scoring)
+    click.echo(json.dumps(document) if as_json else render.evaluation(document))
 
 
 @click.command()
@@ -148,7 +134,7 @@ def evaluate(
 )
 def report(run: Path, out: Path | None) -> None:
     """Write an HTML report with pictures of the run at RUN."""
-    from globe_stream.report.page import write_report
+    from globe_stream.commands.report import report as write_report
 
     click.echo(str(write_report(run, out)))
 
@@ -159,11 +145,13 @@ def report(run: Path, out: Path | None) -> None:
 def verify(path: Path, as_json: bool) -> None:
     """Read the run or export at PATH in full; every checksum, size and missing part."""
     from globe_stream.commands.verify import verify as check
+    from globe_stream.engine.progress import step_bar
 
-    found = check(path)
-    click.echo(json.dumps(found.document()) if as_json else render.verification(found.document()))
-    if found.problems:
-        raise GlobeError(f"{path}: {count_of(len(found.problems), 'problem')} found")
+    with step_bar("verify", unit="arrays and files") as progress:
+        document = check(path, progress=progress).document()
+    click.echo(json.dumps(document) if as_json else render.verification(document))
+    if not document["ok"]:
+        raise GlobeError(f"{path}: {count_of(len(document['problems']), 'problem')} found")
 
 
 def _names(text: str) -> list[str]:

@@ -40,9 +40,9 @@ no_wandb = click.option("--no-wandb", is_flag=True, help="Do not log to wandb (t
 @as_json
 def seed(model: str, path: Path, fresh: bool, no_wandb: bool, as_json: bool, **values: Any) -> None:
     """Warm start: learn bank and codes of MODEL from proxies. The same command continues."""
-    from globe_stream.commands import session as api
+    from globe_stream.commands.seed import seed as seed_run
 
-    document = api.seed(
+    document = seed_run(
         model,
         path,
         record_from(SelectionConfig, values),
@@ -61,9 +61,9 @@ def seed(model: str, path: Path, fresh: bool, no_wandb: bool, as_json: bool, **v
 @as_json
 def train(run: Path, fresh: bool, no_wandb: bool, as_json: bool, **values: Any) -> None:
     """Alternating minimisation of the seeded run at RUN. The same command continues."""
-    from globe_stream.commands import session as api
+    from globe_stream.commands.train import train as train_run
 
-    document = api.train(
+    document = train_run(
         run,
         record_from(TrainConfig, values),
         record_from(RuntimeConfig, _without_tracker(values, no_wandb)),
@@ -77,9 +77,9 @@ def train(run: Path, fresh: bool, no_wandb: bool, as_json: bool, **values: Any) 
 @as_json
 def status(run: Path, as_json: bool) -> None:
     """Show where the run at RUN stands; changes nothing."""
-    from globe_stream.commands import session as api
+    from globe_stream.commands.status import status as status_of
 
-    document = api.status(run)
+    document = status_of(run)
     click.echo(json.dumps(document) if as_json else render.status(document))
 
 
@@ -98,22 +98,16 @@ def export(
     **values: Any,
 ) -> None:
     """Write the trained run at RUN to a folder. The same command continues."""
-    from globe_stream.commands import session as api
-    from globe_stream.export.hub import push_to_hub as upload
-    from globe_stream.export.hub import require_repository
+    from globe_stream.commands.export import export as export_run
 
-    if push_to_hub is not None:
-        require_repository(push_to_hub)
-    wanted = record_from(ExportConfig, values)
-    document = api.export(
+    document = export_run(
         run,
-        wanted,
+        record_from(ExportConfig, values),
         model=model,
         command=_command_line(),
         runtime=record_from(RuntimeConfig, values),
+        push_to_hub=push_to_hub,
     )
-    if push_to_hub is not None:
-        document["url"] = upload(wanted.out, push_to_hub)
     click.echo(json.dumps(document) if as_json else render.export(document))
 
 

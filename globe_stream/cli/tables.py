@@ -1,7 +1,13 @@
 """Documents as text for people."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from globe_stream.formatting import count_of, format_bytes, format_seconds
 
@@ -9,9 +15,16 @@ Document = dict[str, Any]
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns under `heads`, the first left-aligned, the others right-aligned."""
+    """Columns under `heads`, the first left-aligned, the others right-aligned.
+
+    Ruled and coloured on a terminal, plain lines elsewhere.
+    """
     lines = [list(heads), *(list(row) for row in rows)]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(heads))]
+    return _ruled(lines) if sys.stdout.isatty() else _plain(lines)
+
+
+def _plain(lines: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if k == 0 else cell.rjust(width)
@@ -19,6 +32,18 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def _ruled(lines: list[list[str]]) -> str:
+    ruled = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for k, head in enumerate(lines[0]):
+        ruled.add_column(Text(head), justify="left" if k == 0 else "right", overflow="fold")
+    for line in lines[1:]:
+        ruled.add_row(*map(Text, line))
+    console = Console()
+    with console.capture() as captured:
+        console.print(ruled)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).rstrip()
 
 
 def inventory(document: Document) -> str:
@@ -164,6 +189,14 @@ def sweep(document: Document) -> str:
     return f"{table(heads, rows)}\n\ntruncated SVD of equal size: relF {beside}"
 
 
+def evaluation(document: Document) -> str:
+    """`eval`."""
+    shown = errors(document)
+    if "comparison" in document:
+        shown += "\n\n" + comparison(document["comparison"])
+    return shown
+
+
 def errors(document: Document) -> str:
     """The errors of `eval`."""
     heads = ("run", "family", "relF", "measured", "SVD relF", "best layer", "worst layer")
@@ -187,6 +220,41 @@ def errors(document: Document) -> str:
 
 def _family_error(kinds: Document, kind: str, family: str) -> str:
     return f"{kinds[kind][family]['relative_frobenius_error']:.4f}" if kind in kinds else "-"
+
+
+_MODELS = {
+    "original": "original",
+    "dense": "bank, dense export",
+    "patched": "bank, patched",
+    "svd": "truncated SVD, equal parameters",
+}
+
+
+def comparison(document: Document) -> str:
+    """The scores of `eval --text`, in Markdown."""
+    lines = [
+        "| run | model | m x r | parameters kept | relF | bits per byte | perplexity | "
+        "tokens/s | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows, windows = document["rows"], document["windows"]
+    scored, wanted = rows[0]["score"]["windows"], windows["count"]
+    note = f"Scored on {scored} windows of {windows['length']} tokens."
+    if scored < wanted:
+        note += f" The text is too short for the {wanted} that were asked for."
+    return "\n".join([*lines, *map(_scored_model, rows), "", note]) + "\n"
+
+
+def _scored_model(row: Document) -> str:
+    size = f"{row['bases']} x {row['rank']}" if row["bases"] else ""
+    kept = f"{row['parameters_kept']:.1%}" if row["parameters_kept"] else ""
+    errors = ", ".join(f"{name} {value:.4f}" for name, value in row["relative_errors"].items())
+    score = row["score"]
+    return (
+        f"| {row['run']} | {_MODELS[row['model']]} | {size} | {kept} | {errors} | "
+        f"{score['bits_per_byte']:.4f} | {score['perplexity']:.4f} | "
+        f"{score['tokens_per_second']:.0f} | {format_bytes(score['peak_memory_bytes'])} |"
+    )
 
 
 def verification(document: Document) -> str:

@@ -1,76 +1,59 @@
-"""What a run would cost, from headers alone: `globe-stream plan`.
-
-Source: docs/design.md, sections Problem and Memory.
-"""
+"""`plan`: what a run would cost, from headers alone."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from globe_stream.commands.session import memory_limit, open_experts
+from globe_stream.commands.experts import open_experts
+from globe_stream.commands.seed import seed_plans
+from globe_stream.commands.session import Document, Plans, Session
+from globe_stream.commands.train import train_plans
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
-from globe_stream.engine import device as devices
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.factorization.records import GroupRecord
 from globe_stream.factorization.svd_baseline import sampled_experts, seed_passes
-from globe_stream.memory import allocator, planner
-from globe_stream.memory.cost_model import StagePlan, safe_budget
-from globe_stream.memory.meter import Meter
+from globe_stream.memory import planner
+from globe_stream.memory.cost_model import safe_budget
+from globe_stream.memory.planner import Stage
 from globe_stream.seeding.methods import proxies_for
 
 
-def estimate(
+def plan(
     model: str,
     selection: SelectionConfig,
     seeding: SeedConfig,
     training: TrainConfig,
     runtime: RuntimeConfig,
-) -> dict[str, Any]:
-    """The document of `plan --json`; InputError for whatever `seed` or `train` would refuse."""
-    allocator.return_freed_memory()
-    source = open_experts(model, selection, seeding)
-    device, reason = devices.choose_device(runtime.device)
-    devices.prepare(device, reason, None)
-    devices.warm_up(device)
-    limit, base = memory_limit(runtime, None), Meter(device).now()
-    kind = proxies_for(seeding.method, seeding.proxies)
-    needed = [
+) -> Document:
+    """Sizes, passes, priced memory and disk; InputError for what `seed` or `train` would refuse."""
+    experts = open_experts(model, selection, seeding)
+    resources = Session.open(runtime).resources()
+    needed = _needed(experts.groups, seeding, training)
+    planner.require(needed, resources.limit, resources.base)
+    seeded = seed_plans(experts.groups, seeding, resources)
+    trained = train_plans(experts.groups, training, resources)
+    stages = [
         stage
-        for group in source.groups
-        for stage in (
-            *planner.seed_stages(group, kind).values(),
-            planner.train_stage(group, training),
-        )
+        for group in experts.groups
+        for stage in _stages(group.key, seeded[group.key], trained[group.key], resources.base)
     ]
-    planner.require(needed, limit, base)
-    stages: list[dict[str, Any]] = []
-    for group in source.groups:
-        plans = planner.seed_plans(group, kind, limit, base)
-        stages += [
-            _stage(f"{group.key}/seed/{plan.stage.split()[0].split('/')[-1]}", plan, base)
-            for plan in plans.values()
-        ]
-        stages.append(
-            _stage(f"{group.key}/train", planner.train_plan(group, training, limit, base), base)
-        )
-    seed_bytes = sum(seed_bytes_read(group, seeding) for group in source.groups)
-    epoch_bytes = sum(group.sizes.stored_bytes for group in source.groups)
-    place = Path.cwd()
+    seed_bytes = sum(seed_bytes_read(group, seeding) for group in experts.groups)
+    epoch_bytes = sum(group.sizes.stored_bytes for group in experts.groups)
     return {
         "format": 1,
         "model": model,
-        "memory_budget_bytes": limit,
-        "base_bytes": base,
-        "least_memory_bytes": safe_budget(max(stage.least(base) for stage in needed)),
+        "memory_budget_bytes": resources.limit,
+        "base_bytes": resources.base,
+        "least_memory_bytes": safe_budget(max(stage.least(resources.base) for stage in needed)),
         "peak_memory_bytes": max(stage["memory_bytes"] for stage in stages),
         "seed_bytes_read": seed_bytes,
         "epoch_bytes_read": epoch_bytes,
         "bytes_read": seed_bytes + training.epochs * epoch_bytes,
-        "passes": min(map(seed_passes, source.groups)) + training.epochs,
-        "epoch_flops": sum(epoch_operations(group.sizes) for group in source.groups),
-        "disk_bytes": disk_bytes(list(source.groups)),
-        "disk_free_bytes": shutil.disk_usage(place).free,
-        "units": {group.key: _group(group) for group in source.groups},
+        "passes": min(map(seed_passes, experts.groups)) + training.epochs,
+        "epoch_flops": sum(epoch_operations(group.sizes) for group in experts.groups),
+        "disk_bytes": disk_bytes(experts.groups),
+        "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
+        "units": {group.key: _group(group) for group in experts.groups},
         "stages": stages,
     }
 
@@ -94,10 +77,10 @@ def epoch_operations(sizes: GroupSizes) -> float:
     return float(sizes.experts * each)
 
 
-def disk_bytes(groups: list[ExpertGroup]) -> int:
+def disk_bytes(groups: Sequence[ExpertGroup]) -> int:
     """Peak disk of a run directory.
 
-    A trained unit keeps the measured, the next and the seeded bank and the momentum, and while
+    A trained group keeps the measured, the next and the seeded bank and the momentum, and while
     committing the new ones; seeding spills the proxies and a bank.
     """
     kept = sum(4 * group.sizes.bank_bytes for group in groups)
@@ -110,7 +93,7 @@ def disk_bytes(groups: list[ExpertGroup]) -> int:
     )
 
 
-def _group(group: ExpertGroup) -> dict[str, Any]:
+def _group(group: ExpertGroup) -> Document:
     sizes = group.sizes
     return {
         **GroupRecord.of(group).to_json(),
@@ -119,10 +102,33 @@ def _group(group: ExpertGroup) -> dict[str, Any]:
     }
 
 
-def _stage(name: str, plan: StagePlan, base: int) -> dict[str, Any]:
-    return {
-        "stage": name,
-        "memory_bytes": base + plan.estimate_bytes,
-        "batch": plan.batch_plan.batch,
-        "spill": plan.batch_plan.spill,
-    }
+def _needed(
+    groups: Sequence[ExpertGroup], seeding: SeedConfig, training: TrainConfig
+) -> list[Stage]:
+    """Every stage of seeding and training, of all groups."""
+    kind = proxies_for(seeding.method, seeding.proxies)
+    return [
+        stage
+        for group in groups
+        for stage in (
+            *planner.seed_stages(group, kind).values(),
+            planner.train_stage(group, training),
+        )
+    ]
+
+
+def _stages(key: str, seeded: Plans, trained: Plans, base: int) -> list[Document]:
+    """Every stage of one group, in the order in which they are carried out."""
+    named = [
+        (f"{key}/seed/{plan.stage.split()[0].split('/')[-1]}", plan) for plan in seeded.values()
+    ]
+    named.append((f"{key}/train", trained["train"]))
+    return [
+        {
+            "stage": name,
+            "memory_bytes": base + plan.estimate_bytes,
+            "batch": plan.batch_plan.batch,
+            "spill": plan.batch_plan.spill,
+        }
+        for name, plan in named
+    ]

@@ -6,14 +6,17 @@ Whatever follows from the recipe and the folders it names is checked before any 
 from pathlib import Path
 from typing import Any
 
-from globe_stream.commands import session as api
 from globe_stream.commands.completion import is_complete
+from globe_stream.commands.experts import group_experts
+from globe_stream.commands.export import export
 from globe_stream.commands.recipe import Recipe
+from globe_stream.commands.report import report
+from globe_stream.commands.seed import seed
+from globe_stream.commands.train import train
 from globe_stream.commands.wording import in_words_of_recipes
 from globe_stream.config import ExportConfig, SyntheticModel
 from globe_stream.engine.progress import Progress
 from globe_stream.errors import InputError
-from globe_stream.report.page import write_report
 from globe_stream.store.run import Run
 from globe_stream.synthetic.checkpoints import is_unfinished, write_synthetic
 from globe_stream.synthetic.record import made_otherwise, planned_index
@@ -29,7 +32,7 @@ def run_recipe(recipe: Recipe, *, command: str, silent: bool = False) -> dict[st
         status = _learn(recipe, silent)
         exports = [_export(recipe, item, command, silent) for item in recipe.export]
         if recipe.report is not None:
-            write_report(recipe.run, recipe.report)
+            report(recipe.run, recipe.report)
     return {
         **status,
         "exports": exports,
@@ -43,7 +46,7 @@ def _synthesise(recipe: Recipe, model: SyntheticModel, silent: bool) -> None:
     there = (folder / "config.json").exists() and not is_unfinished(folder)
     if there:
         _require_same_model(folder, model)
-    api.group_experts(planned_index(folder, model), recipe.selection, recipe.seed)
+    group_experts(planned_index(folder, model), recipe.selection, recipe.seed)
     _require_room_for_exports(recipe)
     if not there:
         write_synthetic(folder, model, progress=Progress(silent=silent))
@@ -76,16 +79,16 @@ def _require_room_for_exports(recipe: Recipe) -> None:
 
 
 def _learn(recipe: Recipe, silent: bool) -> dict[str, Any]:
-    status = api.seed(
+    status = seed(
         recipe.model, recipe.run, recipe.selection, recipe.seed, recipe.runtime, silent=silent
     )
     if recipe.train is not None:
-        status = api.train(recipe.run, recipe.train, recipe.runtime, silent=silent)
+        status = train(recipe.run, recipe.train, recipe.runtime, silent=silent)
     return status
 
 
 def _export(recipe: Recipe, item: ExportConfig, command: str, silent: bool) -> dict[str, Any]:
-    return api.export(
+    return export(
         recipe.run,
         item,
         runtime=recipe.runtime,

@@ -2,34 +2,25 @@
 
 Statistics are gathered once, proxies and Gram once for each kind of proxies that the methods work
 on; then every method makes its atoms and codes, and a pass measures them with refitted adapters.
-Source: docs/design.md, section Seeding methods.
 """
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from globe_stream.commands import session as api
+from globe_stream.commands.experts import open_experts
+from globe_stream.commands.session import Plans, Resources, Session
 from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig
-from globe_stream.engine import device as devices
 from globe_stream.engine.context import Context
-from globe_stream.engine.metrics import Metrics
-from globe_stream.engine.progress import Progress
-from globe_stream.engine.signals import graceful_interrupts
 from globe_stream.engine.stream import Pass, finished, stream
 from globe_stream.errors import InputError, Interrupted, option
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.svd_baseline import BaselineAccumulator, sampled_experts
 from globe_stream.io.records import Record
-from globe_stream.io.system_errors import explained
-from globe_stream.memory import allocator, planner
-from globe_stream.memory.cost_model import StagePlan
-from globe_stream.memory.meter import Meter
+from globe_stream.memory import planner
 from globe_stream.seeding.methods import proxies_for, uses_dense_gram
 from globe_stream.seeding.pipeline import Seeding
 from globe_stream.seeding.records import STAGES, AtomsRecord, MeasureRecord, StatisticsRecord
@@ -41,7 +32,7 @@ SHARED = ("statistics", "proxies", "gram")
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One method on one unit; costs are those of seeding with this method alone."""
+    """One method on one group of experts; costs are those of seeding with this method alone."""
 
     group: str
     method: str
@@ -53,19 +44,19 @@ class SweepRow:
     method_seconds: float  # atoms and codes
     seconds: float  # with statistics, proxies, Gram and measuring
     bytes_read: int
-    passes: float  # bytes read over the bytes of the unit's experts
+    passes: float  # bytes read over the bytes of the group's experts
     peak_memory_bytes: int
     price_bytes: int
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What `compare` found: rows by unit, then as the methods were given, and SVD beside them."""
+    """Rows by group, then as the methods were given, and the equal-parameter SVD beside them."""
 
     model: str
     memory_budget_bytes: int
     rows: tuple[SweepRow, ...]
-    svd: dict[str, float]  # equal-parameter SVD's relative error by unit
+    svd: dict[str, float]  # its relative error by group
 
     def document(self) -> dict[str, Any]:
         """As one JSON document."""
@@ -93,57 +84,58 @@ def sweep_methods(
     run: Path | None = None,
     silent: bool = False,
 ) -> SweepResult:
-    """Seed every unit of `model` with each of `methods`, other options as in `seeding`.
+    """Seed every group of `model` with each of `methods`, other options as in `seeding`.
 
     Proxies are `seeding.proxies` for the methods that work on them, else the method's own. What is
     written meanwhile goes to the new or empty folder `run`, or a temporary one, and is deleted.
     Raises InputError for unknown or repeated methods, a budget too small and what `seed` refuses.
     """
-    allocator.return_freed_memory()
     _require_distinct(methods)
     configs = [_config(seeding, method) for method in methods]
-    source = api.open_experts(model, selection, seeding)
-    device, reason = devices.choose_device(runtime.device)
-    devices.prepare(device, reason, None)
-    devices.warm_up(device)
-    limit, base = api.memory_limit(runtime, None), Meter(device).now()
-    kinds = frozenset(_kind(config) for config in configs)
-    planner.require(
-        (
-            stage
-            for group in source.groups
-            for kind in kinds
-            for stage in planner.seed_stages(group, kind, kinds).values()
-        ),
-        limit,
-        base,
-    )
-    plans = {
-        (group.key, kind): planner.seed_plans(group, kind, limit, base, kinds)
-        for group in source.groups
-        for kind in kinds
-    }
-    source.index.fetch([expert for group in source.groups for expert in group.experts])
-    with _context(run, device, limit, base, silent) as context:
+    experts = open_experts(model, selection, seeding)
+    session = Session.open(runtime, silent=silent)
+    resources = session.resources()
+    plans = _plans(experts.groups, frozenset(map(_kind, configs)), resources)
+    experts.fetch()
+    with _context(session, resources, run) as context:
         rows, svd = [], {}
-        for group in source.groups:
-            chosen = {kind: plan for (key, kind), plan in plans.items() if key == group.key}
-            rows += _compare_group(context, group, configs, chosen)
-            svd[group.key] = _baseline(context, group, next(iter(chosen.values())))
-    return SweepResult(model, limit, tuple(rows), svd)
+        for group in experts.groups:
+            rows += _compare_group(context, group, configs, plans[group.key])
+            svd[group.key] = _baseline(context, group, next(iter(plans[group.key].values())))
+    return SweepResult(model, resources.limit, tuple(rows), svd)
 
 
-# -- one unit ------------------------------------------------------------------------------------
+def _plans(
+    groups: Sequence[ExpertGroup], kinds: frozenset[str], resources: Resources
+) -> dict[str, dict[str, Plans]]:
+    """Plans by group and kind of proxies; InputError that names the stage that needs most."""
+    limit, base = resources.limit, resources.base
+    needed = (
+        stage
+        for group in groups
+        for kind in kinds
+        for stage in planner.seed_stages(group, kind, kinds).values()
+    )
+    planner.require(needed, limit, base)
+    return {
+        group.key: {
+            kind: planner.seed_plans(group, kind, limit, base, kinds) for kind in sorted(kinds)
+        }
+        for group in groups
+    }
+
+
+# -- one group -----------------------------------------------------------------------------------
 
 
 def _compare_group(
     context: Context,
     group: ExpertGroup,
     configs: Sequence[SeedConfig],
-    plans: dict[str, dict[str, StagePlan]],
+    plans: dict[str, Plans],
 ) -> list[SweepRow]:
     """A row for every one of `configs`, in their order; `plans` by kind of proxies."""
-    found = {}
+    rows = {}
     kinds = frozenset(plans)
     for kind in sorted(kinds):
         members = [config for config in configs if _kind(config) == kind]
@@ -151,22 +143,22 @@ def _compare_group(
         first = (dense or members)[0]
         _share(Seeding(context, group, first, plans[kind], kinds))
         for config in members:
-            found[config.method] = _measure(Seeding(context, group, config, plans[kind]))
+            rows[config.method] = _measure(Seeding(context, group, config, plans[kind]))
     context.run.clear_spill()
-    return [found[config.method] for config in configs]
+    return [rows[config.method] for config in configs]
 
 
 def _share(seeding: Seeding) -> None:
     """Statistics unless they are there, then proxies and Gram of this kind in place of others."""
     if seeding.done("statistics", StatisticsRecord) is None:
-        _carry_out(seeding, "statistics")
+        _perform(seeding, "statistics")
     for stage in ("proxies", "gram"):
-        _carry_out(seeding, stage)
+        _perform(seeding, stage)
 
 
 def _measure(seeding: Seeding) -> SweepRow:
     for stage in ("atoms", "measure"):
-        _carry_out(seeding, stage)
+        _perform(seeding, stage)
     stages = (*SHARED, "atoms", "measure")
     costs = [seeding.require(stage, STAGES[stage]).cost for stage in stages]
     atoms = seeding.require("atoms", AtomsRecord)
@@ -191,7 +183,7 @@ def _measure(seeding: Seeding) -> SweepRow:
     )
 
 
-def _carry_out(seeding: Seeding, stage: str) -> None:
+def _perform(seeding: Seeding, stage: str) -> None:
     """Carry out `stage` anew, with its own peak and price."""
     context, name = seeding.context, seeding.stage_name(stage)
     context.meter.peaks.pop(name, None)
@@ -199,7 +191,7 @@ def _carry_out(seeding: Seeding, stage: str) -> None:
     seeding.run_stage(stage)
 
 
-def _baseline(context: Context, group: ExpertGroup, plans: dict[str, StagePlan]) -> float:
+def _baseline(context: Context, group: ExpertGroup, plans: Plans) -> float:
     """Relative error of the equal-parameter SVD, of a sample of large experts."""
     experts = tuple(group.experts[k] for k in sampled_experts(group))
     task = Pass(group.key, "baseline", experts, plans["baseline"].batch_plan.batch)
@@ -244,24 +236,25 @@ def _require_distinct(methods: Sequence[str]) -> None:
 
 
 @contextmanager
-def _context(
-    folder: Path | None, device: torch.device, limit: int, base: int, silent: bool
-) -> Iterator[Context]:
+def _context(session: Session, resources: Resources, folder: Path | None) -> Iterator[Context]:
     """A context whose run directory is deleted in the end."""
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: not an empty folder. Choose another {option('run')}")
-    with ExitStack() as stack:
-        parent = folder if folder is not None else Path(tempfile.gettempdir())
-        parent.mkdir(parents=True, exist_ok=True)
-        path = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix="sweep-")))
-        stack.enter_context(_stopped_for_good())
-        interrupt = stack.enter_context(graceful_interrupts("stopping after this batch"))
-        stack.enter_context(explained(path, "writing the comparison"))
-        run = stack.enter_context(Run.create(path / "run", Record()))
-        progress = Progress(silent=silent)
-        yield Context(
-            run, Metrics([]), progress, Meter(device), interrupt, device, float("inf"), limit, base
-        )
+    parent = folder if folder is not None else Path(tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=parent, prefix="sweep-") as path,
+        _stopped_for_good(),
+        Run.create(Path(path) / "run", Record()) as run,
+        session.working_on(
+            run,
+            resources,
+            checkpoint_seconds=float("inf"),
+            work="the comparison",
+            answer="stopping after this batch",
+        ) as context,
+    ):
+        yield context
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream.commands.wording import worded
+from globe_stream.engine.progress import ProgressCall
 from globe_stream.errors import GlobeError, InputError, option
-from globe_stream.export.result import ProgressCall
 from globe_stream.export.staging import MANIFEST, WORK, ManifestFile, read_manifest
 from globe_stream.factorization.records import group_state, run_header
 from globe_stream.io.files import sha256_of

@@ -6,11 +6,7 @@ Source: docs/design.md, section Devices.
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-import zarr
-from zarr.codecs import Crc32cCodec
-from zarr.storage import MemoryStore
 
 from globe_stream.errors import InputError, option
 from globe_stream.io.records import Record
@@ -60,18 +56,6 @@ def prepare(device: torch.device, reason: str, recorded: Machine | None) -> Mach
         precision, why = _choose_precision(device)
     torch.set_float32_matmul_precision(precision)
     return Machine(device.type, reason, torch.get_num_threads(), precision, why)
-
-
-def warm_up(device: torch.device) -> None:
-    """Use every library once, so that what they load and keep is part of the measured base."""
-    matrix = torch.eye(96, device=device).expand(4, 96, 96) * 2
-    torch.linalg.cholesky_ex(torch.bmm(matrix, matrix))
-    torch.linalg.eigh(torch.eye(96, dtype=torch.float64))
-    torch.linalg.inv(torch.eye(96, dtype=torch.float64))
-    stored = zarr.create_array(
-        MemoryStore(), data=np.zeros((4, 4), "f4"), zarr_format=3, compressors=[Crc32cCodec()]
-    )
-    np.asarray(stored[...])
 
 
 def _fault(name: str) -> str | None:

@@ -2,21 +2,37 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from globe_stream.formatting import format_bytes, format_seconds
+from globe_stream.memory.meter import Meter
 
 _LINE_SECONDS = 20.0
 _QUIET_SECONDS = 2.0
+
+ProgressCall = Callable[[int, int, str], None]
+"""Called with what is done, how much there is in all, and a short note."""
 
 
 class Bar(Protocol):
     """One pass in progress."""
 
     def advance(self, done: int, note: str, memory: int) -> None:
-        """`done` more experts are finished; `note` says what they showed."""
+        """`done` more are finished; `note` says what they showed, `memory` is in bytes."""
 
     def close(self) -> None:
         """The pass has ended."""
@@ -27,19 +43,61 @@ class Progress:
 
     def __init__(self, *, silent: bool = False) -> None:
         self._silent = silent
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
-    def bar(self, title: str, total: int, done: int = 0) -> Bar:
-        """A bar for `total` experts of which `done` were finished earlier."""
+    def bar(self, title: str, total: int, done: int = 0, unit: str = "experts") -> Bar:
+        """A bar for `total` of `unit`, of which `done` were finished earlier."""
         if self._silent:
             return _Silent()
         if sys.stderr.isatty():
-            return _Live(title, total, done)
-        return _Lines(title, total, done)
+            return _Live(self._console, title, total, done, unit)
+        return _Lines(title, total, done, unit)
 
     def say(self, text: str) -> None:
         """One line to the user."""
-        if not self._silent:
-            tqdm.write(text, file=sys.stderr)
+        if self._silent:
+            return
+        if sys.stderr.isatty():
+            self._console.print(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+class Tally:
+    """Counts what is done and passes it on to `progress`, if there is one."""
+
+    def __init__(self, total: int, progress: ProgressCall | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def advance(self, count: int, note: str) -> None:
+        """`count` more are done."""
+        self._done += count
+        if self._progress:
+            self._progress(self._done, self._total, note)
+
+
+@contextmanager
+def step_bar(title: str, *, unit: str = "experts", silent: bool = False) -> Iterator[ProgressCall]:
+    """A bar driven by calls of (done, total, note); a count that falls begins another bar."""
+    progress, meter = Progress(silent=silent), Meter()
+    bars: list[Bar] = []
+    finished = 0
+
+    def step(done: int, total: int, note: str) -> None:
+        nonlocal finished
+        if done < finished or not bars:
+            for bar in bars:
+                bar.close()
+            bars[:] = [progress.bar(title, total, unit=unit)]
+            finished = 0
+        bars[0].advance(done - finished, note, meter.now())
+        finished = done
+
+    try:
+        yield step
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 class _Silent:
@@ -50,29 +108,40 @@ class _Silent:
         return None
 
 
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
+
+
 class _Live:
-    def __init__(self, title: str, total: int, done: int) -> None:
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            desc=title,
-            unit="expert",
-            leave=False,
-            file=sys.stderr,
-            dynamic_ncols=True,
+    def __init__(self, console: Console, title: str, total: int, done: int, unit: str) -> None:
+        self._progress = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            _Rate(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            expand=True,
         )
+        self._task = self._progress.add_task(title, total=total, completed=done, note="")
+        self._progress.start()
 
     def advance(self, done: int, note: str, memory: int) -> None:
-        self._bar.set_postfix_str(f"{note}, {format_bytes(memory)}".lstrip(", "), refresh=False)
-        self._bar.update(done)
+        text = f"{note}, {format_bytes(memory)}".lstrip(", ")
+        self._progress.update(self._task, advance=done, note=text)
 
     def close(self) -> None:
-        self._bar.close()
+        self._progress.stop()
 
 
 class _Lines:
-    def __init__(self, title: str, total: int, done: int) -> None:
+    def __init__(self, title: str, total: int, done: int, unit: str) -> None:
         self._title, self._total, self._done, self._first = title, total, done, done
+        self._unit = unit
         self._start = time.monotonic()
         self._next = self._start + _QUIET_SECONDS
 
@@ -85,7 +154,7 @@ class _Lines:
         rate = (self._done - self._first) / max(now - self._start, 1e-9)
         left = format_seconds((self._total - self._done) / max(rate, 1e-9))
         parts = [
-            f"{self._done}/{self._total} experts",
+            f"{self._done}/{self._total} {self._unit}",
             f"{rate:.1f}/s",
             f"{left} left",
             note,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from globe_stream.config import Windows
+from globe_stream.engine.progress import ProgressCall
 from globe_stream.evaluation.text import TokenWindow, bits_per_byte, read_windows
-from globe_stream.export.result import ProgressCall
 from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
 from globe_stream.memory.meter import Meter
 

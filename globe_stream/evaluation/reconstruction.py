@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import ExpertReader
+from globe_stream.engine.progress import ProgressCall, Tally
 from globe_stream.engine.status import FamilyStatus, run_status
-from globe_stream.export.result import ProgressCall, Tally
 from globe_stream.factorization.bank_cache import BankCache
 from globe_stream.factorization.error_sums import ErrorSums, by_expert, by_layer, pooled_by
 from globe_stream.factorization.reconstruction import BankApproximation

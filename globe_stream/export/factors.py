@@ -13,11 +13,10 @@ import torch
 
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.engine.precision import arithmetic_of
+from globe_stream.engine.progress import ProgressCall, Tally
 from globe_stream.export.model_card import model_card
 from globe_stream.export.result import (
     ExportResult,
-    ProgressCall,
-    Tally,
     choose_dtype,
     finished_result,
     relative_errors,

@@ -1,7 +1,10 @@
 """The model card: what an export is, how good, how large, and how it was made."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from globe_stream import __version__
 from globe_stream.factorization.error_sums import pooled
@@ -11,6 +14,27 @@ from globe_stream.formatting import format_bytes
 NO_SAVING = (
     "This is a dense export: every expert is written out at full size, so it saves no size on "
     "disk or in memory. An export of factors is the small one."
+)
+_TEMPLATES = Environment(
+    loader=PackageLoader("globe_stream.export"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+_TITLES = {
+    "factors": "bank, codes and adapters",
+    "dense": "experts rebuilt from a shared bank",
+    "svd": "experts replaced by a truncated SVD of equal parameters",
+}
+_STATE = (
+    "seeding_method",
+    "activation",
+    "activation_lambda",
+    "gamma",
+    "mean",
+    "scale",
+    "lambda_a",
+    "median_support",
 )
 
 
@@ -24,129 +48,80 @@ def model_card(
     command: str,
     hub_id: bool,
 ) -> str:
-    """Markdown with front matter; `size` is that of the exported tensors in bytes."""
-    front = [
-        "---",
-        "library_name: globe-stream" if kind == "factors" else "library_name: transformers",
-        "tags: [mixture-of-experts, compression]",
-    ]
-    front += [f"base_model: {source.index.model}"] if hub_id else []
-    title = f"# {source.index.model.rstrip('/').rsplit('/', 1)[-1]}, {_TITLES[kind]}"
-    parts = [
-        "\n".join([*front, "---"]),
-        title,
-        _intro(source, kind),
-        _sizes(source, dtype, size),
-        _errors(source, errors),
-        _settings(source),
-        _how(kind, command),
-    ]
-    return "\n\n".join(parts) + "\n"
+    """Markdown with front matter for an export of `kind` (factors, dense or svd).
+
+    Args:
+        size: bytes of the exported tensors.
+        errors: relative Frobenius errors as exported, by family.
+        command: the command line that made it, or empty.
+        hub_id: whether the source is a model of the hub.
+    """
+    index = source.index
+    data = ModelCardData(
+        library_name="globe-stream" if kind == "factors" else "transformers",
+        tags=["mixture-of-experts", "compression"],
+        base_model=index.model if hub_id else None,
+    )
+    content = _TEMPLATES.get_template("card.md.jinja").render(
+        card_data=data.to_yaml(),
+        title=f"{index.model.rstrip('/').rsplit('/', 1)[-1]}, {_TITLES[kind]}",
+        origin=index.model + (f" at {index.revision}" if index.revision else ""),
+        version=__version__,
+        model_type=index.model_type,
+        kind=kind,
+        left_out=_left_out(source),
+        no_saving=NO_SAVING,
+        quantized="quantization_config" in index.config,
+        sizes=list(_sizes(source)),
+        dtype=dtype,
+        size=format_bytes(size),
+        errors=list(_errors(source, errors)),
+        settings=list(_settings(source)),
+        command=command,
+    )
+    return str(ModelCard(content))
 
 
-_TITLES = {
-    "factors": "bank, codes and adapters",
-    "dense": "experts rebuilt from a shared bank",
-    "svd": "experts replaced by a truncated SVD of equal parameters",
-}
+def _left_out(source: TrainedRun) -> str:
+    """What an export of factors leaves in the original."""
+    experts = [expert for fitted in source.groups for expert in fitted.group.experts]
+    if any(expert.shared for expert in experts):
+        return "Down projections and all else that is no expert"
+    return "Down projections, shared experts and all else"
 
 
-def _intro(source: TrainedRun, kind: str) -> str:
-    where = source.index.model + (f" at {source.index.revision}" if source.index.revision else "")
-    made = f"Made from {where} with globe-stream {__version__}. Type `{source.index.model_type}`."
-    if kind == "factors":
-        return (
-            f"{made}\n\nEvery expert is `scale * A @ phi(gain * sum_j alpha_j B_j) + offset`: "
-            "a bank B that experts share, a sparse non-negative code alpha, and an adapter A "
-            "of its own. Down projections, shared experts and all else stay in the original."
-        )
-    notice = [made, NO_SAVING]
-    if "quantization_config" in source.index.config:
-        notice.append(
-            "The original is quantised. Here everything is stored unquantised, and the "
-            "scales and the quantisation settings are left out."
-        )
-    return "\n\n".join(notice)
-
-
-def _sizes(source: TrainedRun, dtype: str, size: int) -> str:
-    lines = [
-        "## Sizes",
-        "",
-        "| unit | experts | p x d | atoms | atom rows | parameters kept |",
-        "|---|---|---|---|---|---|",
-    ]
+def _sizes(source: TrainedRun) -> Iterator[tuple[Any, ...]]:
     for fitted in source.groups:
         sizes = fitted.group.sizes
         ratio = sizes.parameter_ratio(len(fitted.codes.values))
-        lines.append(
-            f"| {fitted.group.key} | {sizes.experts} | {sizes.p} x {sizes.d} | "
-            f"{sizes.bases} | {sizes.rank} | {ratio:.1%} |"
+        yield (
+            fitted.group.key,
+            sizes.experts,
+            f"{sizes.p} x {sizes.d}",
+            sizes.bases,
+            sizes.rank,
+            f"{ratio:.1%}",
         )
-    return "\n".join([*lines, "", f"Stored as {dtype}, {format_bytes(size)} in all."])
 
 
-def _errors(source: TrainedRun, errors: Mapping[str, float]) -> str:
-    lines = [
-        "## Errors",
-        "",
-        "Relative Frobenius error `||W_hat - W|| / ||W||` over all experts.",
-        "",
-        "| family | as exported | in the run | epochs |",
-        "|---|---|---|---|",
-    ]
+def _errors(source: TrainedRun, errors: Mapping[str, float]) -> Iterator[tuple[str, ...]]:
     for family, value in errors.items():
         groups = [group for group in source.groups if group.group.family == family]
         run = pooled(group.recorded_errors for group in groups).relative_error
         epochs = sorted({group.state.epoch for group in groups})
-        lines.append(
-            f"| {family} | {value:.4f} | {run:.4f} | {', '.join(str(epoch) for epoch in epochs)} |"
-        )
-    return "\n".join(lines)
+        yield family, f"{value:.4f}", f"{run:.4f}", ", ".join(map(str, epochs))
 
 
-def _settings(source: TrainedRun) -> str:
-    lines = ["## Settings", "", "| setting | value |", "|---|---|"]
+def _settings(source: TrainedRun) -> Iterator[tuple[str, Any]]:
     for fitted in source.groups:
-        state = fitted.state
-        lines += [
-            f"| {fitted.group.key}: {name} | {getattr(state, name)} |"
-            for name in (
-                "seeding_method",
-                "activation",
-                "activation_lambda",
-                "gamma",
-                "mean",
-                "scale",
-                "lambda_a",
-                "median_support",
-            )
-        ]
-    config = source.header.config.to_json()
-    lines += [f"| {name} | {value} |" for name, value in _flat(config)]
-    return "\n".join(lines)
+        for name in _STATE:
+            yield f"{fitted.group.key}: {name}", getattr(fitted.state, name)
+    yield from _flat(source.header.config.to_json())
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in config.items():
         if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         elif value is not None:
-            rows.append((prefix + name, value))
-    return rows
-
-
-def _how(kind: str, command: str) -> str:
-    made = f"## Made by\n\n    {command}" if command else ""
-    if kind == "factors":
-        use = (
-            "## Use\n\n```python\nimport globe_stream\nimport transformers\n\n"
-            'factors = globe_stream.load_factors("THIS FOLDER")\n'
-            'weight = factors.reconstruct("up", 0, 0)  # (p, d)\n\n'
-            'model = transformers.AutoModelForCausalLM.from_pretrained("THE ORIGINAL")\n'
-            'model = globe_stream.patch_model(model, "THIS FOLDER")\n```'
-        )
-    else:
-        use = "## Use\n\nLoad it like the original; nothing of globe-stream is needed."
-    return "\n\n".join(part for part in (use, made) if part)
+            yield prefix + name, value

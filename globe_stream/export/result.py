@@ -1,6 +1,6 @@
 """What an export made, for people and for scripts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,6 @@ from globe_stream.export.staging import FileRecord, read_manifest
 from globe_stream.factorization.error_sums import ErrorSums, pooled_by
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io.dtypes import DTYPES
-
-ProgressCall = Callable[[int, int, str], None]
-"""Called with experts done, experts in all, and a short note."""
-
-
-class Tally:
-    """Counts experts done and tells `progress`, if anybody listens."""
-
-    def __init__(self, total: int, progress: ProgressCall | None) -> None:
-        self._done, self._total, self._progress = 0, total, progress
-
-    def advance(self, count: int, note: str) -> None:
-        """`count` more experts are done."""
-        self._done += count
-        if self._progress:
-            self._progress(self._done, self._total, note)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from pathlib import Path
 import psutil
 import torch
 
-from globe_stream.engine.device import warm_up
-
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _SAMPLE_SECONDS = 0.005
@@ -57,12 +55,6 @@ class Meter:
         """The highest peak of all stages so far, the one in progress included, in bytes."""
         found = [*self.peaks.values(), *([self._watch.peak()] if self._watch else [])]
         return max(found, default=self.now())
-
-
-def measured_base() -> int:
-    """Resident bytes of the program once every library that it needs has been used."""
-    warm_up(torch.device("cpu"))
-    return int(psutil.Process().memory_info().rss)
 
 
 def unified_device_bytes(device: torch.device) -> int:

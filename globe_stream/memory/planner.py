@@ -17,8 +17,8 @@ from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.formatting import format_bytes
 from globe_stream.memory import cost_model
+from globe_stream.memory.base import measured_base
 from globe_stream.memory.cost_model import BatchPlan, StagePlan, budget_for, safe_budget
-from globe_stream.memory.meter import measured_base
 
 _MANY = 1024
 _EXPORT_BATCHES = (8, 4, 2, 1)

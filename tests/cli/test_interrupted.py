@@ -4,7 +4,7 @@ import pytest
 
 from globe_stream.checkpoint import index
 from globe_stream.cli.resuming import after_interruption
-from globe_stream.commands import plan as estimate
+from globe_stream.commands import plan
 from globe_stream.synthetic import checkpoints as synth
 
 
@@ -14,7 +14,7 @@ def interrupted(*_args, **_kwargs):
 
 @pytest.mark.parametrize(("arguments", "module", "name", "words"), [
     (["inspect", "m"], index, "open_index", "it changes nothing"),
-    (["plan", "m"], estimate, "estimate", "it changes nothing"),
+    (["plan", "m"], plan, "plan", "it changes nothing"),
     (["synth", "--out", "o"], synth, "write_synthetic", "starts over"),
 ])  # fmt: skip
 def test_commands_that_do_not_continue_do_not_promise_to(

@@ -3,7 +3,7 @@
 import pytest
 
 from globe_stream.checkpoint.reader import ExpertReader
-from globe_stream.commands import session as api
+from globe_stream.commands.seed import seed
 from globe_stream.commands.sweep import sweep_methods
 from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig
 from globe_stream.errors import InputError
@@ -34,7 +34,7 @@ def everything(checkpoint):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_among_others_does_what_it_does_alone(checkpoint, everything, method, tmp_path):
-    alone = api.seed(
+    alone = seed(
         str(checkpoint),
         tmp_path / "run",
         SELECTION,
@@ -114,7 +114,7 @@ def test_a_folder_in_use_is_refused(checkpoint, tmp_path):
     [
         ([], "no method"),
         (["svd", "svd"], "more than once"),
-        (["magic"], "--methods 'magic' is not known"),
+        (["magic"], "methods 'magic' is not known"),
     ],
 )
 def test_bad_lists_of_methods_are_refused(checkpoint, methods, words):

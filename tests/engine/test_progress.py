@@ -1,5 +1,7 @@
 """Progress lines: rate, time left, error and memory, on standard error only."""
 
+import re
+
 import pytest
 
 from globe_stream.engine import progress
@@ -44,3 +46,36 @@ def test_short_passes_say_nothing(capsys):
     bar.close()
     Progress().say("a line")
     assert capsys.readouterr() == ("", "a line\n")
+
+
+def test_a_terminal_gets_a_bar_with_rate_time_left_and_memory(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress.step_bar("export dense", unit="files") as step:
+        step(1, 4, "first")
+        step(4, 4, "last")
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert "export dense" in shown
+    assert "4/4 files" in shown
+    assert "last, " in shown
+    assert "iB" in shown
+
+
+def test_a_count_that_falls_begins_another_bar(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    with progress.step_bar("eval") as step:
+        step(2, 2, "")
+        step(1, 8, "")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("eval: 2/2 experts")
+    assert second.startswith("eval: 1/8 experts")
+
+
+def test_a_tally_passes_on_the_sum():
+    calls = []
+    tally = progress.Tally(5, lambda *call: calls.append(call))
+    tally.advance(2, "a")
+    tally.advance(3, "b")
+    assert calls == [(2, 5, "a"), (5, 5, "b")]
+    progress.Tally(5, None).advance(1, "nobody listens")

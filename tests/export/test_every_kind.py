@@ -6,7 +6,8 @@ from sample_layouts import KINDS, write_layout
 
 from globe_stream.checkpoint.index import open_index
 from globe_stream.checkpoint.reader import read_expert
-from globe_stream.commands import session as api
+from globe_stream.commands.seed import seed
+from globe_stream.commands.train import train
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.factorization.records import seeded_state
 from globe_stream.store import arrays, codes
@@ -19,9 +20,9 @@ QUIET = RuntimeConfig(device="cpu", memory="4GiB")
 def test_trains_and_the_error_is_that_of_the_experts_read(kind, tmp_path):
     model, run = str(write_layout(tmp_path / "model", kind)), tmp_path / "run"
     seeding = SeedConfig(bases=4, rank_ratio=0.5, kmeans_iterations=5)
-    seeded = api.seed(model, run, SelectionConfig(), seeding, QUIET, silent=True)
+    seeded = seed(model, run, SelectionConfig(), seeding, QUIET, silent=True)
     training = TrainConfig(epochs=4, warmup_epochs=1, target_support="none", activation="none")
-    trained = api.train(run, training, QUIET, silent=True)
+    trained = train(run, training, QUIET, silent=True)
     for family in ("up", "gate"):
         before = seeded["families"][family]["relative_frobenius_error"]
         after = trained["families"][family]["relative_frobenius_error"]

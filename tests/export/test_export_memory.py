@@ -23,7 +23,7 @@ import psutil, torch
 from globe_stream.memory.allocator import return_freed_memory
 from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
-from globe_stream.engine.device import warm_up
+from globe_stream.memory.base import warm_up
 return_freed_memory()
 torch.set_num_threads(1)
 warm_up(torch.device("cpu"))

@@ -125,7 +125,7 @@ def results(run: Path) -> dict[str, str]:
 # -- processes -----------------------------------------------------------------------------------
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["globe_stream.commands.session", "globe_stream.cli.main"])
+_CONTEXT.set_forkserver_preload(["globe_stream.commands.run_recipe", "globe_stream.cli.main"])
 
 
 def start(target: Callable[..., None], *arguments: Any) -> Any:

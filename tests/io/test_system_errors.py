@@ -8,7 +8,7 @@ import pytest
 import support
 
 from globe_stream.cli import main
-from globe_stream.commands import session as api
+from globe_stream.commands import status
 from globe_stream.errors import InputError
 from globe_stream.io.system_errors import explained
 
@@ -40,7 +40,7 @@ def test_what_the_user_can_mend(tell, monkeypatch, tmp_path, number, reason):
     def failing(_):
         raise OSError(number, "Some Reason", str(tmp_path / "there"))
 
-    monkeypatch.setattr(api, "status", failing)
+    monkeypatch.setattr(status, "status", failing)
     said = one_line(tell("status", tmp_path))
     assert f"globe-stream: {tmp_path / 'there'}: {reason}. " in said
     assert said.rstrip()[-1] != "."
@@ -50,7 +50,7 @@ def test_a_fault_of_the_disk_is_no_mistake_of_the_user(tell, monkeypatch, tmp_pa
     def failing(_):
         raise OSError(errno.EIO, "Input/output error", str(tmp_path / "there"))
 
-    monkeypatch.setattr(api, "status", failing)
+    monkeypatch.setattr(status, "status", failing)
     told = tell("status", tmp_path)
     assert told.code == 1
     assert f"globe-stream: {tmp_path / 'there'}: input/output error. " in told.err
@@ -68,7 +68,7 @@ def test_other_errors_are_not_hidden(tell, monkeypatch, tmp_path):
     def failing(_):
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setattr(api, "status", failing)
+    monkeypatch.setattr(status, "status", failing)
     with pytest.raises(OSError, match="Bad file descriptor"):
         tell("status", tmp_path)
 

@@ -13,10 +13,11 @@ import pytest
 from matplotlib.figure import Figure
 from sample_runs import Recipe, make_run
 
+from globe_stream.commands.report import report
 from globe_stream.errors import InputError
 from globe_stream.report import plots as pictures
 from globe_stream.report.data import GroupData, StageMemory, gather
-from globe_stream.report.page import render, write_report
+from globe_stream.report.page import render
 from globe_stream.report.pooling import pool_curves, pool_stages
 from globe_stream.store import arrays
 from globe_stream.store.run import Run
@@ -94,7 +95,7 @@ def test_data_are_those_of_the_run(told: Path) -> None:
 
 
 def test_page_is_complete_in_itself(told: Path, tmp_path: Path) -> None:
-    path = write_report(told, tmp_path / "deep" / "page.html")
+    path = report(told, tmp_path / "deep" / "page.html")
     outline = _Outline()
     outline.feed(path.read_text())
     assert len(outline.images) == 6
@@ -110,7 +111,7 @@ def test_page_is_complete_in_itself(told: Path, tmp_path: Path) -> None:
 
 
 def test_report_lies_in_the_run_by_default(told: Path) -> None:
-    assert write_report(told) == told / "report.html"
+    assert report(told) == told / "report.html"
     assert (told / "report.html").exists()
 
 
@@ -140,12 +141,12 @@ def test_layer_scopes_and_shared_experts(tmp_path: Path, model: Path) -> None:
 
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run directory"):
-        write_report(tmp_path)
+        report(tmp_path)
 
 
 def test_a_folder_is_no_report(told: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{tmp_path}: is a folder. Give the HTML file"):
-        write_report(told, tmp_path)
+        report(told, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,7 +154,7 @@ def test_a_folder_is_no_report(told: Path, tmp_path: Path) -> None:
 def test_places_that_cannot_be_written(told: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"while (making the folder|writing)\."):
-        write_report(told, tmp_path / place)
+        report(told, tmp_path / place)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -165,7 +166,7 @@ def test_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr("globe_stream.io.files._sync", full)
     with pytest.raises(InputError, match="the disk is full while writing"):
-        write_report(told, tmp_path / "deep" / "page.html")
+        report(told, tmp_path / "deep" / "page.html")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from globe_stream.commands import session as api
+from globe_stream.commands.seed import seed
+from globe_stream.commands.train import train
 from globe_stream.config import (
     RuntimeConfig,
     SeedConfig,
@@ -30,13 +31,13 @@ def planted(tmp_path_factory):
 
 def seeded(model, run, **options):
     seeding = SeedConfig(bases=BASES, rank=RANK, **options)
-    return api.seed(model, run, UP, seeding, HOW, silent=True)["families"]["up"]
+    return seed(model, run, UP, seeding, HOW, silent=True)["families"]["up"]
 
 
 def test_seeding_and_training_recover_it(planted, tmp_path):
     seeded(planted, tmp_path / "run")
     training = TrainConfig(epochs=80, activation="none", target_support="none")
-    found = api.train(tmp_path / "run", training, HOW, silent=True)["families"]["up"]
+    found = train(tmp_path / "run", training, HOW, silent=True)["families"]["up"]
     assert found["relative_frobenius_error"] < 1e-3
     assert found["svd_equal_parameters_relative_error"] > 0.4
 

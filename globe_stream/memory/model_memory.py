@@ -1,23 +1,20 @@
-"""What loading and scoring a model takes, told before anything of it is read.
+"""What loading and scoring a model takes, known before anything of it is read.
 
 Sizes come from the model's structure, made without weights, and from the shards' headers.
 """
 
-import gc
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.errors import InputError, option
-from globe_stream.evaluation.models import Loading, build_empty
-from globe_stream.evaluation.perplexity import estimate_scoring
 from globe_stream.factorization.trained_run import TrainedRun
-from globe_stream.formatting import format_bytes, parse_size
+from globe_stream.formatting import format_bytes
+from globe_stream.memory.base import measured_base
 from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
-from globe_stream.memory.meter import measured_base
 
 
 @dataclass(frozen=True)
@@ -45,26 +42,23 @@ class ModelMemory:
 
 
 def estimate_model(
-    index: ExpertIndex, sources: Sequence[TrainedRun], loading: Loading, length: int
+    model: Any, index: ExpertIndex, sources: Sequence[TrainedRun], cache: int, scoring: int
 ) -> ModelMemory:
-    """What the checkpoint of `index` takes, scored a window of `length` tokens at a time.
+    """What the checkpoint of `index` takes, `model` being its structure on the meta device.
 
     While a model is loaded its stored bytes stay mapped beside the weights that are made of them.
-    Of `sources` (runs to patch it with) the largest comes on top: see `factors_bytes`.
+    Of `sources` (runs to patch it with) the largest comes on top: see `factors_bytes`, `cache`
+    being the bytes of matrices kept composed. `scoring` are the bytes of scoring one window.
     """
-    model = build_empty(index.root, loading)
     sizes = [tensor.numel() * tensor.element_size() for tensor in _tensors(model)]
     vocabulary = int(model.config.get_text_config().vocab_size)
-    itemsize = model.dtype.itemsize
-    del model
-    gc.collect()
     stored = sum(header.size for header in index.headers)
-    factors = max((factors_bytes(one, itemsize, loading.cache) for one in sources), default=0)
-    working = max(2 * max(sizes), estimate_scoring(1, length, vocabulary))
+    factors = max((factors_bytes(one, model.dtype.itemsize, cache) for one in sources), default=0)
+    working = max(2 * max(sizes), scoring)
     return ModelMemory(measured_base(), sum(sizes) + stored + factors, working, vocabulary)
 
 
-def factors_bytes(source: TrainedRun, itemsize: int, cache: str | int) -> int:
+def factors_bytes(source: TrainedRun, itemsize: int, cache: int) -> int:
     """Banks, adapters and codes of a run's factors, and the matrices that are kept composed."""
     held = composed = 0
     for fitted in source.groups:
@@ -73,17 +67,17 @@ def factors_bytes(source: TrainedRun, itemsize: int, cache: str | int) -> int:
         held += itemsize * (sizes.bases * sizes.rank * sizes.d + adapters)
         held += 4 * sizes.experts * sizes.bases
         composed += itemsize * sizes.experts * sizes.rank * sizes.d
-    return held + min(composed, cache if isinstance(cache, int) else parse_size(cache))
+    return held + min(composed, cache)
 
 
-def within_memory(needs: ModelMemory, loading: Loading, memory: int | None) -> Loading:
-    """`loading` as it stays within `memory` bytes: with an offload folder, fewer weights are held.
+def held_weights(needs: ModelMemory, memory: int | None, *, offload: bool) -> int | None:
+    """How many bytes of weights may stay in memory within `memory` bytes; None means all.
 
-    Raises InputError when it cannot.
+    With `offload` fewer may be held than there are. Raises InputError when it cannot be done.
     """
-    if memory is None or (loading.offload is None and needs.total <= memory):
-        return loading
-    if loading.offload is None:
+    if memory is None or (not offload and needs.total <= memory):
+        return None
+    if not offload:
         raise InputError(
             f"{option('memory')} {format_bytes(memory)}: scoring needs {format_bytes(needs.total)} "
             f"({format_bytes(needs.base)} of it for the program itself, "
@@ -96,7 +90,7 @@ def within_memory(needs: ModelMemory, loading: Loading, memory: int | None) -> L
             f"needs more than {format_bytes(needs.overhead)}. Raise {option('memory')}, "
             f"or leave out {option('text')}"
         )
-    return replace(loading, held=memory - needs.overhead)
+    return memory - needs.overhead
 
 
 def _tensors(model: Any) -> list[torch.Tensor]:

@@ -1,17 +1,26 @@
-"""The models that are compared: the original and what a run makes of it."""
+"""The models that `eval` compares: the original and what a run makes of it, made and loaded."""
 
+import gc
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from globe_stream.checkpoint.index import ExpertIndex
+from globe_stream.engine.progress import ProgressCall
 from globe_stream.errors import InputError, option
+from globe_stream.evaluation.perplexity import estimate_scoring
 from globe_stream.export.dense import export_dense, export_svd
 from globe_stream.export.factors import export_factors
-from globe_stream.export.result import ExportResult, ProgressCall
+from globe_stream.export.result import ExportResult
+from globe_stream.factorization.trained_run import TrainedRun
+from globe_stream.formatting import parse_size
+from globe_stream.inference.patch import patch_model
 from globe_stream.io.dtypes import CONFIG_NAMES, DTYPES
+from globe_stream.memory.model_memory import ModelMemory, estimate_model
 
 VARIANTS = ("original", "dense", "patched", "svd")
 _AS_STORED = "auto"
@@ -68,6 +77,23 @@ def build_empty(folder: Path, loading: Loading) -> Any:
         ) from error
 
 
+def estimate_loading(
+    index: ExpertIndex, sources: Sequence[TrainedRun], loading: Loading, length: int
+) -> ModelMemory:
+    """What loading and scoring the checkpoint of `index` takes, `length` tokens at a time.
+
+    `sources` are runs that it is to be patched with, one after the other.
+    """
+    model = build_empty(index.root, loading)
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    cache = loading.cache if isinstance(loading.cache, int) else parse_size(loading.cache)
+    scoring = estimate_scoring(1, length, vocabulary)
+    needs = estimate_model(model, index, sources, cache, scoring)
+    del model
+    gc.collect()
+    return needs
+
+
 def load_plain(folder: Path, name: str, loading: Loading) -> Any:
     """A checkpoint folder as a transformers model for evaluation."""
     transformers = _transformers()
@@ -77,8 +103,6 @@ def load_plain(folder: Path, name: str, loading: Loading) -> Any:
 
 def load_patched(original: Path, factors: Path, name: str, loading: Loading) -> Any:
     """The original with the experts of an export of factors."""
-    from globe_stream.inference.patch import patch_model
-
     offload = None if loading.offload is None else loading.offload / f"{name}-factors"
     model = load_plain(original, name, loading)
     return patch_model(model, factors, cache=loading.cache, offload_folder=offload)
@@ -87,13 +111,13 @@ def load_patched(original: Path, factors: Path, name: str, loading: Loading) -> 
 def export_variant(
     variant: str, run: Path, out: Path, memory: int | None, progress: ProgressCall | None
 ) -> ExportResult:
-    """Make what `variant` is loaded from, or find it made already, in `out`."""
+    """Make what `variant` is loaded from in `out`, unless it is there already."""
     make = {"dense": export_dense, "patched": export_factors, "svd": export_svd}[variant]
     return make(run, out, memory=memory, progress=progress)
 
 
 def require_variants(names: tuple[str, ...]) -> None:
-    """InputError for a name that is none."""
+    """InputError for a name that is not one of VARIANTS."""
     unknown = [name for name in names if name not in VARIANTS]
     if unknown or not names:
         raise InputError(

@@ -1,0 +1,75 @@
+"""The experts that a command works on, grouped by the bank that they share."""
+
+from dataclasses import dataclass
+
+from globe_stream.checkpoint.experts import ExpertMatrix
+from globe_stream.checkpoint.index import ExpertIndex, open_index, require_revisions
+from globe_stream.checkpoint.selection import Selection, parse_layers
+from globe_stream.commands.compatibility import source_changes
+from globe_stream.config import SeedConfig, SelectionConfig
+from globe_stream.errors import InputError, option
+from globe_stream.factorization.groups import ExpertGroup, make_groups
+from globe_stream.factorization.records import run_header
+from globe_stream.store.run import Run
+
+
+@dataclass(frozen=True)
+class GroupedExperts:
+    """The selected experts of a checkpoint and the groups that share a bank."""
+
+    index: ExpertIndex
+    groups: tuple[ExpertGroup, ...]
+
+    @property
+    def experts(self) -> list[ExpertMatrix]:
+        """The experts of all groups."""
+        return [expert for group in self.groups for expert in group.experts]
+
+    def fetch(self) -> None:
+        """Download the shards of a hub model that hold these experts."""
+        self.index.fetch(self.experts)
+
+
+def open_experts(model: str, selection: SelectionConfig, seeding: SeedConfig) -> GroupedExperts:
+    """Index `model`, select experts and group them; reads headers only."""
+    require_revisions(model, selection.revision)
+    index = open_index(model, selection.revision, selection.include_mtp)
+    return group_experts(index, selection, seeding)
+
+
+def group_experts(
+    index: ExpertIndex, selection: SelectionConfig, seeding: SeedConfig
+) -> GroupedExperts:
+    """Select experts of `index` and group them; InputError where sizes do not fit."""
+    chosen = index.select(
+        Selection(
+            families=selection.family_names,
+            single_layer=selection.single_layer,
+            layers=None if selection.layers is None else parse_layers(selection.layers),
+            max_experts=selection.max_experts,
+            sample_method=selection.sample_method,
+            include_shared=selection.include_shared,
+        )
+    )
+    return GroupedExperts(chosen, tuple(make_groups(chosen, selection.family_names, seeding)))
+
+
+def recorded_experts(run: Run) -> GroupedExperts:
+    """The experts that `run` was seeded from; InputError when they changed since."""
+    header = run_header(run)
+    try:
+        selection = SelectionConfig.from_mapping(header.config.selection, "selection")
+        seeding = SeedConfig.from_mapping(header.config.seed, "seed")
+    except InputError as error:
+        raise InputError(
+            f"{run.path}: begun by another version of globe-stream ({error.message}). "
+            f"Use that version, or seed again with {option('fresh')} or into a new {option('run')}"
+        ) from error
+    experts = open_experts(header.model, selection, seeding)
+    changed = source_changes(header.fingerprint, experts.index.fingerprint())
+    if changed:
+        raise InputError(
+            f"{header.model}: changed since {run.path} was seeded: {'; '.join(changed)}. "
+            f"Restore the checkpoint, or seed again with {option('fresh')}"
+        )
+    return experts

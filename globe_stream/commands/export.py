@@ -1,0 +1,49 @@
+"""`export`: a trained run as factors, or as its source checkpoint with reconstructed experts."""
+
+from pathlib import Path
+
+from globe_stream.commands.session import Document, memory_limit
+from globe_stream.config import ExportConfig, RuntimeConfig
+from globe_stream.engine.progress import step_bar
+from globe_stream.export.dense import export_dense
+from globe_stream.export.factors import export_factors
+from globe_stream.export.hub import push_to_hub as upload
+from globe_stream.export.hub import require_repository
+from globe_stream.memory import allocator
+
+FORMATS = {"factors": export_factors, "dense": export_dense}
+
+
+def export(
+    path: Path,
+    wanted: ExportConfig,
+    *,
+    model: str | None = None,
+    runtime: RuntimeConfig,
+    command: str = "",
+    push_to_hub: str | None = None,
+    silent: bool = False,
+) -> Document:
+    """Write the trained run at `path` as `wanted` says; returns what was written.
+
+    `push_to_hub` is a repository (owner/name) to upload the finished export to. The same call
+    again continues. Raises InputError for a run that is not trained, a source that changed, a
+    folder that holds something else, and budgets or disks too small.
+    """
+    if push_to_hub is not None:
+        require_repository(push_to_hub)
+    allocator.return_freed_memory()
+    limit = memory_limit(runtime, None)
+    with step_bar(f"export {wanted.format}", silent=silent) as progress:
+        document = FORMATS[wanted.format](
+            path,
+            wanted.out,
+            dtype=wanted.dtype,
+            memory=limit,
+            model=model,
+            command=command,
+            progress=progress,
+        ).document()
+    if push_to_hub is not None:
+        document["url"] = upload(wanted.out, push_to_hub)
+    return document

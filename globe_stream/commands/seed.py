@@ -1,0 +1,89 @@
+"""`seed`: the warm start of every group of experts of a model, in a run directory."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from globe_stream.commands.compatibility import matching_run
+from globe_stream.commands.experts import GroupedExperts, open_experts
+from globe_stream.commands.run_files import write_config
+from globe_stream.commands.session import Document, Plans, Resources, Session, recorded_plans
+from globe_stream.commands.status import status_document
+from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig
+from globe_stream.factorization.groups import ExpertGroup
+from globe_stream.factorization.records import GroupRecord, RunConfig, RunHeader
+from globe_stream.memory import planner
+from globe_stream.seeding.methods import proxies_for
+from globe_stream.seeding.pipeline import Seeding
+from globe_stream.store.run import Run
+
+
+def seed(
+    model: str,
+    path: Path,
+    selection: SelectionConfig,
+    seeding: SeedConfig,
+    runtime: RuntimeConfig,
+    *,
+    fresh: bool = False,
+    silent: bool = False,
+) -> Document:
+    """Warm start of every group of `model` in the run directory `path`; returns the status.
+
+    The same call again continues. Raises InputError when `path` holds a run of another model
+    or configuration, unless `fresh`, which deletes that run.
+    """
+    experts = open_experts(model, selection, seeding)
+    session = Session.open(runtime, silent=silent)
+    header = new_header(experts, selection, seeding, session)
+    with ExitStack() as held:
+        run = matching_run(path, header, fresh)
+        if run is not None:
+            held.enter_context(run)
+        resources = session.resources(run)
+        plans = seed_plans(experts.groups, seeding, resources)
+        if run is None:
+            run = held.enter_context(_new_run(path, header, fresh))
+        with session.recording(run, resources) as context:
+            if not (path / "config.toml").exists():
+                write_config(run, None)
+            experts.fetch()
+            for group in experts.groups:
+                key = f"{group.key}:plans:seed"
+                chosen = recorded_plans(run, key, plans[group.key], resources.limit)
+                Seeding(context, group, seeding, chosen).run()
+        return status_document(run)
+
+
+def new_header(
+    experts: GroupedExperts, selection: SelectionConfig, seeding: SeedConfig, session: Session
+) -> RunHeader:
+    """What a run is created with: the model, its fingerprint, the configuration, the groups."""
+    index = experts.index
+    return RunHeader(
+        index.model,
+        index.model_type,
+        index.revision,
+        index.fingerprint(),
+        RunConfig(selection.identity(), seeding.identity(), session.device.type),
+        tuple(GroupRecord.of(group) for group in experts.groups),
+    )
+
+
+def seed_plans(
+    groups: Sequence[ExpertGroup], seeding: SeedConfig, resources: Resources
+) -> dict[str, Plans]:
+    """The plans of every group; InputError that names the stage that needs most of all."""
+    kind = proxies_for(seeding.method, seeding.proxies)
+    stages = (s for group in groups for s in planner.seed_stages(group, kind).values())
+    planner.require(stages, resources.limit, resources.base)
+    return {
+        group.key: planner.seed_plans(group, kind, resources.limit, resources.base)
+        for group in groups
+    }
+
+
+def _new_run(path: Path, header: RunHeader, fresh: bool) -> Run:
+    if fresh and (path / "ledger.jsonl").exists():
+        Run.erase(path)
+    return Run.create(path, header)

@@ -1,0 +1,130 @@
+"""`train`: alternating minimisation of every group of a seeded run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from globe_stream.commands.compatibility import foreign_options, mismatch
+from globe_stream.commands.completion import is_complete, why_complete
+from globe_stream.commands.experts import GroupedExperts, recorded_experts
+from globe_stream.commands.run_files import write_config
+from globe_stream.commands.session import Document, Plans, Resources, Session, recorded_plans
+from globe_stream.commands.status import status_document
+from globe_stream.commands.wording import worded
+from globe_stream.config import RuntimeConfig, TrainConfig, differences
+from globe_stream.engine.context import Context
+from globe_stream.engine.records import TRAINING, TrainingOptions
+from globe_stream.errors import InputError, option
+from globe_stream.factorization.groups import ExpertGroup
+from globe_stream.factorization.records import GroupState, group_state, run_header
+from globe_stream.memory import planner
+from globe_stream.store.run import Run
+from globe_stream.training.trainer import Trainer
+from globe_stream.training.warnings import training_warnings
+
+
+def train(
+    path: Path,
+    training: TrainConfig,
+    runtime: RuntimeConfig,
+    *,
+    fresh: bool = False,
+    silent: bool = False,
+) -> Document:
+    """Alternating minimisation of every group of the run at `path`; returns the status.
+
+    The same call again continues; more epochs than were done go on from there. Raises
+    InputError when the source or the configuration changed, unless `fresh`, which trains again
+    from the seeds.
+    """
+    with Run(path, writable=True) as run:
+        experts = recorded_experts(run)
+        _require_seeded(run, experts)
+        session = Session.open(runtime, silent=silent)
+        resources = session.resources(run)
+        plans = train_plans(experts.groups, training, resources)
+        _adopt_config(run, training, fresh)
+        with session.recording(run, resources) as context:
+            _announce(context, experts.groups, training)
+            experts.fetch()
+            for group in experts.groups:
+                key = f"{group.key}:plans:train"
+                chosen = recorded_plans(run, key, plans[group.key], resources.limit)
+                Trainer(context, group, training, chosen["train"]).run()
+        return status_document(run)
+
+
+def train_plans(
+    groups: Sequence[ExpertGroup], training: TrainConfig, resources: Resources
+) -> dict[str, Plans]:
+    """The plans of every group; InputError that names the group that needs most of all."""
+    limit, base = resources.limit, resources.base
+    planner.require((planner.train_stage(group, training) for group in groups), limit, base)
+    return {
+        group.key: {"train": planner.train_plan(group, training, limit, base)} for group in groups
+    }
+
+
+def _require_seeded(run: Run, experts: GroupedExperts) -> None:
+    waiting = [group.key for group in experts.groups if group_state(run, group.key) is None]
+    if waiting:
+        raise InputError(
+            f"{run.path}: seeding is not finished ({', '.join(waiting[:3])}). "
+            "Give the seed command again first"
+        )
+
+
+def _adopt_config(run: Run, training: TrainConfig, fresh: bool) -> None:
+    """Record the training configuration, or insist that it is the recorded one."""
+    state = run.state(TRAINING, TrainingOptions)
+    recorded = None if state is None else state.options
+    if fresh and recorded is not None:
+        _forget_training(run)
+        recorded = None
+    if recorded is None:
+        run.commit({TRAINING: TrainingOptions(training.identity())})
+    else:
+        _require_same(run, recorded, training)
+    write_config(run, training)
+
+
+def _require_same(run: Run, recorded: Document, training: TrainConfig) -> None:
+    changed = differences(recorded, training.identity())
+    if not changed:
+        return
+    foreign = foreign_options(recorded, training.identity())
+    advice = f"train again from the seeds with {option('fresh')}"
+    raise mismatch(
+        f"{run.path}: training began with another configuration",
+        changed,
+        [foreign],
+        f"Seed into a new {option('run')}, or {advice}"
+        if foreign
+        else f"Give the same options, or {advice}",
+    )
+
+
+def _forget_training(run: Run) -> None:
+    """Put the seeds back in place and drop everything that training added."""
+    for group in run_header(run).groups:
+        key = group.key
+        seeded = run.state(f"{key}:seeded", GroupState)
+        move = [
+            (f"{key}/seed/{name}", f"{key}/{name}")
+            for name in ("bank", "codes")
+            if run.has(f"{key}/seed/{name}")
+        ]
+        run.commit(
+            {key: seeded, f"{key}:next": None, f"{key}:partial": None, TRAINING: None},
+            move=move,
+            drop=[f"{key}/next", f"{key}/partial"],
+        )
+
+
+def _announce(context: Context, groups: Sequence[ExpertGroup], training: TrainConfig) -> None:
+    """Print that nothing is left to do, or which settings have an effect that may surprise."""
+    if is_complete(context.run, training):
+        context.progress.say(worded(why_complete(context.run, training)))
+        return
+    lines = [line for group in groups for line in training_warnings(training, group.bases)]
+    for line in dict.fromkeys(lines):
+        context.progress.say(worded(line))
