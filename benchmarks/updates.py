@@ -115,7 +115,7 @@ def _part(
     epoch = EpochAccumulator(bank, state.codes, gram, metric, moments, settings, by, norms)
     epoch.update(Batch(positions, weights[positions].clone()))
     state.code_moment[part] = moments.code_moment.clone()
-    state.adapter_moment[part] = moments.adapter_moment / len(positions)
+    state.adapter_moment[part] = moments.mean_adapter_moment()
     state.row_projector[part] = moments.mean_residual_projector()
     moments.code_moment = _mean(state.code_moment) * updates
     settings = schedule.bank_update_settings(now)

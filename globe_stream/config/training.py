@@ -31,7 +31,11 @@ class TrainConfig(Options):
         0.8, ge=0.0, le=0.99, description="Momentum of the bank in the warm-up."
     )
     momentum: float = Field(
-        0.95, ge=0.0, le=0.99, description="Momentum of the bank after the warm-up."
+        0.98,
+        ge=0.0,
+        le=0.99,
+        description="Largest momentum of the bank after the warm-up; it grows as k / (k + 3) over "
+        "the k steps since it was last dropped.",
     )
     targets: Literal["surrogate", "pinv"] = Field(
         "surrogate",

@@ -12,10 +12,23 @@ import torch
 from torch import Tensor
 
 from globe_stream.factorization.activation import Activation
+from globe_stream.kernels.gram import row_gram
 from globe_stream.kernels.ridge import RidgeResult, ridge_solve
 
 # Below this squared relative error the expanded formula loses digits to cancellation.
 _CANCELLATION = 1e-3
+FIT_BYTES = 64 << 20
+"""Arrays of the experts that are fitted together take about this much, or those of one expert."""
+
+
+def fitted_together(rank: int, width: int) -> int:
+    """How many experts with mixtures of `rank` x `width` are fitted together.
+
+    Composing and coding want large batches, because they read the whole bank; fits want small ones,
+    because their arrays are large. It depends on sizes alone, so that results never depend on
+    the memory at hand.
+    """
+    return max(1, FIT_BYTES // (32 * rank * width))
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,7 @@ class AdapterFit:
 
     hidden: Tensor  # H (b, r, d)
     hidden_gram: Tensor  # H H^T (b, r, r)
+    projected: Tensor  # W H^T (b, p, r)
     solve: RidgeResult  # adapters (b, p, r) and the solver's condition and fallbacks
     squared_error: Tensor  # (b,) float64
 
@@ -41,34 +55,32 @@ def fit_adapters(
     `ridge` is relative to the mean diagonal of H H^T. Raises GlobeError for NaN or Inf.
     """
     hidden = activation.apply(mixtures)
-    gram = torch.bmm(hidden, hidden.mT)
+    gram = row_gram(hidden)
     projected = torch.bmm(weights, hidden.mT)
     solve = ridge_solve(gram, projected, ridge)
-    error = squared_error(weights, hidden, gram, projected, solve.solution)
-    return AdapterFit(hidden, gram, solve, error)
+    error = squared_error(weights, hidden, projected, solve)
+    return AdapterFit(hidden, gram, projected, solve, error)
 
 
-def squared_error(
-    weights: Tensor, hidden: Tensor, gram: Tensor, projected: Tensor, adapters: Tensor
-) -> Tensor:
-    """||W - A H||_F^2 (b,) float64, from products at hand unless that would cancel.
+def squared_error(weights: Tensor, hidden: Tensor, projected: Tensor, solve: RidgeResult) -> Tensor:
+    """||W - A H||_F^2 (b,) float64 for adapters A that solve A (H H^T + rho I) = W H^T.
 
-    ||W||^2 - 2 <A, W H^T> + <A H H^T, A> for W (b, p, d), H (b, r, d), gram = H H^T (b, r, r),
-    projected = W H^T (b, p, r) and A (b, p, r); the residual itself where one of the batch is
-    fitted so well that the sum loses its digits.
+    ||W||^2 - <A, W H^T> - rho ||A||^2 for W (b, p, d), H (b, r, d) and projected = W H^T
+    (b, p, r): no product is needed. The residual itself is formed where one of the batch is fitted
+    so well that the difference loses its digits.
     """
-    norms = _squares(weights)
-    expanded = norms + _inner(torch.baddbmm(projected, adapters, gram, beta=-2), adapters)
-    if bool((expanded > _CANCELLATION * norms).all()):
-        return expanded
+    norms, adapters = _squares(weights), solve.solution
+    left = norms - _inner(projected, adapters) - solve.amount.double().cpu() * _squares(adapters)
+    if bool((left > _CANCELLATION * norms).all()):
+        return left
     return _squares(torch.baddbmm(weights, adapters, hidden, alpha=-1))
 
 
 def _squares(matrices: Tensor) -> Tensor:
     rows: Tensor = torch.linalg.vector_norm(matrices, dim=2)
-    return rows.double().cpu().square().sum(1)
+    return rows.cpu().double().square().sum(1)
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:
     rows: Tensor = torch.linalg.vecdot(left, right, dim=2)
-    return rows.double().cpu().sum(1)
+    return rows.cpu().double().sum(1)

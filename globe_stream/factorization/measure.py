@@ -11,7 +11,7 @@ from torch import Tensor
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.factorization.activation import Activation
-from globe_stream.factorization.adapters import fit_adapters
+from globe_stream.factorization.adapters import fit_adapters, fitted_together
 from globe_stream.factorization.compose import compose
 from globe_stream.factorization.error_sums import ErrorSums, by_expert, by_layer
 from globe_stream.factorization.normalization import Normalization
@@ -148,8 +148,11 @@ class MeasureAccumulator:
     def update(self, batch: Batch) -> str:
         weights = self._normalization.apply_(batch.weights)
         mixtures = compose(self._codes[batch.positions].to(weights), self._bank, self._workspace)
-        fit = fit_adapters(weights, mixtures, self._activation, self._ridge)
-        self._log.add(batch.positions, fit.squared_error, fit.solve)
+        together = fitted_together(*mixtures.shape[1:])
+        for start in range(0, len(mixtures), together):
+            part = slice(start, start + together)
+            fit = fit_adapters(weights[part], mixtures[part], self._activation, self._ridge)
+            self._log.add(batch.positions[part], fit.squared_error, fit.solve)
         return f"relF {self.relative_error:.4f}"
 
     def arrays(self) -> Mapping[str, arrays.Storable]:

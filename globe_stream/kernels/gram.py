@@ -7,6 +7,9 @@ from globe_stream.errors import InputError
 
 REDUCTION_TILE = 4096
 PANEL_ROWS = 512
+TRIANGLE_PANELS = 4
+SMALLEST_PANEL = 128
+"""Panels with fewer rows multiply more slowly than they save."""
 
 
 def accumulate_gram(total: Tensor, block: Tensor) -> None:
@@ -57,6 +60,25 @@ def leading_eigenvectors(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(gram.double())
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
     return fix_signs(vectors), values
+
+
+def row_gram(matrices: Tensor) -> Tensor:
+    """X X^T (b, r, r) for X (b, r, k): one triangle in panels of rows, mirrored.
+
+    With n panels the products take (n + 1) / 2n of the operations of the whole; small matrices
+    are multiplied whole.
+    """
+    rows = matrices.shape[1]
+    height = -(-rows // TRIANGLE_PANELS)
+    if height < SMALLEST_PANEL:
+        return torch.bmm(matrices, matrices.mT)
+    gram = matrices.new_empty(len(matrices), rows, rows)
+    for top in range(0, rows, height):
+        bottom = min(top + height, rows)
+        panel = torch.bmm(matrices[:, top:bottom], matrices[:, :bottom].mT)
+        gram[:, top:bottom, :bottom] = panel
+        gram[:, :top, top:bottom] = panel[:, :, :top].mT
+    return gram
 
 
 def fix_signs(vectors: Tensor) -> Tensor:

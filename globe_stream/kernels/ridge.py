@@ -19,6 +19,7 @@ class RidgeResult:
     raised: int  # times that a matrix had its ridge raised tenfold
     fallbacks: int  # matrices solved by LU or pseudo-inverse instead
     condition: Tensor  # (b,) estimate from the Cholesky diagonal; inf for fallbacks
+    amount: Tensor  # (b,) what was added to the diagonal of each matrix
 
 
 def ridge_solve(gram: Tensor, rhs: Tensor, ridge: float) -> RidgeResult:
@@ -48,14 +49,15 @@ def ridge_solve(gram: Tensor, rhs: Tensor, ridge: float) -> RidgeResult:
         raise GlobeError("ridge: the normal equations hold NaN or Inf")
     mean = gram.diagonal(dim1=1, dim2=2).mean(1)
     factor, info = torch.linalg.cholesky_ex(_ridged(gram, ridge * mean))
-    raised, failed = _raise_ridges(gram, mean, ridge, factor, info > 0)
+    amount = ridge * mean
+    raised, failed = _raise_ridges(gram, mean, amount, ridge, factor, info > 0)
     solution = torch.cholesky_solve(rhs.transpose(1, 2), factor).transpose(1, 2)
     diagonal = factor.diagonal(dim1=1, dim2=2)
     condition = (diagonal.amax(1) / diagonal.amin(1)).square()
     if failed.numel():
         condition[failed] = torch.inf
         solution[failed] = _general_solve(_ridged(gram[failed], ridge * mean[failed]), rhs[failed])
-    return RidgeResult(solution, raised, int(failed.numel()), condition)
+    return RidgeResult(solution, raised, int(failed.numel()), condition, amount)
 
 
 def _ridged(gram: Tensor, amount: Tensor) -> Tensor:
@@ -65,9 +67,12 @@ def _ridged(gram: Tensor, amount: Tensor) -> Tensor:
 
 
 def _raise_ridges(
-    gram: Tensor, mean: Tensor, ridge: float, factor: Tensor, bad: Tensor
+    gram: Tensor, mean: Tensor, amount: Tensor, ridge: float, factor: Tensor, bad: Tensor
 ) -> tuple[int, Tensor]:
-    """Retry the bad matrices, replacing their factors; (retries, indices that stay bad)."""
+    """Retry the bad matrices, replacing their factors and amounts in place.
+
+    Returns the number of retries and the indices that stay bad.
+    """
     raised, failed = 0, bad.nonzero()[:, 0]
     step = max(ridge, torch.finfo(gram.dtype).eps)
     for _ in range(MAX_RAISES):
@@ -78,6 +83,7 @@ def _raise_ridges(
         retried, info = torch.linalg.cholesky_ex(_ridged(gram[failed], step * mean[failed]))
         good = info == 0
         factor[failed[good]] = retried[good]
+        amount[failed[good]] = step * mean[failed[good]]
         failed = failed[~good]
     factor[failed] = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
     return raised, failed

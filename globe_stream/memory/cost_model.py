@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from globe_stream.factorization.adapters import fitted_together
 from globe_stream.factorization.groups import GroupSizes
 from globe_stream.io.files import PIECE_BYTES
 from globe_stream.io.records import Record
@@ -19,8 +20,8 @@ TILE_BYTES = 32 << 20
 """Target size of one tile of a bank; also one chunk on disk."""
 PROXY_TILE_BYTES = 128 << 20
 """Target size of one float32 tile of the proxies."""
-WORKSPACE_BYTES = 512 << 20
-"""Batches stop growing when their arrays take this much: larger ones are not faster."""
+WORKSPACE_BYTES = 768 << 20
+"""Batches stop growing when their arrays take this much: a bank is then read rarely enough."""
 ATOM_CHUNK_BYTES = 32 << 20
 """Whole atoms handled together take about this much, or one atom where that is more."""
 HUGE_PAGE_BYTES = 2 << 20
@@ -90,9 +91,9 @@ def statistics_bytes(
 
 
 def rotation_bytes(sizes: GroupSizes) -> int:
-    """Finding one polar factor: the matrix (r, p), three like it and two (r, r)."""
+    """Rotating one expert: the matrix (r, p), two like it and three (r, r)."""
     _, rr, pr = _areas(sizes)
-    return 4 * (4 * pr + 2 * rr)
+    return 4 * (3 * pr + 3 * rr)
 
 
 def proxies_bytes(
@@ -102,7 +103,7 @@ def proxies_bytes(
 
     left_gram holds A0 (p, r) too, after an eigendecomposition of the (p, p) left Gram in
     float64; svd does the same per expert.
-    procrustes holds the Procrustes mean and the rotations of a batch.
+    procrustes holds the Procrustes mean and the rotations of a few experts.
     """
     rows = sizes.rank if kind == "rows" else None
     batch = batch_plan.batch * sizes.rank * sizes.d * (4 + proxy_itemsize)
@@ -111,7 +112,8 @@ def proxies_bytes(
     if kind == "left_gram":
         return 4 * 2 * sizes.p * sizes.rank + max(eigen, working)
     if kind == "procrustes":
-        return 4 * sizes.rank * sizes.d + working + batch_plan.batch * rotation_bytes(sizes)
+        rotated = min(batch_plan.batch, fitted_together(sizes.rank, sizes.d))
+        return 4 * sizes.rank * sizes.d + working + rotated * rotation_bytes(sizes)
     return working + (eigen if kind == "svd" else 0)
 
 
@@ -132,30 +134,30 @@ def atoms_bytes(sizes: GroupSizes, proxy_itemsize: int) -> int:
 
 
 def fit_bytes(sizes: GroupSizes, curved: bool = False) -> int:
-    """Arrays of `adapters.fit_adapters` for one expert at the fit's peak.
+    """Arrays of `adapters.fit_adapters` for one expert at the fit's peak, its mixture aside.
 
-    Z and H (r, d) throughout. While factoring: H H^T, its ridged copy and the factor (r, r), and
-    W H^T (p, r). While solving: H H^T, the factor, and W H^T, its copy and the solution. In the
-    error formula: H H^T, and W H^T, the solution, A H H^T and its product. A curved activation
-    makes H from two more (r, d) before all that.
+    H (r, d) throughout. While factoring: H H^T, its ridged copy and the factor (r, r), and W H^T
+    (p, r). While solving: H H^T, the factor, and W H^T, its copy and the solution. For the error:
+    H H^T, W H^T, the solution and, where the fit is nearly exact, the residual (p, d). A curved
+    activation makes H from two more (r, d) before all that.
     """
     rd, rr, pr = _areas(sizes)
-    factoring, solving, measuring = 3 * rr + pr, 2 * rr + 3 * pr, rr + 4 * pr
-    return 4 * (2 * rd + max(factoring, solving, measuring, 2 * rd if curved else 0))
+    factoring, solving = 3 * rr + pr, 2 * rr + 3 * pr
+    measuring = rr + 2 * pr + sizes.p * sizes.d
+    return 4 * (rd + max(factoring, solving, measuring, 2 * rd if curved else 0))
 
 
-def direction_bytes(sizes: GroupSizes, warmup: bool, curved: bool) -> int:
-    """Arrays of one expert at the peak of finding its direction.
+def gradient_bytes(sizes: GroupSizes, warmup: bool, curved: bool) -> int:
+    """Arrays of one expert at the peak of finding its gradient, its mixture aside.
 
-    Z, H, H H^T and A stay from the fit. Surrogate: A^T A (r, r), the force (r, d), and either the
-    product of A^T A with M^-1 or, with a curved activation, four more (r, d) for its slope.
-    Warm-up: the matrix whose polar factor is wanted, and three (r, p) and two (r, r) of the
-    iteration.
+    H, H H^T, W H^T and A stay from the fit. Surrogate: the residual (p, d) and the gradient
+    (r, d); with a curved activation the gradient and four more (r, d) for its slope. Warm-up:
+    the rotation, then the rotated expert (r, d) with the rotation (r, p).
     """
     rd, rr, pr = _areas(sizes)
-    surrogate = rr + rd + max(rr, 4 * rd if curved else 0)
-    polar = rotation_bytes(sizes) if warmup else 0
-    return 4 * (2 * rd + rr + pr) + max(4 * surrogate, polar)
+    surrogate = max(sizes.p * sizes.d + rd, 5 * rd if curved else 0)
+    rotation = max(rotation_bytes(sizes) // 4, pr + rd) if warmup else 0
+    return 4 * (rd + rr + 2 * pr + max(surrogate, rotation))
 
 
 def _areas(sizes: GroupSizes) -> tuple[int, int, int]:
@@ -174,6 +176,12 @@ def page_rounding(sizes: GroupSizes, batch: int) -> int:
     return LIVE_ARRAYS * min(HUGE_PAGE_BYTES, 4 * batch * sizes.rank * sizes.d)
 
 
+def _batch_bytes(sizes: GroupSizes, batch: int, each: int) -> int:
+    """Mixtures of a batch, and `each` bytes for the experts that are fitted together."""
+    rd, _, _ = _areas(sizes)
+    return 4 * batch * rd + min(batch, fitted_together(sizes.rank, sizes.d)) * each
+
+
 def measure_bytes(sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes) -> int:
     """A pass that refits adapters and measures the error: bank, codes, reader, one batch."""
     codes = 4 * sizes.experts * sizes.bases
@@ -181,25 +189,25 @@ def measure_bytes(sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes)
         resident_bank(sizes, batch_plan.spill)
         + codes
         + reader(batch_plan.batch, None)
-        + batch_plan.batch * fit_bytes(sizes)
+        + _batch_bytes(sizes, batch_plan.batch, fit_bytes(sizes))
     )
 
 
 def train_bytes(
     sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes, *, warmup: bool, curved: bool
 ) -> int:
-    """An epoch: bank and sum of forces throughout, and the larger of its pass and its step.
+    """An epoch: bank and sum of gradients throughout, and the larger of its pass and its step.
 
-    The pass holds the metric's four matrices and two sums, the worst expert's pull (r, d), codes
-    twice, the reader, one batch, and one expert's row-space solve (three (d, r)). The step holds
-    atom chunks or a few tiles.
+    The pass holds the metric's four matrices and two sums, the worst expert's step (r, d), codes
+    twice, the reader, one batch, and one expert's row-space solve (three (d, r), two (r, r)). The
+    step holds atom chunks or a few tiles.
     """
     banks = 2 * (bank_tile_bytes(sizes) if batch_plan.spill else sizes.bank_bytes)
     squares = 4 * (3 * (sizes.rank**2 + sizes.d**2) + sizes.rank * sizes.d)
     codes = 2 * 4 * sizes.experts * sizes.bases + 24 * sizes.experts
-    solve = 4 * 3 * sizes.rank * sizes.d
-    one = max(fit_bytes(sizes, curved), direction_bytes(sizes, warmup, curved))
-    each = reader(batch_plan.batch, None) + batch_plan.batch * one + solve
+    solve = 4 * (3 * sizes.rank * sizes.d + 2 * sizes.rank**2)
+    one = max(fit_bytes(sizes, curved), gradient_bytes(sizes, warmup, curved))
+    each = reader(batch_plan.batch, None) + _batch_bytes(sizes, batch_plan.batch, one) + solve
     each += page_rounding(sizes, batch_plan.batch)
     chunk = min(sizes.bank_bytes, max(ATOM_CHUNK_BYTES, 4 * sizes.rank * sizes.d))
     inverses = 8 * 3 * max(sizes.rank, sizes.d) ** 2
@@ -230,12 +238,12 @@ def batches(sizes: GroupSizes, bytes_each: int) -> list[int]:
 def estimate_export(sizes: GroupSizes, reader: int, banks: int) -> int:
     """Bytes of an export above the base, for `banks` resident bytes of banks and a `reader`.
 
-    One expert's fit (see `fit_bytes`) and two more (r, d) inside a curved activation; its adapter
-    scaled (p, r); its gate-and-up block as stored (2 p, d), at most float32; one atom; the copy
-    buffer twice; codes as supports.
+    One expert's mixture and fit (see `fit_bytes`) and two more (r, d) in a curved activation; its
+    adapter scaled (p, r); its gate-and-up block as stored (2 p, d), at most float32; one atom; the
+    copy buffer twice; codes as supports.
     """
     r, p, d = sizes.rank, sizes.p, sizes.d
-    one = fit_bytes(sizes) + 4 * (2 * r * d + p * r + 2 * p * d)
+    one = fit_bytes(sizes) + 4 * (3 * r * d + p * r + 2 * p * d)
     return banks + reader + one + 4 * r * d + 2 * PIECE_BYTES + 8 * sizes.experts * sizes.bases
 
 

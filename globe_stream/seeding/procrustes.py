@@ -12,7 +12,8 @@ rotation ambiguity.
 import torch
 from torch import Tensor
 
-from globe_stream.kernels.polar import polar_rows
+from globe_stream.factorization.adapters import fitted_together
+from globe_stream.kernels.polar import nearly_orthonormal_rows
 
 SAMPLE = 256
 """Experts that the Procrustes mean is made of: more move it by less than one part in a hundred."""
@@ -26,9 +27,14 @@ def top_left(matrix: Tensor, rank: int) -> Tensor:
 
 
 def rotated(weights: Tensor, procrustes_mean: Tensor) -> Tensor:
-    """Q_i W_i (b, r, d), Q_i (r, p) with orthonormal rows that bring W_i nearest to T (r, d)."""
-    rotations = polar_rows(torch.matmul(procrustes_mean, weights.mT)).rows
-    return torch.bmm(rotations, weights)
+    """Q_i W_i (b, r, d), Q_i (r, p) nearly orthonormal, near T (r, d), for W (b, p, d)."""
+    turned = weights.new_empty(len(weights), *procrustes_mean.shape)
+    together = fitted_together(*procrustes_mean.shape)
+    for start in range(0, len(weights), together):
+        part = weights[start : start + together]
+        rotations = nearly_orthonormal_rows(torch.matmul(procrustes_mean, part.mT))
+        torch.bmm(rotations, part, out=turned[start : start + together])
+    return turned
 
 
 class ProcrustesMean:

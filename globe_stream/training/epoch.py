@@ -13,7 +13,7 @@ from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.factorization.activation import Activation
-from globe_stream.factorization.adapters import AdapterFit, fit_adapters
+from globe_stream.factorization.adapters import AdapterFit, fit_adapters, fitted_together
 from globe_stream.factorization.compose import compose
 from globe_stream.factorization.measure import ErrorLog
 from globe_stream.factorization.normalization import Normalization
@@ -29,8 +29,10 @@ from globe_stream.training.gradients import PreconditionedGradient
 from globe_stream.training.metric import Metric
 from globe_stream.training.moments import EpochMoments
 
-PROJECTOR_SAMPLES = 64
-"""Experts whose row spaces make the right metric C; a mean over this many is accurate enough."""
+METRIC_SAMPLES = 64
+"""Experts whose adapters and row spaces make the metric: means over so many are accurate enough."""
+PROBES = 128
+"""Random vectors that estimate the curvature of an expert."""
 
 
 @dataclass(frozen=True)
@@ -66,28 +68,45 @@ class EpochAccumulator:
         self._codes = codes
         self._gram = gram
         self.metric = metric
-        self._how = settings
+        self._settings = settings
         self._normalization = normalization
         self._workspace = Workspace(bank.device)
-        self._stride = max(1, -(-len(codes) // PROJECTOR_SAMPLES))
+        self._stride = max(1, -(-len(codes) // METRIC_SAMPLES))
         self.moments = moments
         self.new_codes = codes.clone()
         self.log = ErrorLog(norms, normalization.scale)
-        self.polar_fallbacks = 0
+        _, r, d = bank.shape
+        self._together = fitted_together(r, d)
+        self._probes = metric.probes(PROBES)
 
     def update(self, batch: Batch) -> str:
         weights = self._normalization.apply_(batch.weights)
         old = self._codes[batch.positions].to(weights)
         mixtures = compose(old, self._bank, self._workspace)
-        fit = fit_adapters(weights, mixtures, self._how.activation, self._how.ridge)
-        self.log.add(batch.positions, fit.squared_error, fit.solve)
-        self._sample_row_projector(batch.positions, fit)
-        preconditioned = self._preconditioned(weights, mixtures, fit)
-        new = solve_codes(self._gram, self._linear(old, preconditioned), old, self._how.coding)
+        preconditioned, errors = self._gradients(batch.positions, weights, mixtures)
+        new = solve_codes(self._gram, self._linear(old, preconditioned), old, self._settings.coding)
         self.new_codes[batch.positions] = new.cpu()
         self.moments.add(preconditioned, old, new)
-        self.moments.note_worst(batch.positions, fit.squared_error, preconditioned)
+        self.moments.note_worst(batch.positions, errors, preconditioned)
         return f"relF {self.log.relative_error:.4f}"
+
+    def _gradients(
+        self, positions: list[int], weights: Tensor, mixtures: Tensor
+    ) -> tuple[PreconditionedGradient, Tensor]:
+        """Gradients in place of the mixtures (b, r, d), and the squared errors (b,)."""
+        scales, errors = mixtures.new_empty(len(mixtures)), []
+        for start in range(0, len(mixtures), self._together):
+            part = slice(start, start + self._together)
+            fit = fit_adapters(
+                weights[part], mixtures[part], self._settings.activation, self._settings.ridge
+            )
+            self.log.add(positions[part], fit.squared_error, fit.solve)
+            self._sample(positions[part], fit)
+            found = self._preconditioned(weights[part], mixtures[part], fit)
+            mixtures[part] = found.gradient
+            scales[part] = found.weight
+            errors.append(fit.squared_error)
+        return PreconditionedGradient(mixtures, scales), torch.cat(errors)
 
     def arrays(self) -> Mapping[str, arrays.Storable]:
         return {
@@ -97,29 +116,22 @@ class EpochAccumulator:
         }
 
     def scalars(self) -> Scalars:
-        return {
-            **self.moments.scalars(),
-            **self.log.scalars(),
-            "polar_fallbacks": self.polar_fallbacks,
-        }
+        return {**self.moments.scalars(), **self.log.scalars()}
 
     def restore(self, load: Loader, scalars: Scalars) -> None:
         self.moments.restore(load, scalars)
         self.new_codes = torch.from_numpy(arrays.read(load("codes")))
         self.log.restore(torch.from_numpy(arrays.read(load("squared_errors"))), scalars)
-        self.polar_fallbacks = int(scalars["polar_fallbacks"])
 
     def _preconditioned(
         self, weights: Tensor, mixtures: Tensor, fit: AdapterFit
     ) -> PreconditionedGradient:
-        """Towards S = (1 - beta) S_L + beta S_W, and the sum for the next metric."""
-        settings = self._how
+        """Towards S = (1 - beta) S_L + beta S_W."""
+        settings = self._settings
         if settings.beta == 1.0:
             return self._weight_aware(weights, mixtures, fit)
-        start, fallbacks = directions.orthonormal(weights, mixtures)
-        self.polar_fallbacks += fallbacks
+        start = directions.orthonormal(weights, mixtures, fit, settings.activation)
         if settings.beta == 0.0:
-            self.moments.adapter_moment += settings.activation.gamma**2 * _adapter_moment(fit)
             return start
         aware = self._weight_aware(weights, mixtures, fit)
         return directions.blended(start, aware, settings.beta)
@@ -127,9 +139,8 @@ class EpochAccumulator:
     def _weight_aware(
         self, weights: Tensor, mixtures: Tensor, fit: AdapterFit
     ) -> PreconditionedGradient:
-        settings = self._how
+        settings = self._settings
         if settings.targets == "pinv":
-            self.moments.adapter_moment += settings.activation.gamma**2 * _adapter_moment(fit)
             return directions.pseudo_inverse(
                 weights,
                 mixtures,
@@ -138,11 +149,14 @@ class EpochAccumulator:
                 settings.target_ridge,
                 settings.target_weight,
             )
-        preconditioned, adapter_moment = directions.surrogate(
-            weights, mixtures, fit, settings.activation, settings.damping, self.metric.left_inverse
+        return directions.surrogate(
+            weights,
+            mixtures,
+            fit,
+            settings.activation,
+            settings.damping,
+            self._probes,
         )
-        self.moments.adapter_moment += adapter_moment
-        return preconditioned
 
     def _linear(self, old: Tensor, preconditioned: PreconditionedGradient) -> Tensor:
         """b (b, m): <B_j, M S_i C> with S_i the part of the way that the codes aim at."""
@@ -150,19 +164,16 @@ class EpochAccumulator:
         for (start, stop), tile in self._bank:
             rows = preconditioned.gradient[:, start:stop].reshape(len(old), -1)
             moving.addmm_(rows, tile.reshape(len(tile), -1).T)
-        moving *= (self._how.coding_share / preconditioned.weight)[:, None]
+        moving *= (self._settings.coding_share / preconditioned.weight)[:, None]
         return old.double() @ self._gram.to(old.device) + moving.double()
 
-    def _sample_row_projector(self, positions: list[int], fit: AdapterFit) -> None:
-        """Add H^T (H H^T)^-1 H of every so many experts to the sum of projectors."""
+    def _sample(self, positions: list[int], fit: AdapterFit) -> None:
+        """Add gamma^2 A^T A and H^T (H H^T)^-1 H of every so many experts to their sums."""
+        moments, gamma = self.moments, self._settings.activation.gamma
         for k, position in enumerate(positions):
             if position % self._stride == 0:
-                hidden = fit.hidden[k : k + 1]
-                columns = ridge_solve(fit.hidden_gram[k : k + 1], hidden.mT, self._how.ridge)
-                self.moments.row_projector.addmm_(columns.solution[0], hidden[0])
-                self.moments.sampled += 1
-
-
-def _adapter_moment(fit: AdapterFit) -> Tensor:
-    flat = fit.adapters.reshape(-1, fit.adapters.shape[2])
-    return flat.T @ flat
+                hidden, adapters = fit.hidden[k : k + 1], fit.adapters[k]
+                columns = ridge_solve(fit.hidden_gram[k : k + 1], hidden.mT, self._settings.ridge)
+                moments.row_projector.addmm_(columns.solution[0], hidden[0])
+                moments.adapter_moment.addmm_(adapters.mT, adapters, alpha=gamma**2)
+                moments.sampled += 1

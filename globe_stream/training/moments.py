@@ -31,7 +31,7 @@ class EpochMoments:
     gradients: Tiles  # (m, r, d) sum_i alpha_i F_i
     code_moment: Tensor  # (m, m) float64: sum_i L_i alpha_i alpha_i^T
     code_change_moment: Tensor  # (m, m) float64: D above
-    adapter_moment: Tensor  # (r, r) sum_i gamma^2 A_i^T A_i
+    adapter_moment: Tensor  # (r, r) sum over sampled experts of gamma^2 A^T A
     row_projector: Tensor  # (d, d) sum over sampled experts of the row-space projector
     worst_step: Tensor  # (r, d) F_i / L_i of the expert with the largest error
     worst_error: float = -1.0
@@ -63,6 +63,10 @@ class EpochMoments:
         weighted = (new * preconditioned.weight[:, None]).double().cpu()
         self.code_moment += weighted.T @ new.double().cpu()
         self.code_change_moment += weighted.T @ (old - new).double().cpu()
+
+    def mean_adapter_moment(self) -> Tensor:
+        """The mean of gamma^2 A^T A over the sampled experts (r, r)."""
+        return self.adapter_moment / max(1, self.sampled)
 
     def mean_residual_projector(self) -> Tensor:
         """The mean of I - P_i over the sampled experts (d, d)."""

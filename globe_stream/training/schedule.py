@@ -21,6 +21,8 @@ from globe_stream.training.code_update import Coding, first_temperature, next_te
 from globe_stream.training.epoch import EpochSettings
 
 MAX_DAMPING = 4.0
+MOMENTUM_DELAY = 3
+"""Momentum grows as k / (k + 3) over the k bank steps since it was last dropped."""
 LONE_STEPS = 2
 """So few steps after a restart it is their length that is to blame, not their momentum."""
 LONE_SHORTER, SHORTER = 2.0, 1.25
@@ -119,9 +121,10 @@ class Schedule:
 
     def bank_update_settings(self, now: ScheduleState) -> BankUpdateSettings:
         """The numbers of the step that ends the epoch to come."""
-        config = self.config
-        momentum = config.warmup_momentum if self.in_warmup(now) else config.momentum
-        return BankUpdateSettings(momentum if now.steps else 0.0, config.lambda_b, config.coherence)
+        config, steps = self.config, now.steps
+        grown = min(config.momentum, steps / (steps + MOMENTUM_DELAY))
+        momentum = config.warmup_momentum if self.in_warmup(now) else grown
+        return BankUpdateSettings(momentum if steps else 0.0, config.lambda_b, config.coherence)
 
     def is_worse(self, now: ScheduleState, error: float) -> bool:
         """Whether the state that measured `error` is to be rejected for the saved one."""

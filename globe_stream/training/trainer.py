@@ -122,7 +122,6 @@ class Trainer:
             "recon/measured_error": error,
             **schedule_metrics(self.schedule, before, after.schedule_state),
             "health/metric_condition": metric.condition,
-            "health/polar_fallbacks": accumulator.polar_fallbacks,
             "memory/rss_bytes": self.context.meter.now(),
             "memory/peak_bytes": self.context.meter.stage_peak,
             **step,
@@ -150,7 +149,7 @@ class Trainer:
         put: dict[str, arrays.Storable] = {
             "next/bank": update.bank,
             "next/momentum": update.momentum,
-            "next/metric": moments.adapter_moment / len(current.codes),
+            "next/metric": moments.mean_adapter_moment(),
             "next/complement": moments.mean_residual_projector(),
             "errors": accumulator.log.squared_errors,
             **codes.named("next", update.codes),

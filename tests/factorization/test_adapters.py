@@ -6,6 +6,7 @@ import torch
 
 from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.adapters import fit_adapters, squared_error
+from globe_stream.kernels.ridge import ridge_solve
 
 B, P, R, D = 4, 9, 5, 30
 
@@ -52,9 +53,10 @@ def test_float32_adapters_are_close_to_float64():
 def test_squared_error_keeps_its_digits_when_the_fit_is_nearly_perfect(noise):
     adapters, hidden = normal(B, P, R, dtype=torch.float32), normal(B, R, D, seed=1).float()
     weights = adapters @ hidden + noise * normal(B, P, D, seed=2).float()
-    products = (hidden @ hidden.mT, weights @ hidden.mT)
-    found = squared_error(weights, hidden, *products, adapters)
-    exact = (weights.double() - adapters.double() @ hidden.double()).square().sum((1, 2))
+    projected = weights @ hidden.mT
+    solve = ridge_solve(hidden @ hidden.mT, projected, 1e-7)
+    found = squared_error(weights, hidden, projected, solve)
+    exact = (weights.double() - solve.solution.double() @ hidden.double()).square().sum((1, 2))
     whole = weights.double().square().sum((1, 2))
     assert found.dtype == torch.float64
     assert bool(((found - exact).abs() <= 1e-3 * exact + 1e-12 * whole).all())

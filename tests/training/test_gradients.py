@@ -32,18 +32,18 @@ def phi(mixtures, name, lam, gamma):
 
 
 @pytest.mark.parametrize(("name", "lam"), CURVES)
-def test_surrogate_force_is_minus_half_the_gradient(name, lam):
+def test_surrogate_gradient_is_minus_half_the_gradient(name, lam):
     weights, mixtures, activation, fit = problem(name, lam, ridge=0.05)
     point = mixtures.clone().requires_grad_()
     loss = (weights - fit.adapters @ phi(point, name, lam, 1.3)).square().sum()
     (gradient,) = torch.autograd.grad(loss, point)
     eye = torch.eye(R, dtype=torch.float64)
-    found, _ = directions.surrogate(weights, mixtures, fit, activation, 0.25, eye)
+    found = directions.surrogate(weights, mixtures, fit, activation, 0.25, eye)
     torch.testing.assert_close(found.gradient, -gradient / 2)
 
 
 @pytest.mark.parametrize(("name", "lam"), CURVES)
-def test_surrogate_force_is_that_of_the_loss_with_adapters_refitted(name, lam):
+def test_surrogate_gradient_is_that_of_the_loss_with_adapters_refitted(name, lam):
     """Variable projection: the adapters' own change does not count to first order."""
     weights, mixtures, activation, fit = problem(name, lam)
     point = mixtures.clone().requires_grad_()
@@ -52,7 +52,7 @@ def test_surrogate_force_is_that_of_the_loss_with_adapters_refitted(name, lam):
     loss = (weights - refitted @ hidden).square().sum()
     (gradient,) = torch.autograd.grad(loss, point)
     eye = torch.eye(R, dtype=torch.float64)
-    found, _ = directions.surrogate(weights, mixtures, fit, activation, 0.25, eye)
+    found = directions.surrogate(weights, mixtures, fit, activation, 0.25, eye)
     torch.testing.assert_close(found.gradient, -gradient / 2)
 
 
@@ -60,14 +60,12 @@ def test_surrogate_weight_is_four_c_times_the_mean_curvature():
     weights, mixtures, activation, fit = problem(gamma=1.3)
     root = normal(R, R, seed=5)
     adapter_moment = root @ root.T + torch.eye(R, dtype=torch.float64)
-    found, total = directions.surrogate(
-        weights, mixtures, fit, activation, 0.7, torch.linalg.inv(adapter_moment)
-    )
+    probes = torch.linalg.cholesky(torch.linalg.inv(adapter_moment))
+    found = directions.surrogate(weights, mixtures, fit, activation, 0.7, probes)
     curvature = 1.3**2 * fit.adapters.mT @ fit.adapters
     for k in range(B):
         values = scipy.linalg.eigh(curvature[k].numpy(), adapter_moment.numpy(), eigvals_only=True)
         assert float(found.weight[k]) == pytest.approx(4 * 0.7 * values.mean())
-    torch.testing.assert_close(total, curvature.sum(0))
 
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-2])
@@ -101,26 +99,27 @@ def test_pinv_divides_by_the_bounded_slope_when_curved(name):
     torch.testing.assert_close(found.gradient, move / (slope / 1.3).clamp_min(0.1) / 1.3)
 
 
-def test_orthonormal_target_is_the_nearest_rotated_expert():
-    weights, mixtures, _, _ = problem()
-    found, fallbacks = directions.orthonormal(weights, mixtures)
-    assert fallbacks == 0
+@pytest.mark.parametrize("name", ["none", "tanh"])
+def test_the_warmup_target_is_near_the_nearest_rotated_expert(name):
+    """As near as singular values between 0.6 and 1.2 in place of one allow."""
+    weights, mixtures, activation, fit = problem(name, 0.5)
+    found = directions.orthonormal(weights, mixtures, fit, activation)
     for k in range(B):
         unitary, _ = scipy.linalg.polar((mixtures[k] @ weights[k].T).numpy(), side="left")
-        expected = unitary @ (weights[k] / weights[k].norm()).numpy()
-        np.testing.assert_allclose((mixtures[k] + found.gradient[k]).numpy(), expected, atol=1e-5)
-        distance = float(found.gradient[k].norm())
-        for seed in range(20):
-            other = torch.linalg.qr(normal(P, R, seed=100 + seed)).Q.T
-            assert distance < float((mixtures[k] - other @ weights[k] / weights[k].norm()).norm())
+        turned = (mixtures[k] + found.gradient[k]).numpy() * float(weights[k].norm())
+        rotation = np.linalg.lstsq(weights[k].numpy().T, turned.T, rcond=None)[0].T
+        left, values, right = np.linalg.svd(rotation, full_matrices=False)
+        np.testing.assert_allclose(left @ right, unitary, atol=1e-8)
+        assert values.min() > 0.6
+        assert values.max() < 1.2
     assert found.weight.tolist() == [1.0] * B
 
 
 def test_blended_targets_go_from_one_to_the_other():
     weights, mixtures, activation, fit = problem()
-    start, _ = directions.orthonormal(weights, mixtures)
+    start = directions.orthonormal(weights, mixtures, fit, activation)
     eye = torch.eye(R, dtype=torch.float64)
-    aware, _ = directions.surrogate(weights, mixtures, fit, activation, 0.25, eye)
+    aware = directions.surrogate(weights, mixtures, fit, activation, 0.25, eye)
     target = mixtures + aware.gradient / aware.weight[:, None, None]
     for beta in (0.0, 0.25, 1.0):
         found = directions.blended(start, aware, beta)
@@ -134,12 +133,9 @@ def test_directions_are_deterministic():
     def all_of_them():
         weights, mixtures, activation, fit = problem("tanh", 0.5)
         eye = torch.eye(R, dtype=torch.float64)
-        first, adapter_moment = directions.surrogate(weights, mixtures, fit, activation, 0.25, eye)
+        first = directions.surrogate(weights, mixtures, fit, activation, 0.25, eye)
         second = directions.pseudo_inverse(weights, mixtures, fit, activation, 1e-3)
-        third, _ = directions.orthonormal(weights, mixtures)
-        return [
-            adapter_moment,
-            *(x for d in (first, second, third) for x in (d.gradient, d.weight)),
-        ]
+        third = directions.orthonormal(weights, mixtures, fit, activation)
+        return [x for d in (first, second, third) for x in (d.gradient, d.weight)]
 
     assert all(torch.equal(a, b) for a, b in zip(all_of_them(), all_of_them(), strict=True))

@@ -38,9 +38,15 @@ def test_a_rejection_keeps_the_saved_error_and_drops_the_momentum():
     now = after(decisions, 0.5, 0.4, 0.3)
     back = decisions.reject(now)
     assert (back.error, back.epoch, back.rejected) == (0.3, 4, 1)
-    assert decisions.bank_update_settings(now).momentum == 0.9
     assert decisions.bank_update_settings(back).momentum == 0.0
-    assert decisions.bank_update_settings(decisions.accept(back, 0.3, 8.0)).momentum == 0.9
+
+
+def test_momentum_grows_with_the_steps_since_it_was_dropped_up_to_the_limit():
+    decisions = of(momentum=0.9, warmup_epochs=0)
+    errors = [0.5 * 0.99**k for k in range(40)]
+    found = [decisions.bank_update_settings(after(decisions, *errors[:k])).momentum
+             for k in (1, 3, 9, 40)]  # fmt: skip
+    assert found == [1 / 4, 3 / 6, 9 / 12, 0.9]
 
 
 def test_a_lone_step_that_fails_is_shortened_more_than_one_with_momentum():
