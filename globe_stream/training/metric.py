@@ -65,12 +65,12 @@ class Metric:
         M^-1 times random signs, always the same ones.
         Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1990).
         """
-        root: Tensor = torch.linalg.cholesky(self.left_inverse.cpu().double())
-        if count >= len(root):
-            return root.float().to(self.left_inverse.device)
-        generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(2, (len(root), count), generator=generator).double().mul_(2).sub_(1)
-        return (root @ signs / count**0.5).float().to(self.left_inverse.device)
+        probes: Tensor = torch.linalg.cholesky(self.left_inverse.cpu().double())
+        if count < len(probes):
+            generator = torch.Generator().manual_seed(0)
+            signs = torch.randint(2, (len(probes), count), generator=generator).double()
+            probes = probes @ (2 * signs - 1) / count**0.5
+        return probes.float().to(self.left_inverse.device)
 
     @property
     def condition(self) -> float:
