@@ -51,9 +51,9 @@ def scale_values(stored: Tensor, dtype: str) -> Tensor:
 def decode(out: Tensor, stored: Tensor, dtype: str, scales: Scales) -> None:
     """Fill `out` (r, k) float32 with the elements `stored` (r, k / items) times their scales."""
     if dtype in ("MXFP4", "NVFP4"):
-        _by_byte(out, stored, _fp4_table())
+        _by_byte(out, stored.view(torch.uint8), _fp4_table())
     elif dtype == "INT4":
-        _by_byte(out, stored.contiguous().view(torch.uint8), _int4_table())
+        _by_byte(out, stored.view(torch.uint8), _int4_table())
     else:
         out.copy_(stored)
     columns = out.shape[1]
