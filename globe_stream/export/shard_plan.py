@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from globe_stream.checkpoint.dequantize import FLOAT_DTYPES
 from globe_stream.checkpoint.experts import ExpertMatrix, split_shared
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.checkpoint.inventory import take_inventory
@@ -125,6 +126,11 @@ def _one(entry: TensorEntry, entries: dict[str, TensorEntry], touched: bool, dty
                 "beside it: this quantisation cannot be written out densely"
             )
         return _Draft(entry.name, dtype, entry.shape, entry, scale, "fp8")
+    if touched and entry.dtype not in FLOAT_DTYPES:
+        raise InputError(
+            f"{entry.path}: tensor {entry.name} ({entry.dtype}) is quantised in a way that cannot "
+            "be written out densely. Export the factors, or start from a checkpoint in bf16"
+        )
     if touched and entry.dtype != dtype:
         return _Draft(entry.name, dtype, entry.shape, entry, None, "cast")
     return _Draft(entry.name, entry.dtype, entry.shape, entry, None, "copy")
