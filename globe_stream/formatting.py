@@ -1,27 +1,34 @@
 """Sizes and durations as people write and read them."""
 
 import re
+from decimal import Decimal
 
 from globe_stream.errors import InputError
 
 _FACTORS = {"": 1, "B": 1}
-_FACTORS |= {f"{p}iB": 1024 ** (i + 1) for i, p in enumerate("KMGT")}
+_FACTORS |= {f"{p}{end}": 1024 ** (i + 1) for i, p in enumerate("KMGT") for end in ("iB", "i", "")}
 _FACTORS |= {f"{p}B": 1000 ** (i + 1) for i, p in enumerate("KMGT")}
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B|)\s*$", re.IGNORECASE)
+_SIZE = re.compile(
+    r"\s*([0-9]{1,20}(?:\.[0-9]{1,20})?(?:e[0-9]{1,2})?)\s*([KMGT]i?B?|B|)\s*", re.IGNORECASE
+)
+_TOO_MANY = 2**63
+_LONGEST = 40
 _CANONICAL = {unit.lower(): unit for unit in _FACTORS}
 
 
 def parse_size(text: str) -> int:
-    """Bytes meant by `text`, such as "6GiB", "500 MB" or "1048576".
+    """Bytes meant by `text`, such as "6GiB", "500 MB", "8G" (binary, as 8GiB) or "1e9".
 
-    Raises InputError when `text` is not a positive size.
+    Raises InputError when `text` is not a size of at least one byte, or above 2^63.
     """
-    match = _SIZE.match(text)
-    if not match or float(match[1]) <= 0:
+    match = _SIZE.fullmatch(text)
+    count = Decimal(match[1]) * _FACTORS[_CANONICAL[match[2].lower()]] if match else 0
+    if not 1 <= count < _TOO_MANY:
+        shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
         raise InputError(
-            f"size {text!r} is not understood: write a positive number and a unit, such as 6GiB"
+            f"size {shown!r} is not understood: write a positive number and a unit, such as 6GiB"
         )
-    return int(float(match[1]) * _FACTORS[_CANONICAL[match[2].lower()]])
+    return int(count)
 
 
 def format_bytes(count: float) -> str:

@@ -13,6 +13,7 @@ from globe_stream.cli.results import evaluate
 from globe_stream.cli.runs import export, seed, train
 from globe_stream.commands.wording import flag
 from globe_stream.config import (
+    METHOD_FACTS,
     METHODS,
     DtypeName,
     ExportConfig,
@@ -186,3 +187,50 @@ def test_any_values_are_accepted_or_refused_in_one_line(data):
     else:
         assert made.model_fields_set == set(table)
         assert model(**{name: getattr(made, name) for name in model.specs()}) == made
+
+
+@pytest.mark.parametrize(("given_", "named"), [
+    (SeedConfig(method="ts_pca", kmeans_init="farthest", dictionary_rounds=3),
+     ["kmeans_init, dictionary_rounds: without effect with method ts_pca"]),
+    (SeedConfig(row_selection="random"),
+     ["row_selection: without effect with procrustes proxies"]),
+    (SeedConfig(method="hybrid", greedy_ridge=0.1),
+     ["greedy_ridge: without effect with hybrid_variant kmeans"]),
+    (SeedConfig(rank=3, rank_ratio=0.5), ["rank_ratio: without effect beside rank"]),
+    (SeedConfig(method="hybrid", hybrid_variant="greedy", greedy_ridge=0.1), []),
+    (SeedConfig(proxies="rows", row_subset=3), []),
+    (SelectionConfig(sample_method="evenly_spaced"),
+     ["sample_method: without effect without max_experts"]),
+    (TrainConfig(target_support="none", prune=0.1, temperature_rate=1.0),
+     ["temperature_rate: without effect with target_support none",
+      "prune: without effect with target_support none and no support_cap"]),
+    (TrainConfig(target_support="none", support_cap=4, prune=0.1), []),
+    (TrainConfig(lambda_t=0.5), ["lambda_t: without effect with targets surrogate"]),
+    (TrainConfig(targets="pinv", lambda_t=0.5), []),
+    (TrainConfig(activation="none", activation_steps=3),
+     ["activation_steps: without effect with activation none"]),
+    (TrainConfig(warmup_epochs=0, warmup_momentum=0.5),
+     ["warmup_momentum: without effect with warmup_epochs 0"]),
+])  # fmt: skip
+def test_options_without_effect_are_named_and_change_no_identity(given_, named):
+    assert [spelled(line) for line in given_.ignored()] == named
+    read = {name: getattr(given_, name) for name in given_.model_fields_set - set(given_.unused())}
+    assert type(given_)(**read).identity() == given_.identity()
+    assert type(given_)(**read).ignored() == []
+
+
+def test_an_option_that_the_method_reads_changes_the_identity():
+    for method, facts in METHOD_FACTS.items():
+        base = SeedConfig(method=method, hybrid_variant="kmeans")
+        for name in set(facts.options) - {"hybrid_variant", "greedy_ridge"}:
+            spec = SeedConfig.specs()[name]
+            other = next((c for c in spec.choices if c != spec.default), None)
+            value = other if spec.choices else spec.kind(spec.default / 2)
+            changed = base.changed(**{name: value})
+            assert changed.identity() != base.identity(), (method, name)
+
+
+def test_the_help_of_the_method_says_a_line_about_each():
+    help_ = SeedConfig.specs()["method"].help
+    assert all(f"\n\n{method}: " in help_ for method in METHODS)
+    assert tuple(METHOD_FACTS) == METHODS

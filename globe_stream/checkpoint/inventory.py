@@ -21,7 +21,7 @@ from globe_stream.checkpoint.names import (
     looks_like_expert,
     parser_with,
 )
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.io.safetensors import TensorEntry
 
 _LAYERS = "num_hidden_layers|n_layers|depth"
@@ -118,7 +118,7 @@ def _sort_names(
                 raise InputError(
                     f"{entry.path}: tensor {entry.name} ({entry.dtype} {list(entry.shape)}) looks "
                     "like an expert's weights and matches no known layout. Give a rule for it with "
-                    "--layout FILE (docs/layouts.md)."
+                    f"{option('layout')} FILE (docs/layouts.md)."
                 )
             continue
         layers = model.layers(name.section)

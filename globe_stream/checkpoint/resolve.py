@@ -16,7 +16,7 @@ from globe_stream.checkpoint.quantized import (
     stored_matrix,
 )
 from globe_stream.checkpoint.strided import Storage, StridedMatrix
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.io.safetensors import TensorEntry
 
 Tensors = dict[tuple[str, str, int], TensorEntry]
@@ -148,7 +148,7 @@ def stacked_kind(group: Group) -> str:
         raise InputError(
             f"{entry.path}: tensor {entry.name} {list(entry.shape)} is a stack of experts whose "
             f"orientation is not known for model type {group.fields.model_type}, and no shape "
-            "proves it. Give a rule for it with --layout FILE (docs/layouts.md)."
+            f"proves it. Give a rule for it with {option('layout')} FILE (docs/layouts.md)."
         )
     fitting = [kind for kind in candidates if _fits(kind, group)]
     if len(fitting) != 1:

@@ -40,7 +40,7 @@ def run(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as request:
         return request.exit_code
     except click.ClickException as error:
-        error.show()
+        print(f"globe-stream: {_usage(error)}", file=sys.stderr)
         return error.exit_code
     except GlobeError as error:
         print(f"globe-stream: {worded(error.message)}", file=sys.stderr)
@@ -52,6 +52,13 @@ def run(arguments: list[str] | None = None) -> int:
         print(f"globe-stream: interrupted; {said}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _usage(error: click.ClickException) -> str:
+    """What is wrong with the command line, in one line that ends with where help is."""
+    said = " ".join(error.format_message().split()).rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return said if context is None else f"{said}. See {context.command_path} --help"
 
 
 def _refused_by_the_system(error: OSError) -> int:

@@ -62,8 +62,8 @@ def _option(name: str, spec: OptionSpec) -> Callable[[Command], Command]:
         if spec.required
         else {"default": spec.default, "show_default": spec.default is not None}
     )
-    if spec.range:
-        text += f" [{_range(spec)}]"
+    if spec.interval:
+        text += f" [{spec.interval}]"
     return click.option(
         flag(name), name, type=_type(spec), metavar=spec.metavar, help=text, **shown
     )
@@ -73,9 +73,3 @@ def _type(spec: OptionSpec) -> Any:
     if spec.choices:
         return click.Choice(spec.choices)
     return click.Path(path_type=Path) if spec.kind is Path else spec.kind
-
-
-def _range(spec: OptionSpec) -> str:
-    if spec.low is not None and spec.high is not None:
-        return f"{spec.low:,} to {spec.high:,}"
-    return spec.range

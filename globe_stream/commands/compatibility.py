@@ -8,9 +8,10 @@ from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
 from globe_stream.config import differences
 from globe_stream.errors import InputError, Mismatch, option
 from globe_stream.factorization.records import RunHeader, run_header
+from globe_stream.store.lock import LOCK_FILES
 from globe_stream.store.run import Run
 
-_BEGUN = ("lock", "lock.pid", "ledger.jsonl")
+_BEGUN = (*LOCK_FILES, "ledger.jsonl")
 """Files of a run whose making was cut off before its first record."""
 
 

@@ -9,6 +9,7 @@ from globe_stream.commands.experts import GroupedExperts, open_experts
 from globe_stream.commands.run_files import write_config
 from globe_stream.commands.session import Document, Plans, Resources, Session, recorded_plans
 from globe_stream.commands.status import status_document
+from globe_stream.commands.wording import worded
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.records import GroupRecord, RunConfig, RunHeader
@@ -45,6 +46,8 @@ def seed(
         if run is None:
             run = held.enter_context(_new_run(path, header, fresh))
         with session.recording(run, resources) as context:
+            for line in (*selection.ignored(), *seeding.ignored()):
+                context.progress.say(worded(line))
             if not (path / "config.toml").exists():
                 write_config(run, None)
             experts.fetch()

@@ -125,6 +125,6 @@ def _announce(context: Context, groups: Sequence[ExpertGroup], training: TrainCo
     if is_complete(context.run, training):
         context.progress.say(worded(why_complete(context.run, training)))
         return
-    lines = [line for group in groups for line in training_warnings(training, group.bases)]
-    for line in dict.fromkeys(lines):
+    of_groups = [line for group in groups for line in training_warnings(training, group.bases)]
+    for line in (*training.ignored(), *dict.fromkeys(of_groups)):
         context.progress.say(worded(line))

@@ -5,12 +5,8 @@ exists once.
 """
 
 from globe_stream.config.export import ExportConfig
-from globe_stream.config.names import (
-    METHODS,
-    DtypeName,
-    ExportFormat,
-    SeedMethod,
-)
+from globe_stream.config.methods import METHOD_FACTS, METHODS, ProxyKind, SeedMethod
+from globe_stream.config.names import DtypeName, ExportFormat
 from globe_stream.config.options import Options, OptionSpec, differences
 from globe_stream.config.runtime import RuntimeConfig
 from globe_stream.config.seeding import SeedConfig
@@ -22,11 +18,13 @@ from globe_stream.config.windows import Windows
 
 __all__ = [
     "METHODS",
+    "METHOD_FACTS",
     "DtypeName",
     "ExportConfig",
     "ExportFormat",
     "OptionSpec",
     "Options",
+    "ProxyKind",
     "RuntimeConfig",
     "SeedConfig",
     "SeedMethod",

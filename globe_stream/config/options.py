@@ -47,7 +47,16 @@ class OptionSpec:
     def range(self) -> str:
         """The bounds in words, empty without any."""
         bounds = (("at least", self.low), ("at most", self.high))
-        return " and ".join(f"{word} {value:,}" for word, value in bounds if value is not None)
+        return " and ".join(
+            f"{word} {_plain(value)}" for word, value in bounds if value is not None
+        )
+
+    @property
+    def interval(self) -> str:
+        """The bounds as short as they go: "0 to 1"."""
+        if self.low is not None and self.high is not None:
+            return f"{_plain(self.low)} to {_plain(self.high)}"
+        return self.range
 
 
 class Options(BaseModel):
@@ -93,10 +102,26 @@ class Options(BaseModel):
         """The same with other values, checked; fields that were not given stay so."""
         return type(self)(**{**self.model_dump(exclude_unset=True), **values})
 
+    def unused(self) -> dict[str, str]:
+        """Fields that nothing reads beside what the others say, and why; options are marked."""
+        return {}
+
+    def ignored(self) -> list[str]:
+        """One line for each reason for which values given have no effect; options are marked."""
+        names: dict[str, list[str]] = {}
+        for name, reason in self.unused().items():
+            given = name in self.model_fields_set
+            if given and getattr(self, name) != self.specs()[name].default:
+                names.setdefault(reason, []).append(option(self.prefix + name))
+        return [f"{', '.join(told)}: without effect {reason}" for reason, told in names.items()]
+
     def identity(self) -> dict[str, Any]:
-        """The fields that decide what is computed, by name."""
+        """The fields that decide what is computed, by name; those without effect at defaults."""
+        unused = self.unused()
         return {
-            name: getattr(self, name) for name, spec in self.specs().items() if not spec.runtime
+            name: spec.default if name in unused else getattr(self, name)
+            for name, spec in self.specs().items()
+            if not spec.runtime
         }
 
 
@@ -145,6 +170,10 @@ def _kind(annotation: Any) -> tuple[type, tuple[str, ...]]:
     if typing.get_origin(annotation) is Literal:
         return str, typing.get_args(annotation)
     return typing.get_origin(annotation) or annotation, ()
+
+
+def _plain(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def _one_line(model: type[Options], error: ValidationError) -> str:

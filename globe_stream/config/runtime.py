@@ -14,7 +14,8 @@ class RuntimeConfig(Options):
 
     memory: str | None = Field(
         None,
-        description="Peak resident memory of the whole process (default: 60 % of what is free).",
+        description="Peak resident memory of the whole process, such as 6GiB; 6G means the same "
+        "(default: 60 % of what is free).",
         json_schema_extra={**RUNTIME, "metavar": "SIZE"},
     )
     device: Literal["auto", "cpu", "mps", "cuda"] = Field(

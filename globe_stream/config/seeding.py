@@ -4,7 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from globe_stream.config.names import SeedMethod
+from globe_stream.config.methods import (
+    CLUSTERING,
+    METHOD_FACTS,
+    ProxyKind,
+    SeedMethod,
+    method_help,
+    without_effect,
+)
 from globe_stream.config.options import Options, whole_number
 from globe_stream.errors import InputError, option
 
@@ -12,7 +19,9 @@ from globe_stream.errors import InputError, option
 class SeedConfig(Options):
     """The warm start: proxies, atoms, codes."""
 
-    method: SeedMethod = Field("nn_dictionary", description="Seeding method.")
+    method: SeedMethod = Field(
+        "nn_dictionary", description=f"How the first bank is found.\n\n{method_help()}"
+    )
     rank: int | None = Field(
         None, ge=1, description=f"Rows r of an atom; overrides {option('rank_ratio')}."
     )
@@ -30,7 +39,7 @@ class SeedConfig(Options):
         description="Experts that share a bank: all layers, one layer, or runs of K layers.",
         json_schema_extra={"metavar": "global|layer|layers:K"},
     )
-    proxies: Literal["rows", "left_gram", "svd", "procrustes"] | None = Field(
+    proxies: ProxyKind | None = Field(
         None,
         description="Proxy right factors (default: the method's own): selected rows, the common "
         "left basis, each expert's own, or rotated to the Procrustes mean of all.",
@@ -43,7 +52,8 @@ class SeedConfig(Options):
     )
     codes: Literal["nnls", "simplex", "ls_clamp"] = Field(
         "nnls",
-        description="Initial codes: non-negative least squares, the same on the simplex, "
+        description="Initial codes, the weights alpha_j >= 0 of the atoms in an expert: "
+        "non-negative least squares, the same on the simplex, "
         "or least squares clamped at zero.",
     )
     normalize: Literal["zscore", "none"] = Field(
@@ -99,6 +109,28 @@ class SeedConfig(Options):
                 f"give a fraction above 0, or {option('bases')}"
             )
         self.scope_layers()
+
+    @property
+    def proxy_kind(self) -> ProxyKind:
+        """The proxies asked for, or the method's own."""
+        return self.proxies or METHOD_FACTS[self.method].proxies[0]
+
+    def unused(self) -> dict[str, str]:
+        of_method = f"with {option('method')} {self.method}"
+        reasons = dict.fromkeys(without_effect(self.method), of_method)
+        if self.method == "hybrid":
+            others = ("greedy_ridge",) if self.hybrid_variant == "kmeans" else CLUSTERING
+            reasons |= dict.fromkeys(
+                others, f"with {option('hybrid_variant')} {self.hybrid_variant}"
+            )
+        if self.proxy_kind != "rows":
+            of_proxies = f"with {self.proxy_kind} {option('proxies')}"
+            reasons |= dict.fromkeys(("row_selection", "row_subset"), of_proxies)
+        if self.rank is not None:
+            reasons["rank_ratio"] = f"beside {option('rank')}"
+        if self.bases is not None:
+            reasons["basis_ratio"] = f"beside {option('bases')}"
+        return reasons
 
     def scope_layers(self) -> int | None:
         """Layers that share a bank; None means all of them."""

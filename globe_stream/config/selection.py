@@ -40,6 +40,11 @@ class SelectionConfig(Options):
         """The families as a tuple."""
         return ("up", "gate") if self.families == "both" else (self.families,)
 
+    def unused(self) -> dict[str, str]:
+        if self.max_experts is None:
+            return {"sample_method": f"without {option('max_experts')}"}
+        return {}
+
     def check(self) -> None:
         if self.single_layer is not None and self.layers is not None:
             raise InputError(

@@ -44,8 +44,8 @@ class TrainConfig(Options):
     blend_epochs: int = Field(
         0,
         ge=0,
-        description="Epochs after the warm-up over which beta goes from warm-start to weight-aware "
-        "targets.",
+        description="Epochs after the warm-up over which beta goes from 0, warm-start "
+        "targets, to 1, weight-aware ones.",
     )
     damping: float = Field(
         0.2,
@@ -73,10 +73,16 @@ class TrainConfig(Options):
         ge=0,
         description="Epochs before the activation is brought in; never before the warm-up is over.",
     )
-    activation_steps: int = Field(20, ge=1, description="Steps in which lambda goes from 0 to 1.")
+    activation_steps: int = Field(
+        20,
+        ge=1,
+        description="Steps in which lambda, the share of the activation in the mixtures, goes "
+        "from 0 (linear) to 1.",
+    )
     target_support: Annotated[str, BeforeValidator(_text_of_number)] = Field(
         "12",
-        description="Median number of atoms an expert uses; none leaves the codes unconstrained.",
+        description="Wanted median support, the number of atoms that an expert uses; none leaves "
+        "the codes unconstrained.",
         json_schema_extra={"metavar": "N|none"},
     )
     coding: Literal["entmax", "sparsemax", "softmax"] = Field(
@@ -112,7 +118,8 @@ class TrainConfig(Options):
     tolerance: float = Field(
         1e-5,
         ge=0.0,
-        description="Early stop: relative improvement of relF below which an epoch is still.",
+        description="Early stop: relative improvement of relF (||W - W~|| / ||W||, Frobenius) "
+        "below which an epoch is still.",
     )
     patience: int = Field(
         10, ge=0, description="Early stop after this many still epochs; 0 never stops."
@@ -124,6 +131,23 @@ class TrainConfig(Options):
             raise InputError(
                 f"{option('temperature_min')} is above {option('temperature_max')}: swap them"
             )
+
+    def unused(self) -> dict[str, str]:
+        reasons: dict[str, str] = {}
+        if self.target_support == "none":
+            of_temperature = ("temperature_rate", "temperature_min", "temperature_max")
+            reasons |= dict.fromkeys(of_temperature, f"with {option('target_support')} none")
+            if self.support_cap is None:
+                dense = f"with {option('target_support')} none and no {option('support_cap')}"
+                reasons |= dict.fromkeys(("coding", "prune"), dense)
+        if self.activation == "none":
+            of_ramp = ("activation_start", "activation_steps")
+            reasons |= dict.fromkeys(of_ramp, f"with {option('activation')} none")
+        if self.targets == "surrogate":
+            reasons["lambda_t"] = f"with {option('targets')} surrogate"
+        if self.warmup_epochs == 0:
+            reasons["warmup_momentum"] = f"with {option('warmup_epochs')} 0"
+        return reasons
 
     def support_target(self) -> int | None:
         """The wanted median support, or None."""

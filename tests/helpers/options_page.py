@@ -19,7 +19,7 @@ HEAD = """# Options
 Made from the command line by `python tests/helpers/options_page.py`; a test keeps it true.
 `globe-stream COMMAND --help` prints the same. In recipes and `config.toml` an option is the key of
 the same name with underscores, in the table `[selection]`, `[seed]`, `[train]` or `[runtime]`
-(`globe_stream/config.py` has a record for each).
+(`globe_stream/config` has a model for each).
 """
 
 

@@ -7,7 +7,7 @@ Source: docs/design.md, section Seeding methods.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from globe_stream.config import SeedMethod
+from globe_stream.config import METHOD_FACTS, ProxyKind
 from globe_stream.errors import InputError, option
 from globe_stream.seeding.methods.base import Atoms, SeedOptions
 from globe_stream.seeding.methods.gram_view import GramView, SupportsMatmul
@@ -38,32 +38,32 @@ LARGEST_DENSE = 8192
 
 @dataclass(frozen=True)
 class Method:
-    """A seeding method and the proxies it may work on, its own default first."""
+    """How a seeding method is carried out; `config.METHOD_FACTS` says what else is known of it."""
 
     atoms: Callable[[GramView, int, SeedOptions], Atoms]
-    proxies: tuple[str, ...]
     streams: bool = False  # needs only products with C
 
 
-REGISTRY: dict[SeedMethod, Method] = {
-    "ts_pca": Method(gram_pca, ("rows",)),
-    "left_gram_pca": Method(gram_pca, ("left_gram",)),
-    "rpca": Method(randomized_pca, ("left_gram", "rows", "svd", "procrustes"), streams=True),
-    "spherical_kmeans": Method(spherical_kmeans, ("left_gram", "rows", "svd", "procrustes")),
-    "residual_greedy": Method(residual_greedy, ("left_gram", "rows", "svd", "procrustes")),
-    "hybrid": Method(hybrid, ("left_gram", "rows", "svd", "procrustes")),
-    "svd": Method(spherical_kmeans, ("svd",)),
-    "nn_dictionary": Method(nn_dictionary, ("procrustes", "left_gram", "rows", "svd")),
+REGISTRY: dict[str, Method] = {
+    "ts_pca": Method(gram_pca),
+    "left_gram_pca": Method(gram_pca),
+    "rpca": Method(randomized_pca, streams=True),
+    "spherical_kmeans": Method(spherical_kmeans),
+    "residual_greedy": Method(residual_greedy),
+    "hybrid": Method(hybrid),
+    "svd": Method(spherical_kmeans),
+    "nn_dictionary": Method(nn_dictionary),
 }
 
 
-def proxies_for(method: str, asked: str | None = None) -> str:
+def proxies_for(method: str, asked: ProxyKind | None = None) -> ProxyKind:
     """The kind of proxies for `method`: `asked`, or its default.
 
     Raises:
         InputError: an unknown method, or proxies that it does not work on.
     """
-    allowed = _method(method).proxies
+    _method(method)
+    allowed = METHOD_FACTS[method].proxies
     if asked is None:
         return allowed[0]
     if asked not in allowed:
