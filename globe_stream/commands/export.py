@@ -1,4 +1,4 @@
-"""`export`: a trained run as factors, or as its source checkpoint with reconstructed experts."""
+"""`export`: a trained run as factors, as a model in compressed form, or as its source with reconstructed experts."""
 
 from pathlib import Path
 
@@ -9,9 +9,10 @@ from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
 from globe_stream.export.hub import push_to_hub as upload
 from globe_stream.export.hub import require_repository
+from globe_stream.export.model import export_model
 from globe_stream.memory import allocator
 
-FORMATS = {"factors": export_factors, "dense": export_dense}
+FORMATS = {"factors": export_factors, "dense": export_dense, "model": export_model}
 
 
 def export(

@@ -12,8 +12,8 @@ class ExportConfig(Options):
     """What to write of a run, and where."""
 
     format: ExportFormat = Field(
-        description="factors: bank, codes and adapters; dense: the source checkpoint with "
-        "reconstructed experts, which saves no size."
+        description="factors: bank, codes and adapters; model: a folder in compressed form that "
+        "transformers loads; dense: the source checkpoint with reconstructed experts, which saves no size."
     )
     out: Path = Field(strict=False, description="Folder to write.")
     dtype: DtypeName | None = Field(

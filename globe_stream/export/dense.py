@@ -5,18 +5,16 @@ allows, the banks. Source: docs/design.md, section Export formats.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from globe_stream.checkpoint.index import INDEX_NAME, SINGLE_NAME
-from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.engine.precision import arithmetic_of
 from globe_stream.engine.progress import ProgressCall, Tally
 from globe_stream.export import auxiliary_files as companions
-from globe_stream.export.convert import fill_tensor, write_matrix
 from globe_stream.export.model_card import model_card
 from globe_stream.export.result import (
     ExportResult,
@@ -24,19 +22,16 @@ from globe_stream.export.result import (
     finished_result,
     relative_errors,
 )
-from globe_stream.export.shard_plan import Rewrite, Shard, plan_rewrite
+from globe_stream.export.shard_plan import Rewrite, plan_rewrite
+from globe_stream.export.shard_rewriter import Provider, ShardRewriter
 from globe_stream.export.staging import ExportManifest, ExportWork, open_work
 from globe_stream.factorization.bank_cache import BankCache
 from globe_stream.factorization.reconstruction import Approximation, BankApproximation
 from globe_stream.factorization.svd_baseline import SvdApproximation
-from globe_stream.factorization.trained_run import TrainedRun, key_of, open_trained_run
+from globe_stream.factorization.trained_run import TrainedRun, open_trained_run
 from globe_stream.io import files
-from globe_stream.io.safetensors_writer import SafetensorsWriter
 from globe_stream.memory.meter import Meter
 from globe_stream.memory.planner import ExportPlan, plan_export, plan_svd
-
-Provider = Callable[[int], Approximation]
-"""The approximation of the unit with this number."""
 
 
 def export_dense(
@@ -160,67 +155,11 @@ def _carry_out(
         needed = work.remaining(sizes) + companions.total_bytes(source.index)
         files.require_free(out, needed, "the export")
         tally = Tally(sum(len(shard.places) for shard in rewrite.shards), progress)
-        writer = _ShardWriter(source, rewrite, provide, order.plan.batch, tally)
+        writer = ShardRewriter(source, rewrite.dequantised, provide, order.plan.batch, tally)
         for shard in rewrite.shards:
             writer.write(work, shard)
         _publish(work, order, rewrite, sum(sizes.values()))
     return finished_result(out, source, order.plan.estimate_bytes, meter.peak, resumed)
-
-
-@dataclass(frozen=True)
-class _ShardWriter:
-    """Writes shards one by one: first what is kept, then every replaced expert in its place."""
-
-    source: TrainedRun
-    rewrite: Rewrite
-    provide: Provider
-    batch: int
-    tally: Tally
-
-    def write(self, work: ExportWork, shard: Shard) -> None:
-        """Write `shard`, unless it is finished already."""
-        name = shard.planned.path.name
-        if work.record(name) is not None:
-            self.tally.advance(len(shard.places), name)
-            return
-        self._fetch(shard)
-        squared: dict[str, float] = {}
-        with work.writing(shard.planned, squared) as file:
-            for tensor in shard.tensors:
-                fill_tensor(file, tensor, self.source.index, self.rewrite.dequantised)
-            for number, fitted in enumerate(self.source.groups):
-                error = self._replace_group(file, shard, number)
-                family = fitted.group.family
-                squared[family] = squared.get(family, 0.0) + error
-
-    def _fetch(self, shard: Shard) -> None:
-        paths = {tensor.source.path for tensor in shard.tensors}
-        paths |= {tensor.scale.path for tensor in shard.tensors if tensor.scale}
-        self.source.index.fetch_files(sorted(paths))
-
-    def _replace_group(self, file: SafetensorsWriter, shard: Shard, number: int) -> float:
-        """Replace one unit's experts in one shard; returns their squared error as stored."""
-        group = self.source.groups[number].group
-        positions = [
-            position
-            for position, expert in enumerate(group.experts)
-            if key_of(expert) in shard.places
-        ]
-        if not positions:
-            return 0.0
-        chosen = [group.experts[position] for position in positions]
-        self.source.index.fetch(chosen)
-        approximation, squared = self.provide(number), 0.0
-        with ExpertReader(chosen, self.batch) as reader:
-            for part in reader.batches():
-                for slot, weights in zip(part.positions, part.weights, strict=True):
-                    original = weights.clone()
-                    replacement = approximation.replace(positions[slot], weights)
-                    place = shard.places[key_of(chosen[slot])]
-                    stored = write_matrix(file, place, replacement)
-                    squared += float(original.sub_(stored).norm().double().square())
-                self.tally.advance(len(part.positions), group.key)
-        return squared
 
 
 def _publish(work: ExportWork, order: _Order, rewrite: Rewrite, size: int) -> None:

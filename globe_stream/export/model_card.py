@@ -13,7 +13,7 @@ from globe_stream.formatting import format_bytes
 
 NO_SAVING = (
     "This is a dense export: every expert is written out at full size, so it saves no size on "
-    "disk or in memory. An export of factors is the small one."
+    "disk or in memory. An export as a model is the small one."
 )
 _TEMPLATES = Environment(
     loader=PackageLoader("globe_stream.export"),
@@ -23,6 +23,7 @@ _TEMPLATES = Environment(
 )
 _TITLES = {
     "factors": "bank, codes and adapters",
+    "model": "in compressed form",
     "dense": "experts rebuilt from a shared bank",
     "svd": "experts replaced by a truncated SVD of equal parameters",
 }
@@ -48,7 +49,7 @@ def model_card(
     command: str,
     hub_id: bool,
 ) -> str:
-    """Markdown with front matter for an export of `kind` (factors, dense or svd).
+    """Markdown with front matter for an export of `kind` (factors, model, dense or svd).
 
     Args:
         size: bytes of the exported tensors.

@@ -1,160 +1,189 @@
-"""The structure of patched models, and the classes that let transformers save and load it."""
+"""The classes through which transformers loads and saves models in compressed form.
+
+For a source of type T there are a config class of type `globe_stream_T` and a model class: those of
+T, with every layer that config.json describes built from factors. Needs the `hf` extra.
+"""
 
 import importlib
-import re
-from collections.abc import Iterator
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from globe_stream.checkpoint.experts import GATED_FAMILIES
-from globe_stream.factorization.activation import Activation
-from globe_stream.formatting import parse_size
-from globe_stream.inference.layers import Bank, ComposedCache, ComposedExperts, FamilyPart
-
-CACHE = "2GiB"
-FIELD = "globe_stream"
-"""Where config.json describes the structure."""
-_PREFIX = "globe_stream_"
-LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.")
-_NEEDED = (
-    "gate_up_proj",
-    "down_proj",
-    "_apply_gate",
-    "is_transposed",
-    "is_concatenated",
-    "has_bias",
-    "num_experts",
+from globe_stream.errors import InputError
+from globe_stream.factorization.model_files import (
+    BANKS,
+    CLASS_PREFIX,
+    FIELD,
+    SHIM,
+    TYPE_PREFIX,
+    ModelDescription,
+    layer_prefix,
+    shim_text,
 )
+from globe_stream.formatting import parse_size
+from globe_stream.inference.cache import ComposedCache, Key
+from globe_stream.inference.layers import ComposedExperts
+from globe_stream.inference.structure import checked_modules, make_banks, replace_experts
+
+_SHIM_STANDS_FOR_IT = classmethod(lambda cls, auto_class=None: None)  # noqa: ARG005
+"""In place of `register_for_auto_class`, which would have transformers copy our source."""
 
 
-def experts_modules(model: nn.Module) -> Iterator[tuple[int, Any]]:
-    """Layer number and module of all fused experts."""
-    for name, module in model.named_modules():
-        match = LAYER.search(name)
-        if match and all(hasattr(module, needed) for needed in _NEEDED):
-            yield int(match[1]), module
+def from_pretrained(path: str | Path, cache: str | int | None = None, **options: Any) -> Any:
+    """Load the folder of an `export --format model`, or what `save_pretrained` made of one.
 
+    Args:
+        path: the folder.
+        cache: budget of composed matrices: bytes, or a size such as "2GiB". Default: half of what
+            the compressed form saves; see `warm_up`.
+        options: to transformers' own `from_pretrained` (dtype, device_map, offload_folder, ...).
 
-def expert_sizes(module: Any) -> tuple[int, int, int]:
-    """Experts, p and d of an experts module."""
-    count, first, second = module.down_proj.shape
-    return (count, first, second) if module.is_transposed else (count, second, first)
-
-
-def module_name(key: str) -> str:
-    return key.replace("/", "_").replace("-", "_")
-
-
-def family_parts(
-    module: Any, described: dict[str, Any], layer: int, banks: nn.ModuleDict
-) -> dict[str, FamilyPart]:
-    """Which experts of a layer have factors, by family; families without any are all dense."""
-    count = expert_sizes(module)[0]
-    parts = {}
-    for family in GATED_FAMILIES:
-        part = described["layers"][str(layer)].get(family)
-        key = part["unit"] if part else next(iter(described["units"]))
-        members = part["experts"] if part else []
-        group, bank = described["units"][key], banks[module_name(key)]
-        assert isinstance(bank, Bank)
-        others = [expert for expert in range(count) if expert not in set(members)]
-        parts[family] = FamilyPart(
-            bank,
-            {expert: row for row, expert in enumerate(members)},
-            {expert: row for row, expert in enumerate(others)},
-            group["scale"],
-            group["offset"],
+    Raises InputError when `path` holds no such model.
+    """
+    file = Path(path) / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if FIELD not in config:
+        raise InputError(
+            f"{path}: holds no model in compressed form. Make one with "
+            "`globe-stream export`, in the format model"
         )
-    return parts
+    _, model_class = model_classes(config["model_type"].removeprefix(TYPE_PREFIX))
+    model = model_class.from_pretrained(path, **options)
+    if cache is not None:
+        model.globe_cache.budget = cache if isinstance(cache, int) else parse_size(cache)
+    return model
 
 
-def become_composed(
-    module: Any, layer: int, parts: dict[str, FamilyPart], cache: ComposedCache
-) -> None:
-    kind = type(module)
-    module.__class__ = type(f"Globe{kind.__name__}", (ComposedExperts, kind), {})
-    module.install(layer, parts, cache)
-    module._is_hf_initialized = True  # its class would initialise parameters that are gone
+def warm_up(model: Any, input_ids: Tensor | None = None) -> int:
+    """Fill the cache of composed matrices; returns how many of them it then holds.
+
+    With `input_ids` (batch, tokens) one forward pass counts which experts the text uses, and those
+    most used are composed; without, those used most so far, then layer by layer. The budget is
+    `model.globe_cache.budget`, in bytes. Layers that are offloaded are left out.
+    """
+    cache: ComposedCache = model.globe_cache
+    if input_ids is not None:
+        with torch.no_grad():
+            model(input_ids=input_ids)
+    modules = [module for module in model.modules() if isinstance(module, ComposedExperts)]
+    owner = {key: module for module in modules if _at_hand(module) for key in module.composable()}
+    cache.clear()
+    counts = cache.requests.copy()
+    with torch.no_grad():
+        for key in _fitting(sorted(owner, key=lambda key: -counts[key]), owner, cache.budget):
+            owner[key].composed(key[0], [key[2]])
+    cache.requests = counts
+    return len(cache)
 
 
-def adopt(
-    model: Any, described: dict[str, Any], banks: nn.ModuleDict, cache: ComposedCache
-) -> None:
-    """Make `model` one of the patched classes."""
-    base, config = type(model), type(model.config)
-    described["base"] = [f"{kind.__module__}.{kind.__qualname__}" for kind in (base, config)]
-    model.__class__ = patched_class(base, config)  # type: ignore[arg-type]
-    model.config.__class__ = model.__class__.config_class
-    setattr(model.config, FIELD, described)
-    model.config.architectures = [type(model).__name__]
-    model.globe_banks = banks
-    model.globe_cache = cache
-    # Loading recorded how per-expert tensors were fused; a patched model is saved as it is.
-    model._weight_conversions = []
+def _at_hand(module: ComposedExperts) -> bool:
+    return all(parameter.device.type != "meta" for parameter in module.parameters())
+
+
+def _fitting(ranked: list[Key], owner: dict[Key, ComposedExperts], budget: int) -> list[Key]:
+    fitting, used = [], 0
+    for key in ranked:
+        used += owner[key].composed_bytes(key[0])
+        if used > budget:
+            break
+        fitting.append(key)
+    return fitting
 
 
 @cache
-def patched_class(base: Any, base_config: Any) -> Any:
-    """The patched variant of a model class, registered with transformers' Auto classes."""
+def model_classes(model_type: str) -> tuple[Any, Any]:
+    """Config and model class for sources of type `model_type`, known to the Auto classes.
+
+    Raises InputError when transformers has no causal language model of that type.
+    """
+    config_class = _config_class(model_type)
     transformers = importlib.import_module("transformers")
-    kind = _PREFIX + base_config.model_type
-    config_class = type(
-        f"Globe{base_config.__name__}", (base_config,), {"model_type": kind, "__module__": __name__}
-    )
+    mapping = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    base_config = config_class.__mro__[1]
+    if base_config not in mapping:
+        raise InputError(
+            f"transformers {transformers.__version__} has no causal language model of type "
+            f"{model_type}. Install a newer one"
+        )
+    base = mapping[base_config]
 
     def build(self: Any, config: Any, *args: Any, **options: Any) -> None:
         base.__init__(self, config, *args, **options)
-        _build(self, getattr(config, FIELD))
+        install(self, ModelDescription.from_document(getattr(config, FIELD)))
+
+    def save(self: Any, save_directory: str | Path, **options: Any) -> None:
+        base.save_pretrained(self, save_directory, **options)
+        (Path(save_directory) / SHIM).write_text(shim_text(model_type), encoding="utf-8")
 
     model_class = type(
-        f"Globe{base.__name__}",
+        CLASS_PREFIX + base.__name__,
         (base,),
         {
-            "config_class": config_class,
+            "__doc__": base.__doc__,
             "__init__": build,
             "__module__": __name__,
+            "config_class": config_class,
+            "save_pretrained": save,
+            "register_for_auto_class": _SHIM_STANDS_FOR_IT,
         },
     )
-    transformers.AutoConfig.register(kind, config_class, exist_ok=True)
     transformers.AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
-    return model_class
+    return config_class, model_class
 
 
-def _build(model: Any, described: dict[str, Any]) -> None:
-    """Give a freshly made model the patched structure, to be filled from a checkpoint."""
-    banks = nn.ModuleDict()
-    for key, group in described["units"].items():
-        phi = Activation(group["activation"], group["lambda"], group["gain"])
-        empty = torch.empty(group["bases"], group["rank"], group["d"])
-        banks[module_name(key)] = Bank(empty, phi)
-    cache = ComposedCache(parse_size(CACHE))
-    for layer, module in dict(experts_modules(model)).items():
-        if str(layer) not in described["layers"]:
-            continue
-        parts = family_parts(module, described, layer, banks)
-        _, p, d = expert_sizes(module)
-        for family, part in parts.items():
-            bases, rank, _ = part.bank.atoms.shape
-            rows, others = len(part.rows), len(part.dense_rows)
-            ComposedExperts.set_family(
-                module,
-                family,
-                torch.empty((rows, p, rank) if rows else 0),
-                torch.empty((rows, bases) if rows else 0),
-                torch.empty((others, p, d) if others else 0),
-            )
-        del module.gate_up_proj
-        become_composed(module, layer, parts, cache)
-    model.globe_banks = banks
-    model.globe_cache = cache
+def _config_class(model_type: str) -> Any:
+    auto = importlib.import_module("transformers.models.auto.configuration_auto")
+    if model_type not in auto.CONFIG_MAPPING:
+        raise InputError(
+            f"transformers does not know models of type {model_type}. Install a newer one"
+        )
+    base = auto.CONFIG_MAPPING[model_type]
+
+    config_class = type(
+        CLASS_PREFIX + base.__name__,
+        (base,),
+        {
+            "__doc__": base.__doc__,
+            "__module__": __name__,
+            "model_type": TYPE_PREFIX + model_type,
+            "register_for_auto_class": _SHIM_STANDS_FOR_IT,
+        },
+    )
+    auto.AutoConfig.register(TYPE_PREFIX + model_type, config_class, exist_ok=True)
+    return config_class
 
 
-def base_classes(described: dict[str, Any]) -> list[Any]:
-    found = []
-    for name in described["base"]:
-        module, _, kind = name.rpartition(".")
-        found.append(getattr(importlib.import_module(module), kind))
-    return found
+def install(model: Any, description: ModelDescription) -> None:
+    """Give a freshly made model of transformers layers with factors, to be filled."""
+    banks = make_banks(description)
+    budget = description.saved_elements() * torch.get_default_dtype().itemsize // 2
+    shared = ComposedCache(max(0, budget))
+    modules = checked_modules(model, description)
+    for layer, (_, module) in modules.items():
+        replace_experts(module, layer, description, banks, shared)
+    setattr(model, BANKS, banks)
+    model.globe_cache = shared
+    _register_names(model, {layer: name for layer, (name, _) in modules.items()})
+
+
+def _register_names(model: Any, names: dict[int, str]) -> None:
+    """Tell transformers how the tensors of a folder are called in the model.
+
+    All that is not ours is called and converted as in the source's own type.
+    """
+    mapping = importlib.import_module("transformers.conversion_mapping")
+    loading = importlib.import_module("transformers.core_model_loading")
+    base = type(model).__mro__[1]
+    source_type = model.config.model_type.removeprefix(TYPE_PREFIX)
+    known = mapping.get_checkpoint_conversion_mapping(base.__name__)
+    if known is None:
+        known = mapping.get_checkpoint_conversion_mapping(source_type)
+    ours = [
+        loading.WeightRenaming(layer_prefix(layer), f"{name}.") for layer, name in names.items()
+    ]
+    kind: str = model.config.model_type
+    mapping.register_checkpoint_conversion_mapping(kind, ours + (known or []), overwrite=True)

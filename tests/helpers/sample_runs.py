@@ -49,6 +49,29 @@ def tiny_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16, shard: str 
     return folder
 
 
+def larger_model(folder: Path, *, experts: int, hidden: int, intermediate: int) -> Path:
+    """A random Qwen2-MoE of four layers, large enough to measure memory with."""
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2MoeConfig(
+        vocab_size=256,
+        hidden_size=hidden,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        moe_intermediate_size=intermediate,
+        shared_expert_intermediate_size=64,
+        num_experts=experts,
+        num_experts_per_tok=2,
+        max_position_embeddings=128,
+        use_cache=False,
+    )
+    Qwen2MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size="40MB")
+    return folder
+
+
 def tiny_of_type(folder: Path, kind: str) -> Path:
     """A random model of another type, with the sizes of `tiny_model` where it has them."""
     import transformers

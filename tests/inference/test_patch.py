@@ -10,8 +10,8 @@ from sample_runs import Recipe, make_run, tiny_of_type
 from globe_stream.errors import InputError
 from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
-from globe_stream.inference.layers import ComposedCache
-from globe_stream.inference.patch import from_pretrained, patch_model, warm_up
+from globe_stream.inference.patch import patch_model
+from globe_stream.inference.pretrained import from_pretrained
 
 TOKENS = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(5))
 
@@ -104,18 +104,6 @@ def test_save_and_load_round_trip(tmp_path: Path, model: Path, factors: Path) ->
     }
 
 
-def test_codes_survive_a_change_of_dtype(model: Path, factors: Path) -> None:
-    patched = patch_model(_load(model), factors)
-    before = patched.model.layers[0].mlp.experts.up_codes.clone()
-    patched.to(torch.bfloat16)
-    assert torch.equal(patched.model.layers[0].mlp.experts.up_codes, before)
-
-
-def test_a_plain_model_is_no_patched_one(model: Path) -> None:
-    with pytest.raises(InputError, match="no patched model"):
-        from_pretrained(model)
-
-
 def test_factors_of_another_model_are_refused(factors: Path) -> None:
     from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
@@ -135,51 +123,6 @@ def test_factors_of_another_model_are_refused(factors: Path) -> None:
     )
     with pytest.raises(InputError, match="24 x 32; layer 0 of the model has 6 of 8 x 16"):
         patch_model(other, factors)
-
-
-@pytest.mark.parametrize("budget", [0, 3 * 18 * 32 * 4, 1 << 20])
-def test_results_do_not_depend_on_the_cache(model: Path, factors: Path, budget: int) -> None:
-    expected = _logits(patch_model(_load(model), factors))
-    patched = patch_model(_load(model), factors, cache=budget)
-    assert torch.equal(_logits(patched), expected)
-    assert patched.globe_cache.bytes <= budget
-    assert len(patched.globe_cache) == min(24, budget // (18 * 32 * 4))
-
-
-def test_warm_up_keeps_the_most_used(model: Path, factors: Path) -> None:
-    patched = patch_model(_load(model), factors, cache=5 * 18 * 32 * 4)
-    assert warm_up(patched, TOKENS) == 5
-    cache = patched.globe_cache
-    kept = [cache.requests[key] for key in cache.requests if key in cache]
-    dropped = [cache.requests[key] for key in cache.requests if key not in cache]
-    assert len(kept) == 5
-    assert min(kept) >= max(dropped)
-
-
-def test_warm_up_without_text_composes_everything_that_fits(model: Path, factors: Path) -> None:
-    patched = patch_model(_load(model), factors)
-    assert warm_up(patched) == 24
-    misses = patched.globe_cache.misses
-    _logits(patched)
-    assert patched.globe_cache.misses == misses
-
-
-def test_cache_drops_the_least_recently_used() -> None:
-    cache = ComposedCache(2 * 40)
-    made: list[str] = []
-
-    def ask(name: str) -> None:
-        def compose() -> torch.Tensor:
-            made.append(name)
-            return torch.zeros(10)
-
-        cache.get((name, 0, 0), compose)
-
-    for name in ("a", "b", "a", "c", "a", "b"):
-        ask(name)
-    assert made == ["a", "b", "c", "b"]
-    assert cache.bytes == 80
-    assert (cache.hits, cache.misses) == (2, 4)
 
 
 def test_offloaded_model_can_be_patched(tmp_path: Path, model: Path, factors: Path) -> None:

@@ -1,0 +1,276 @@
+"""`export --format model`: a folder of its own kind that transformers loads in compressed form.
+
+Memory does not depend on the model's size: one expert, one piece of a tensor, the banks if the
+budget allows, and codes as supports.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from globe_stream.checkpoint.experts import ExpertMatrix
+from globe_stream.checkpoint.index import INDEX_NAME
+from globe_stream.checkpoint.reader import ExpertReader
+from globe_stream.engine.precision import arithmetic_of
+from globe_stream.export import auxiliary_files as companions
+from globe_stream.export.convert import write_matrix
+from globe_stream.export.model_card import model_card
+from globe_stream.export.model_plan import LayerFile, ModelPlan, place_of, plan_model, routed
+from globe_stream.export.result import (
+    ExportResult,
+    ProgressCall,
+    Tally,
+    choose_dtype,
+    finished_result,
+    relative_errors,
+)
+from globe_stream.export.shard_rewriter import ShardRewriter
+from globe_stream.export.staging import ExportManifest, ExportWork, open_work
+from globe_stream.factorization import model_files as layout
+from globe_stream.factorization.bank_cache import BankCache
+from globe_stream.factorization.reconstruction import BankApproximation
+from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
+from globe_stream.io import files
+from globe_stream.io.dtypes import TORCH_DTYPES
+from globe_stream.io.records import Json
+from globe_stream.io.safetensors import TensorEntry
+from globe_stream.io.safetensors_writer import SafetensorsWriter, PlannedFile
+from globe_stream.memory.meter import Meter
+from globe_stream.memory.planner import ExportPlan, plan_export
+from globe_stream.store.bank import StoredBank
+
+SHARD_BYTES = 2 << 30
+
+
+def export_model(
+    run: Path,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    memory: int | None = None,
+    model: str | None = None,
+    command: str = "",
+    shard_bytes: int = SHARD_BYTES,
+    progress: ProgressCall | None = None,
+) -> ExportResult:
+    """Write the model of the run in `run` to `out` in compressed form; the same call continues.
+
+    `transformers.AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)` loads it.
+
+    Args:
+        dtype: of bank and adapters, and of experts stored anew: bf16, fp16 or fp32; default that
+            of the checkpoint, or bf16 for a quantised one.
+        memory: peak resident bytes of the process; None means no limit.
+        model: where the checkpoint is now, if it moved since the run was made.
+        command: the command line, for the model card.
+        shard_bytes: size of a file beyond which the next layer begins another.
+
+    Raises InputError when the run is not trained, its checkpoint changed, `out` holds something
+    else, the disk is too small or the budget is; nothing loadable is left behind.
+    """
+    with open_trained_run(run, model=model) as source:
+        stored = choose_dtype(dtype, source.groups[0].group.experts[0].dtype)
+        identity: Json = {
+            "kind": "model",
+            "state": source.identity(),
+            "dtype": stored,
+            "dtype_in_config": dtype is not None,
+            "shard_bytes": shard_bytes,
+        }
+        plan = plan_export([fitted.group for fitted in source.groups], memory)
+        meter = Meter()
+        with meter.stage("export"):
+            work = open_work(out, identity, INDEX_NAME)
+        if work is None:
+            return finished_result(out, source, plan.estimate_bytes, meter.peak)
+        with work, arithmetic_of(source.run), meter.stage("export"):
+            resumed = len(work.records())
+            planned = plan_model(
+                source, out, stored, chosen=dtype is not None, shard_bytes=shard_bytes
+            )
+            _require_space(work, source, planned)
+            _write(work, source, planned, plan, progress)
+            errors = relative_errors(source, work.records())
+            _publish(
+                work,
+                source,
+                planned,
+                ExportManifest(identity, "model", stored, command, errors),
+            )
+        return finished_result(out, source, plan.estimate_bytes, meter.peak, resumed)
+
+
+def _require_space(work: ExportWork, source: TrainedRun, planned: ModelPlan) -> None:
+    companions.fetch_companions(source.index)
+    sizes = {one.path.name: one.size for one in planned.files}
+    small = companions.total_bytes(source.index) + (1 << 20)
+    files.require_free(work.out, work.remaining(sizes) + small, "the export")
+
+
+def _write(
+    work: ExportWork,
+    source: TrainedRun,
+    planned: ModelPlan,
+    plan: ExportPlan,
+    progress: ProgressCall | None,
+) -> None:
+    tally = Tally(sum(len(fitted.group.experts) for fitted in source.groups), progress)
+    write_banks(work, source, planned.banks)
+    with BankCache(plan.resident) as banks:
+        writer = _LayerWriter(source, banks, plan.batch, tally)
+        for file in planned.layers:
+            writer.write(work, file)
+        rewriter = ShardRewriter(
+            source,
+            planned.dequantised,
+            lambda number: BankApproximation(
+                source.groups[number], banks.bank(source.groups[number])
+            ),
+            plan.batch,
+            tally,
+        )
+        for shard in planned.kept:
+            rewriter.write(work, shard)
+
+
+def write_banks(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> None:
+    """Write the file of all banks, one tensor each in the order of the groups, atom by atom."""
+    if work.record(planned.path.name):
+        return
+    with work.writing(planned, {}) as file:
+        for fitted, entry in zip(source.groups, planned.entries, strict=True):
+            with StoredBank(fitted.bank, resident=False) as bank:
+                each = entry.nbytes // fitted.group.bases
+                for atom in range(fitted.group.bases):
+                    values = bank.atom(atom).to(TORCH_DTYPES[entry.dtype])
+                    file.write_tensor(entry.start + atom * each, values)
+
+
+@dataclass(frozen=True)
+class _LayerWriter:
+    """Writes files of layers with factors."""
+
+    source: TrainedRun
+    banks: BankCache
+    batch: int
+    tally: Tally
+
+    def write(self, work: ExportWork, file: LayerFile) -> None:
+        """Write one file, unless it is finished already."""
+        name = file.planned.path.name
+        if work.record(name) is not None:
+            self.tally.advance(sum(len(part) for _, _, part in self._parts(file)), name)
+            return
+        squared: dict[str, float] = {}
+        with work.writing(file.planned, squared) as out:
+            for layer in file.layers:
+                self._write_unfactored(out, file, layer)
+            for fitted, layer, positions in self._parts(file):
+                family = fitted.group.family
+                error = self._write_factors(out, file, fitted, layer, positions)
+                squared[family] = squared.get(family, 0.0) + error
+
+    def _parts(self, file: LayerFile) -> Iterator[tuple[FittedGroup, int, list[int]]]:
+        """Group, layer and positions in the group of every family of every layer of a file."""
+        for fitted in self.source.groups:
+            for layer in file.layers:
+                positions = [
+                    position
+                    for position, expert in enumerate(fitted.group.experts)
+                    if expert.layer == layer and not expert.shared
+                ]
+                if positions:
+                    yield fitted, layer, positions
+
+    def _write_factors(
+        self, out: SafetensorsWriter, file: LayerFile, fitted: FittedGroup, layer: int, positions: list[int]
+    ) -> float:
+        """Codes and adapters of a family of a layer; their squared error on the original scale."""
+        family = fitted.group.family
+        codes = file.entry(layer, f"{family}_codes")
+        adapters = file.entry(layer, f"{family}_adapters")
+        assert codes is not None
+        assert adapters is not None
+        out.write_tensor(codes.start, _dense_codes(fitted, positions))
+        chosen = [fitted.group.experts[position] for position in positions]
+        self.source.index.fetch(chosen)
+        approximation = BankApproximation(fitted, self.banks.bank(fitted))
+        each, squared = adapters.nbytes // len(positions), 0.0
+        with ExpertReader(chosen, self.batch) as reader:
+            for part in reader.batches():
+                for slot, weights in zip(part.positions, part.weights, strict=True):
+                    fit = approximation.fit(positions[slot], weights)
+                    adapter = fit.adapters[0].mul_(fitted.scale).to(TORCH_DTYPES[adapters.dtype])
+                    out.write_tensor(adapters.start + slot * each, adapter.contiguous())
+                    squared += float(fit.squared_error[0].clamp_min(0)) * fitted.scale**2
+                self.tally.advance(len(part.positions), fitted.group.key)
+        return squared
+
+    def _write_unfactored(self, out: SafetensorsWriter, file: LayerFile, layer: int) -> None:
+        """The down projections of a layer, and its matrices without factors."""
+        taken = {
+            (fitted.group.family, expert.expert)
+            for fitted in self.source.groups
+            for expert in fitted.group.experts
+            if expert.layer == layer and not expert.shared
+        }
+        for family in layout.FAMILIES:
+            entry = file.entry(layer, f"{family}_dense")
+            if entry is not None:
+                everyone = routed(self.source, family, layer)
+                left = [e for e in everyone if (family, e.expert) not in taken]
+                self._copy(out, left, entry)
+        down = file.entry(layer, layout.DOWN)
+        assert down is not None
+        self._copy(out, routed(self.source, "down", layer), down)
+
+    def _copy(self, out: SafetensorsWriter, experts: Sequence[ExpertMatrix], entry: TensorEntry) -> None:
+        """Experts, dequantised or cast where they must be, into a stacked tensor."""
+        self.source.index.fetch(experts)
+        with ExpertReader(experts, self.batch) as reader:
+            for part in reader.batches():
+                for slot, weights in zip(part.positions, part.weights, strict=True):
+                    write_matrix(out, place_of(entry, slot), weights)
+
+
+def _dense_codes(fitted: FittedGroup, positions: list[int]) -> torch.Tensor:
+    """Codes (len(positions), m) float32 of some experts of a group."""
+    dense = torch.zeros(len(positions), fitted.group.bases)
+    for row, position in enumerate(positions):
+        indices, values = fitted.codes.of(position)
+        dense[row, indices.long()] = values
+    return dense
+
+
+def _publish(
+    work: ExportWork, source: TrainedRun, planned: ModelPlan, manifest: ExportManifest
+) -> None:
+    index = source.index
+    card = model_card(
+        source,
+        kind="model",
+        dtype=manifest.dtype,
+        size=sum(one.size for one in planned.files),
+        errors=manifest.relative_frobenius_error,
+        command=manifest.command,
+        hub_id=index.revision is not None,
+    )
+    companions.copy_companions(work, index)
+    work.add("config.json", (json.dumps(planned.config, indent=2) + "\n").encode())
+    work.add(layout.SHIM, layout.shim_text(str(index.config["model_type"])).encode())
+    work.add("README.md", card.encode())
+    work.add(INDEX_NAME, _weight_index(planned).encode())
+    work.publish(manifest, INDEX_NAME)
+
+
+def _weight_index(planned: ModelPlan) -> str:
+    entries = [entry for one in planned.files for entry in one.entries]
+    content = {
+        "metadata": {"total_size": sum(entry.nbytes for entry in entries)},
+        "weight_map": {entry.name: entry.path.name for entry in entries},
+    }
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"

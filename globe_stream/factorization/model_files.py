@@ -1,0 +1,182 @@
+"""The tensors of `export --format model`, and the description of them in its config.json.
+
+A layer whose routed experts have factors is stored as a whole under `globe_layers.<L>`: stacked
+adapters and codes by family, the matrices of experts without factors, and the stacked down
+projections, in the shapes that are computed with; so loading copies nothing. Banks are stored under
+`globe_banks`. Every other tensor has the name and the bytes that it has in the source.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from globe_stream.factorization.activation import Activation
+
+FIELD = "globe_stream"
+"""Where config.json describes the factors."""
+
+TYPE_PREFIX = "globe_stream_"
+"""A folder's model type is this and the type of its source."""
+
+CLASS_PREFIX = "Globe"
+BANKS, LAYERS, DOWN = "globe_banks", "globe_layers", "down_proj"
+FAMILIES = ("gate", "up")
+SHIM = "modeling_globe_stream.py"
+"""The module that `trust_remote_code=True` runs."""
+
+_SHIM_TEXT = '''"""Loads this folder through globe-stream (pip install globe-stream)."""
+
+from globe_stream.inference.pretrained import model_classes
+
+GlobeConfig, GlobeForCausalLM = model_classes("{model_type}")
+'''
+
+
+@dataclass(frozen=True)
+class BankSizes:
+    """One bank of m atoms (r, d) and the constants of W_hat = scale A phi(Z) + offset, (p, d)."""
+
+    p: int
+    d: int
+    rank: int
+    bases: int
+    activation: Activation
+    scale: float
+    offset: float
+
+    @property
+    def elements(self) -> int:
+        """Elements of the bank."""
+        return self.bases * self.rank * self.d
+
+    def document(self) -> dict[str, Any]:
+        """Its JSON form."""
+        phi = self.activation
+        return {
+            "p": self.p,
+            "d": self.d,
+            "rank": self.rank,
+            "bases": self.bases,
+            "activation": phi.name,
+            "lambda": phi.lam,
+            "gain": phi.gamma,
+            "scale": self.scale,
+            "offset": self.offset,
+        }
+
+    @staticmethod
+    def from_document(document: dict[str, Any]) -> "BankSizes":
+        """The record of its JSON form."""
+        sizes = {name: document[name] for name in ("p", "d", "rank", "bases", "scale", "offset")}
+        phi = Activation(document["activation"], document["lambda"], document["gain"])
+        return BankSizes(**sizes, activation=phi)
+
+
+@dataclass(frozen=True)
+class Members:
+    """The experts of one family of one layer that have factors, by row, and their bank's key."""
+
+    bank: str
+    experts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """Banks by key, and for every layer with factors the members of each family."""
+
+    banks: dict[str, BankSizes]
+    layers: dict[int, dict[str, Members]]
+
+    def document(self) -> dict[str, Any]:
+        """Its JSON form."""
+        return {
+            "format": 1,
+            "units": {key: bank.document() for key, bank in self.banks.items()},
+            "layers": {
+                str(layer): {
+                    family: {"unit": one.bank, "experts": list(one.experts)}
+                    for family, one in sorted(parts.items())
+                }
+                for layer, parts in sorted(self.layers.items())
+            },
+        }
+
+    @staticmethod
+    def from_document(document: dict[str, Any]) -> "ModelDescription":
+        """The record of its JSON form."""
+        return ModelDescription(
+            {key: BankSizes.from_document(value) for key, value in document["units"].items()},
+            {
+                int(layer): {
+                    family: Members(one["unit"], tuple(one["experts"]))
+                    for family, one in parts.items()
+                }
+                for layer, parts in document["layers"].items()
+            },
+        )
+
+    def saved_elements(self) -> int:
+        """Elements of the matrices with factors less those of banks and adapters; may be < 0."""
+        kept = sum(bank.elements for bank in self.banks.values())
+        replaced = 0
+        for parts in self.layers.values():
+            for members in parts.values():
+                bank = self.banks[members.bank]
+                kept += len(members.experts) * bank.p * bank.rank
+                replaced += len(members.experts) * bank.p * bank.d
+        return replaced - kept
+
+
+def members_by_layer(
+    groups: Sequence[tuple[str, str, Sequence[tuple[int, int, bool]]]],
+) -> dict[int, dict[str, Members]]:
+    """The routed experts by layer and family of groups (key, family, (layer, expert, shared)...).
+
+    Shared experts are left out: their reconstruction stands in their own matrices.
+    """
+    found: dict[int, dict[str, tuple[str, list[int]]]] = {}
+    for key, family, experts in groups:
+        for layer, expert, shared in experts:
+            if not shared:
+                found.setdefault(layer, {}).setdefault(family, (key, []))[1].append(expert)
+    return {
+        layer: {family: Members(key, tuple(rows)) for family, (key, rows) in parts.items()}
+        for layer, parts in found.items()
+    }
+
+
+def bank_module(key: str) -> str:
+    """The name of a bank as a module's attribute."""
+    return re.sub(r"\W", "_", key)
+
+
+def bank_tensor(key: str, part: str = "atoms") -> str:
+    """The tensor that holds a bank, or a `part` of it."""
+    return f"{BANKS}.{bank_module(key)}.{part}"
+
+
+def layer_prefix(layer: int) -> str:
+    """How the names of the tensors of a layer with factors begin."""
+    return f"{LAYERS}.{layer}."
+
+
+def model_config(config: dict[str, Any], description: ModelDescription) -> dict[str, Any]:
+    """The config.json of the folder, from that of the source without its quantisation."""
+    architectures = [CLASS_PREFIX + name for name in config.get("architectures") or []]
+    module = SHIM.removesuffix(".py")
+    return {
+        **config,
+        "model_type": TYPE_PREFIX + str(config["model_type"]),
+        "architectures": architectures,
+        "auto_map": {
+            "AutoConfig": f"{module}.GlobeConfig",
+            "AutoModelForCausalLM": f"{module}.GlobeForCausalLM",
+        },
+        FIELD: description.document(),
+    }
+
+
+def shim_text(model_type: str) -> str:
+    """The content of the shim for a source of type `model_type`."""
+    return _SHIM_TEXT.format(model_type=model_type)
