@@ -2,5 +2,5 @@
 
 from typing import Literal
 
-ExportFormat = Literal["factors", "dense"]
+ExportFormat = Literal["factors", "dense", "model"]
 DtypeName = Literal["bf16", "fp16", "fp32"]

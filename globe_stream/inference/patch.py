@@ -97,7 +97,7 @@ def _adopt(model: Any, model_type: str, description: ModelDescription) -> None:
     config_class, model_class = model_classes(model_type)
     model.config.__class__, model.__class__ = config_class, model_class
     described = model_config({"model_type": model_type}, description)
-    for name in ("auto_map", FIELD):
+    for name in ("model_type", "auto_map", FIELD):
         setattr(model.config, name, described[name])
     model.config.architectures = [model_class.__name__]
     # Loading recorded how tensors of the source were fused; a compressed model has its own names.

@@ -178,12 +178,11 @@ def _register_names(model: Any, names: dict[int, str]) -> None:
     mapping = importlib.import_module("transformers.conversion_mapping")
     loading = importlib.import_module("transformers.core_model_loading")
     base = type(model).__mro__[1]
-    source_type = model.config.model_type.removeprefix(TYPE_PREFIX)
+    kind: str = model.config_class.model_type
     known = mapping.get_checkpoint_conversion_mapping(base.__name__)
     if known is None:
-        known = mapping.get_checkpoint_conversion_mapping(source_type)
+        known = mapping.get_checkpoint_conversion_mapping(kind.removeprefix(TYPE_PREFIX))
     ours = [
         loading.WeightRenaming(layer_prefix(layer), f"{name}.") for layer, name in names.items()
     ]
-    kind: str = model.config.model_type
     mapping.register_checkpoint_conversion_mapping(kind, ours + (known or []), overwrite=True)
