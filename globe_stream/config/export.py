@@ -13,7 +13,8 @@ class ExportConfig(Options):
 
     format: ExportFormat = Field(
         description="factors: bank, codes and adapters; model: a folder in compressed form that "
-        "transformers loads; dense: the source checkpoint with reconstructed experts, which saves no size."
+        "transformers loads; dense: the source checkpoint with reconstructed experts, which "
+        "saves no size."
     )
     out: Path = Field(strict=False, description="Folder to write.")
     dtype: DtypeName | None = Field(

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -38,7 +37,7 @@ from globe_stream.io import files
 from globe_stream.io.dtypes import TORCH_DTYPES
 from globe_stream.io.records import Json
 from globe_stream.io.safetensors import TensorEntry
-from globe_stream.io.safetensors_writer import SafetensorsWriter, PlannedFile
+from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter
 from globe_stream.memory.meter import Meter
 from globe_stream.memory.planner import ExportPlan, plan_export
 from globe_stream.store.bank import StoredBank
@@ -187,7 +186,12 @@ class _LayerWriter:
                     yield fitted, layer, positions
 
     def _write_factors(
-        self, out: SafetensorsWriter, file: LayerFile, fitted: FittedGroup, layer: int, positions: list[int]
+        self,
+        out: SafetensorsWriter,
+        file: LayerFile,
+        fitted: FittedGroup,
+        layer: int,
+        positions: list[int],
     ) -> float:
         """Codes and adapters of a family of a layer; their squared error on the original scale."""
         family = fitted.group.family
@@ -228,7 +232,9 @@ class _LayerWriter:
         assert down is not None
         self._copy(out, routed(self.source, "down", layer), down)
 
-    def _copy(self, out: SafetensorsWriter, experts: Sequence[ExpertMatrix], entry: TensorEntry) -> None:
+    def _copy(
+        self, out: SafetensorsWriter, experts: Sequence[ExpertMatrix], entry: TensorEntry
+    ) -> None:
         """Experts, dequantised or cast where they must be, into a stacked tensor."""
         self.source.index.fetch(experts)
         with ExpertReader(experts, self.batch) as reader:
