@@ -1,4 +1,4 @@
-"""`export`: a trained run as factors, as a model in compressed form, or as its source with reconstructed experts."""
+"""`export`: a trained run as factors, as a model in compressed form, or as a dense checkpoint."""
 
 from pathlib import Path
 

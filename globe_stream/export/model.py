@@ -15,14 +15,13 @@ from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import INDEX_NAME
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.engine.precision import arithmetic_of
+from globe_stream.engine.progress import ProgressCall, Tally
 from globe_stream.export import auxiliary_files as companions
 from globe_stream.export.convert import write_matrix
 from globe_stream.export.model_card import model_card
 from globe_stream.export.model_plan import LayerFile, ModelPlan, place_of, plan_model, routed
 from globe_stream.export.result import (
     ExportResult,
-    ProgressCall,
-    Tally,
     choose_dtype,
     finished_result,
     relative_errors,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.checkpoint.strided import StridedMatrix
+from globe_stream.engine.progress import Tally
 from globe_stream.export.convert import fill_tensor, write_matrix
-from globe_stream.export.result import Tally
 from globe_stream.export.shard_plan import Shard
 from globe_stream.export.staging import ExportWork
 from globe_stream.factorization.reconstruction import Approximation
