@@ -7,8 +7,6 @@ its model types known to transformers, as soon as transformers is imported.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from globe_stream.inference.registration import make_known
-
 if TYPE_CHECKING:
     from globe_stream.inference.factors import load_factors
     from globe_stream.inference.patch import patch_model
@@ -35,4 +33,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-make_known()
+importlib.import_module("globe_stream.inference.registration").make_known()

@@ -29,7 +29,7 @@ def make_known() -> None:
 
 
 def _enter(table: ModuleType) -> None:
-    known = importlib.import_module("globe_stream.checkpoint.layouts").MODEL_TYPES
+    known = importlib.import_module("globe_stream.checkpoint.model_types").MODEL_TYPES
     names = table.CONFIG_MAPPING_NAMES
     names.update({_TYPE_PREFIX + kind: _CONFIG for kind in known if kind in names})
 
