@@ -32,7 +32,7 @@ def _one_thread():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leave out what only costs time: flushes to the disk and the timing of the GEMM settings."""
+    """Leave out what only costs time: flushes to the disk."""
     support.make_quick(monkeypatch.setattr)
 
 

@@ -40,7 +40,7 @@ def inspect(model: str, revision: str | None, include_mtp: bool, as_json: bool) 
     SeedConfig,
     TrainConfig,
     RuntimeConfig,
-    skip=("checkpoint_every", "wandb_project"),
+    skip=("precision", "checkpoint_every", "wandb_project"),
 )
 @as_json
 def plan(model: str, as_json: bool, **values: Any) -> None:

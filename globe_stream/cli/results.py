@@ -20,7 +20,9 @@ from globe_stream.config import (
 from globe_stream.errors import GlobeError
 from globe_stream.formatting import count_of
 
-memory_only = options_of(RuntimeConfig, skip=("device", "checkpoint_every", "wandb_project"))
+memory_only = options_of(
+    RuntimeConfig, skip=("device", "precision", "checkpoint_every", "wandb_project")
+)
 
 
 @click.command()
@@ -40,7 +42,10 @@ memory_only = options_of(RuntimeConfig, skip=("device", "checkpoint_every", "wan
     help="Empty folder for what is written meanwhile (default: a temporary one).",
 )
 @options_of(
-    SelectionConfig, SeedConfig, RuntimeConfig, skip=("method", "checkpoint_every", "wandb_project")
+    SelectionConfig,
+    SeedConfig,
+    RuntimeConfig,
+    skip=("method", "precision", "checkpoint_every", "wandb_project"),
 )
 @as_json
 def sweep(model: str, methods: str, path: Path | None, as_json: bool, **values: Any) -> None:

@@ -88,7 +88,7 @@ def status(run: Path, as_json: bool) -> None:
 @options_of(ExportConfig)
 @click.option("--model", help="Where the checkpoint is now, if it moved since it was seeded.")
 @click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the finished export.")
-@options_of(RuntimeConfig, skip=("device", "checkpoint_every", "wandb_project"))
+@options_of(RuntimeConfig, skip=("device", "precision", "checkpoint_every", "wandb_project"))
 @as_json
 def export(
     run: Path,

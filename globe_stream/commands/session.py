@@ -73,7 +73,10 @@ class Session:
     def resources(self, run: Run | None = None) -> Resources:
         """Set up the arithmetic as `run` recorded it, and measure the program once it is loaded."""
         machine = devices.prepare(
-            self.device, self.reason, run.state(MACHINE, devices.Machine) if run else None
+            self.device,
+            self.reason,
+            self.runtime.precision,
+            run.state(MACHINE, devices.Machine) if run else None,
         )
         warm_up(self.device)
         return Resources(machine, memory_limit(self.runtime, run), Meter(self.device).now())
@@ -111,6 +114,7 @@ class Session:
                     checkpoint_seconds,
                     resources.limit,
                     resources.base,
+                    resources.machine.precision,
                 )
         finally:
             metrics.close()

@@ -21,6 +21,13 @@ class RuntimeConfig(Options):
     device: Literal["auto", "cpu", "mps", "cuda"] = Field(
         "auto", description="Where the arithmetic runs."
     )
+    precision: Literal["float32", "tf32", "bf16"] | None = Field(
+        None,
+        description="Of products that may be coarse: gradients and the warm-up's rotations. Gram "
+        "matrices, adapters and measured errors are always float32. tf32 needs cuda (default: "
+        "float32, or what the run began with).",
+        json_schema_extra=RUNTIME,
+    )
     checkpoint_every: float = Field(
         10.0,
         ge=0,

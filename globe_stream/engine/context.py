@@ -10,6 +10,7 @@ import torch
 from globe_stream.engine.metrics import Metrics
 from globe_stream.engine.progress import Progress
 from globe_stream.engine.signals import Interrupt
+from globe_stream.kernels.coarse import Precision
 from globe_stream.memory import allocator
 from globe_stream.memory.meter import Meter
 from globe_stream.store.run import Run
@@ -28,6 +29,7 @@ class Context:
     checkpoint_seconds: float
     budget: int
     base: int
+    precision: Precision = "float32"
     estimates: dict[str, int] = field(default_factory=dict)
 
     @contextmanager

@@ -1,19 +1,19 @@
-"""The machine at hand: device, threads and the GEMM precision that is fast and still exact.
+"""The machine at hand: device, threads, and how its products are computed.
 
 Source: docs/design.md, section Devices.
 """
 
-import time
 from dataclasses import dataclass
 
 import torch
 
 from globe_stream.errors import InputError, option
 from globe_stream.io.records import Record
+from globe_stream.kernels.coarse import Precision
 
-_PROBE = 768
+_PROBE = 256
 _CANARY_TILE = 16_384
-_EXACT_ERROR = 2e-6
+EXACT_ERROR = 2e-6
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Machine(Record):
     threads: int
     matmul_precision: str
     matmul_reason: str
+    precision: Precision = "float32"
 
 
 def choose_device(wanted: str) -> tuple[torch.device, str]:
@@ -48,14 +49,24 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
     return torch.device("cpu"), ", ".join(reasons)
 
 
-def prepare(device: torch.device, reason: str, recorded: Machine | None) -> Machine:
-    """Set the GEMM precision: the `recorded` choice of an earlier start, or a measured one."""
-    if recorded and recorded.device == device.type:
-        precision, why = recorded.matmul_precision, recorded.matmul_reason
-    else:
-        precision, why = _choose_precision(device)
-    torch.set_float32_matmul_precision(precision)
-    return Machine(device.type, reason, torch.get_num_threads(), precision, why)
+def prepare(
+    device: torch.device, reason: str, precision: Precision | None, recorded: Machine | None
+) -> Machine:
+    """Set how float32 products are computed, and settle how coarse the others may be.
+
+    `precision` None means what the run began with (`recorded`), float32 for a new one. Nothing here
+    depends on a clock: the same machine always computes in the same way. Raises InputError for
+    tf32 on a device that has none.
+    """
+    setting, why = float32_setting(device)
+    torch.set_float32_matmul_precision(setting)
+    chosen = precision or (recorded.precision if recorded else "float32")
+    if chosen == "tf32" and device.type != "cuda":
+        raise InputError(
+            f"{option('precision')} tf32: {device.type} has no TensorFloat-32. "
+            f"Use {option('precision')} float32 or bf16"
+        )
+    return Machine(device.type, reason, torch.get_num_threads(), setting, why, chosen)
 
 
 def _fault(name: str) -> str | None:
@@ -84,34 +95,27 @@ def _canary(device: torch.device) -> str | None:
     return None
 
 
-def _choose_precision(device: torch.device) -> tuple[str, str]:
-    """The fastest float32 GEMM setting among those with float32 error."""
+def float32_setting(device: torch.device) -> tuple[str, str]:
+    """Torch's setting for float32 products, the quickest that has float32's error, and why.
+
+    On a CPU "medium" lets oneDNN multiply, which is up to twice as fast where it has AVX-512 and
+    the same elsewhere; on CPUs with bfloat16 units it rounds to bfloat16, and is not taken.
+    """
     if device.type != "cpu":
         return "highest", "TensorFloat-32 is too coarse for Gram matrices"
-    seconds, errors = {}, {}
-    for precision in ("highest", "medium"):
-        torch.set_float32_matmul_precision(precision)
-        seconds[precision], errors[precision] = _time_gemm()
-    rates = {name: 2 * _PROBE**3 / value / 1e9 for name, value in seconds.items()}
-    told = ", ".join(f"{name} {rates[name]:.0f} GFLOP/s error {errors[name]:.1e}" for name in rates)
-    exact = errors["medium"] <= _EXACT_ERROR
-    faster = seconds["medium"] < 0.9 * seconds["highest"]
-    return ("medium" if exact and faster else "highest"), told
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    error = product_error()
+    torch.set_float32_matmul_precision(before)
+    setting = "medium" if error <= EXACT_ERROR else "highest"
+    return setting, f"medium has a relative error of {error:.1e}"
 
 
-def _time_gemm() -> tuple[float, float]:
+def product_error() -> float:
+    """Relative error of a float32 product on the CPU as it is now set."""
     generator = torch.Generator().manual_seed(0)
-    left = torch.randn(_PROBE, _PROBE, generator=generator)
-    right = torch.randn(_PROBE, _PROBE, generator=generator)
-    product = left @ right
-    best = min(_timed(left, right) for _ in range(5))
-    return best, _relative_error(product, left.double() @ right.double())
-
-
-def _timed(left: torch.Tensor, right: torch.Tensor) -> float:
-    start = time.perf_counter()
-    torch.mm(left, right)
-    return time.perf_counter() - start
+    left, right = torch.randn(2, _PROBE, _PROBE, generator=generator)
+    return _relative_error(left @ right, left.double() @ right.double())
 
 
 def _relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:

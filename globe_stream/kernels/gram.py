@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from globe_stream.errors import InputError
+from globe_stream.kernels.coarse import Precision, coarse_bmm
 
 REDUCTION_TILE = 4096
 PANEL_ROWS = 512
@@ -62,7 +63,7 @@ def leading_eigenvectors(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return fix_signs(vectors), values
 
 
-def row_gram(matrices: Tensor) -> Tensor:
+def row_gram(matrices: Tensor, precision: Precision = "float32") -> Tensor:
     """X X^T (b, r, r) for X (b, r, k): one triangle in panels of rows, mirrored.
 
     With n panels the products take (n + 1) / 2n of the operations of the whole; small matrices
@@ -71,11 +72,11 @@ def row_gram(matrices: Tensor) -> Tensor:
     rows = matrices.shape[1]
     height = -(-rows // TRIANGLE_PANELS)
     if height < SMALLEST_PANEL:
-        return torch.bmm(matrices, matrices.mT)
+        return coarse_bmm(matrices, matrices.mT, precision)
     gram = matrices.new_empty(len(matrices), rows, rows)
     for top in range(0, rows, height):
         bottom = min(top + height, rows)
-        panel = torch.bmm(matrices[:, top:bottom], matrices[:, :bottom].mT)
+        panel = coarse_bmm(matrices[:, top:bottom], matrices[:, :bottom].mT, precision)
         gram[:, top:bottom, :bottom] = panel
         gram[:, :top, top:bottom] = panel[:, :, :top].mT
     return gram

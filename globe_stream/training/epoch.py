@@ -18,6 +18,7 @@ from globe_stream.factorization.compose import compose
 from globe_stream.factorization.measure import ErrorLog
 from globe_stream.factorization.normalization import Normalization
 from globe_stream.io.records import Scalars
+from globe_stream.kernels.coarse import Precision
 from globe_stream.kernels.ridge import ridge_solve
 from globe_stream.kernels.workspace import Workspace
 from globe_stream.store import arrays
@@ -48,6 +49,7 @@ class EpochSettings:
     ridge: float  # of the adapters
     target_ridge: float  # of the pinv targets
     target_weight: float  # 1 / the part of the way to the pinv targets
+    precision: Precision = "float32"  # of products that may be coarse
 
 
 class EpochAccumulator:
@@ -130,7 +132,9 @@ class EpochAccumulator:
         settings = self._settings
         if settings.beta == 1.0:
             return self._weight_aware(weights, mixtures, fit)
-        start = directions.orthonormal(weights, mixtures, fit, settings.activation)
+        start = directions.orthonormal(
+            weights, mixtures, fit, settings.activation, settings.precision
+        )
         if settings.beta == 0.0:
             return start
         aware = self._weight_aware(weights, mixtures, fit)
@@ -156,6 +160,7 @@ class EpochAccumulator:
             settings.activation,
             settings.damping,
             self._probes,
+            settings.precision,
         )
 
     def _linear(self, old: Tensor, preconditioned: PreconditionedGradient) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.adapters import AdapterFit
 from globe_stream.kernels.activation import blend_and_slope
+from globe_stream.kernels.coarse import Precision, coarse_bmm
 from globe_stream.kernels.polar import nearly_orthonormal_rows
 from globe_stream.kernels.ridge import ridge_solve
 
@@ -28,7 +29,11 @@ class PreconditionedGradient:
 
 
 def orthonormal(
-    weights: Tensor, mixtures: Tensor, fit: AdapterFit, activation: Activation
+    weights: Tensor,
+    mixtures: Tensor,
+    fit: AdapterFit,
+    activation: Activation,
+    precision: Precision = "float32",
 ) -> PreconditionedGradient:
     """Towards S_i = Q_i W_i / ||W_i||, Q_i near the polar factor of Z_i W_i^T.
 
@@ -36,7 +41,7 @@ def orthonormal(
     Z W^T is at hand in `fit`. Source: docs/design.md, section Warm-up.
     """
     products = fit.projected.mT if activation.linear else torch.bmm(mixtures, weights.mT)
-    target = torch.bmm(nearly_orthonormal_rows(products), weights)
+    target = coarse_bmm(nearly_orthonormal_rows(products, precision), weights, precision)
     norms = torch.linalg.matrix_norm(weights).clamp_min(torch.finfo(weights.dtype).tiny)
     gradient = target.div_(norms[:, None, None]).sub_(mixtures)
     return PreconditionedGradient(gradient, torch.ones_like(norms))
@@ -49,6 +54,7 @@ def surrogate(
     activation: Activation,
     damping: float,
     probes: Tensor,
+    precision: Precision = "float32",
 ) -> PreconditionedGradient:
     """The gradient of the true loss, for the metric M.
 
@@ -60,9 +66,10 @@ def surrogate(
         mixtures: Z (b, r, d).
         fit: of `weights` to `mixtures`.
         probes: P (r, k) with E[P P^T] = M^-1, see `Metric.probes`.
+        precision: of A^T times the residual; the residual itself is float32.
     """
     residual = torch.baddbmm(weights, fit.adapters, fit.hidden, alpha=-1)
-    gradient = torch.bmm(fit.adapters.mT, residual)
+    gradient = coarse_bmm(fit.adapters.mT, residual, precision)
     if activation.linear:
         gradient.mul_(activation.gamma)
     else:

@@ -7,7 +7,7 @@ Source: docs/design.md, section Alternating minimization.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -94,7 +94,7 @@ class Trainer:
             self._metric_gram(current, metric),
             metric,
             EpochMoments.empty(current.gradients),
-            self.schedule.epoch_settings(before),
+            replace(self.schedule.epoch_settings(before), precision=self.context.precision),
             self._normalization(),
             self._norms,
         )

@@ -1,7 +1,9 @@
 """Devices, GEMM precision, clocks and interrupts."""
 
+import itertools
 import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -47,32 +49,41 @@ def test_the_canary_accepts_right_arithmetic_and_catches_wrong(monkeypatch):
     assert runtime._canary(CPU) == "computes a wrong Gram matrix"
 
 
-@pytest.mark.parametrize(("seconds", "errors", "expected"), [
-    ((1.0, 0.5), (3e-7, 3e-7), "medium"), ((1.0, 0.5), (3e-7, 2e-3), "highest"),
-    ((1.0, 0.95), (3e-7, 3e-7), "highest"), ((0.5, 1.0), (3e-7, 3e-7), "highest"),
-])  # fmt: skip
-def test_precision_is_the_faster_of_the_exact_ones(monkeypatch, seconds, errors, expected):
-    found = {"highest": (seconds[0], errors[0]), "medium": (seconds[1], errors[1])}
-    monkeypatch.setattr(runtime, "_time_gemm", lambda: found[torch.get_float32_matmul_precision()])
-    machine = runtime.prepare(CPU, "asked for", None)
+@pytest.mark.parametrize(("error", "expected"), [(3e-7, "medium"), (2e-3, "highest")])
+def test_the_quick_setting_is_taken_where_it_is_exact(monkeypatch, error, expected):
+    monkeypatch.setattr(runtime, "product_error", lambda: error)
+    machine = runtime.prepare(CPU, "asked for", None, None)
     assert machine.matmul_precision == torch.get_float32_matmul_precision() == expected
-    assert f"error {errors[1]:.1e}" in machine.matmul_reason
+    assert f"{error:.1e}" in machine.matmul_reason
 
 
-def test_the_chosen_precision_has_float32_error():
-    runtime.prepare(CPU, "asked for", None)
+def test_no_clock_decides_how_products_are_computed(monkeypatch):
+    """However time passes, the setting is the same; a race between settings once chose it."""
+    expected = runtime.prepare(CPU, "asked for", None, None)
+    for first, second in ((1.0, 0.1), (0.1, 1.0)):
+        ticks = itertools.accumulate(itertools.cycle((first, second)))
+        monkeypatch.setattr(time, "perf_counter", lambda ticks=ticks: next(ticks))
+        assert runtime.prepare(CPU, "asked for", None, None) == expected
+
+
+def test_the_chosen_setting_has_float32_error():
+    runtime.prepare(CPU, "asked for", None, None)
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(300, 300, generator=generator) for _ in range(2))
     exact = left.double() @ right.double()
     assert float(((left @ right).double() - exact).norm() / exact.norm()) < 2e-6
 
 
-def test_a_recorded_choice_is_kept(monkeypatch):
-    monkeypatch.setattr(runtime, "_time_gemm", lambda: pytest.fail("measured again"))
-    recorded = runtime.Machine("cpu", "asked for", 1, "highest", "as before")
-    machine = runtime.prepare(CPU, "asked for", recorded)
-    assert (machine.matmul_precision, machine.matmul_reason) == ("highest", "as before")
-    assert machine.threads == torch.get_num_threads()
+def test_a_recorded_precision_is_kept_unless_another_is_asked_for():
+    recorded = runtime.Machine("cpu", "asked for", 1, "highest", "as before", "bf16")
+    assert runtime.prepare(CPU, "asked for", None, recorded).precision == "bf16"
+    assert runtime.prepare(CPU, "asked for", "float32", recorded).precision == "float32"
+    assert runtime.prepare(CPU, "asked for", None, None).precision == "float32"
+
+
+def test_tensor_float_needs_cuda():
+    with pytest.raises(InputError, match="cpu has no TensorFloat-32"):
+        runtime.prepare(CPU, "asked for", "tf32", None)
 
 
 def test_a_clock_is_due_once_an_interval(monkeypatch):

@@ -23,7 +23,7 @@ def recorded(tmp_path: Path) -> Run:
 def test_the_run_decides_and_the_setting_is_restored(
     recorded: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "_relative_error", lambda: 3e-7)
+    monkeypatch.setattr(precision, "product_error", lambda: 3e-7)
     torch.set_float32_matmul_precision("highest")
     with arithmetic_of(recorded):
         assert torch.get_float32_matmul_precision() == "medium"
@@ -33,11 +33,11 @@ def test_the_run_decides_and_the_setting_is_restored(
 def test_a_precision_that_is_not_exact_here_is_not_used(
     recorded: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "_relative_error", lambda: 2e-3)
+    monkeypatch.setattr(precision, "product_error", lambda: 2e-3)
     with arithmetic_of(recorded):
         assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_the_error_is_measured_against_float64() -> None:
     torch.set_float32_matmul_precision("highest")
-    assert 1e-9 < precision._relative_error() < 2e-6
+    assert 1e-9 < precision.product_error() < 2e-6
