@@ -32,7 +32,7 @@ def _one_thread():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leave out what only costs time: flushes to the disk."""
+    """Leave out what only costs time; see `support.make_quick`."""
     support.make_quick(monkeypatch.setattr)
 
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import support
 
+from globe_stream.cli.main import run as run_command_line
 from globe_stream.factorization.records import seeded_state
 from globe_stream.memory import cost_model as budget
 from globe_stream.memory import planner
@@ -22,10 +23,20 @@ def small_batches(monkeypatch):
     support.make_small_batches(monkeypatch.setattr)
 
 
+@pytest.fixture(scope="module")
+def seeded_once(tmp_path_factory, checkpoint):
+    run = tmp_path_factory.mktemp("seeded") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        support.make_quick(patch.setattr)
+        support.make_small_batches(patch.setattr)
+        assert run_command_line(["seed", str(checkpoint), "--run", str(run)]) == 0
+    return run
+
+
 @pytest.fixture
-def seeded(tmp_path, tell, checkpoint):
-    assert tell("seed", checkpoint, "--run", tmp_path / "run").code == 0
-    return tmp_path / "run"
+def seeded(tmp_path, seeded_once):
+    """A seeded run of this test's own."""
+    return shutil.copytree(seeded_once, tmp_path / "run")
 
 
 def copied(run, name):

@@ -120,7 +120,13 @@ def test_a_recipe_is_carried_out_once(tmp_path, tell, monkeypatch):
     assert after == before
 
 
-@pytest.mark.parametrize("event", [1, 2, 3, 4, 40, 150])
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param(event, marks=pytest.mark.slow if event < 150 else ())
+        for event in (1, 2, 3, 4, 40, 150)
+    ],
+)
 def test_a_recipe_that_was_killed_continues(tmp_path, event):
     path, log = recipe_in(tmp_path), tmp_path / "log"
     code = support.outcome(support.command, ["run", str(path)], log, event, support.KILL)

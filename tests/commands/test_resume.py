@@ -66,7 +66,7 @@ def same(run, other):
     assert not list(run.glob("*.partial")), "leftovers are swept"
 
 
-@pytest.mark.parametrize("every", [31, 83])
+@pytest.mark.parametrize("every", [pytest.param(31, marks=pytest.mark.slow), 83])
 def test_kill_while_seeding(tmp_path, checkpoint, undisturbed, every):
     kills = killed_and_continued(
         seed_command(checkpoint, tmp_path / "run"), tmp_path / "log", every
@@ -75,7 +75,7 @@ def test_kill_while_seeding(tmp_path, checkpoint, undisturbed, every):
     same(tmp_path / "run", undisturbed[0])
 
 
-@pytest.mark.parametrize("every", [97, 211])
+@pytest.mark.parametrize("every", [pytest.param(97, marks=pytest.mark.slow), 211])
 def test_kill_while_training(tmp_path, undisturbed, every):
     run = shutil.copytree(undisturbed[0], tmp_path / "run")
     kills = killed_and_continued(train_command(run), tmp_path / "log", every)
@@ -83,6 +83,7 @@ def test_kill_while_training(tmp_path, undisturbed, every):
     same(run, undisturbed[1])
 
 
+@pytest.mark.slow
 def test_kill_without_checkpoints_inside_passes(tmp_path, checkpoint, undisturbed):
     """Then a pass starts again; the number of commits differs, the results do not."""
     run, log = tmp_path / "run", tmp_path / "log"
@@ -92,6 +93,7 @@ def test_kill_without_checkpoints_inside_passes(tmp_path, checkpoint, undisturbe
     same(run, undisturbed[1])
 
 
+@pytest.mark.slow
 def test_kill_with_a_bank_for_each_layer(tmp_path, checkpoint):
     for name, every in (("whole", None), ("killed", 67)):
         run, log = tmp_path / name, tmp_path / f"{name}.log"
@@ -126,6 +128,7 @@ def test_interrupts_checkpoint_and_end_with_130(tmp_path, checkpoint, undisturbe
     same(run, undisturbed[1])
 
 
+@pytest.mark.slow
 def test_the_peak_of_memory_survives_a_kill_and_never_falls(tmp_path, checkpoint):
     run, log = tmp_path / "run", tmp_path / "log"
     arguments, peaks = seed_command(checkpoint, run), []
@@ -143,6 +146,7 @@ def status(run):
     return json.dumps(library_status(run))
 
 
+@pytest.mark.slow
 def test_interrupted_again_and_again(tmp_path, undisturbed):
     """Each time a little further; a pass interrupted in every batch is still the same pass."""
     run, log = shutil.copytree(undisturbed[0], tmp_path / "run"), tmp_path / "log"
@@ -156,6 +160,7 @@ def test_interrupted_again_and_again(tmp_path, undisturbed):
     same(run, undisturbed[1])
 
 
+@pytest.mark.slow
 def test_two_runs_are_bit_identical(tmp_path, checkpoint, undisturbed):
     run, log = tmp_path / "run", tmp_path / "log"
     assert outcome(command, seed_command(checkpoint, run), log) == 0

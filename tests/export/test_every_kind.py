@@ -13,6 +13,7 @@ from globe_stream.factorization.records import seeded_state
 from globe_stream.store import arrays, codes
 from globe_stream.store.run import Run
 
+pytestmark = pytest.mark.usefixtures("quick")
 QUIET = RuntimeConfig(device="cpu", memory="4GiB")
 
 

@@ -48,6 +48,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(folder / "run", folder / "model", recipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "budget"), [("dense", 108 << 20), ("dense", 148 << 20), ("factors", 108 << 20)]
 )

@@ -34,6 +34,7 @@ def seeded(model, run, **options):
     return seed(model, run, UP, seeding, HOW, silent=True)["families"]["up"]
 
 
+@pytest.mark.slow
 def test_seeding_and_training_recover_it(planted, tmp_path):
     seeded(planted, tmp_path / "run")
     training = TrainConfig(epochs=80, activation="none", target_support="none")

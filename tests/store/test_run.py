@@ -103,9 +103,6 @@ def partial_again(run):
     run.commit({"up:partial": Epoch(4)}, {"up/partial/forces": values(17)})
 
 
-CHANGES = (second_epoch, replaced_group, partial_again)
-
-
 def seen(run):
     """Everything a reader of the run could see."""
     found = {name: float(arrays.read(run.array(name))[0, 0]) for name in NAMES if run.has(name)}
@@ -130,7 +127,9 @@ def crash_while(path, change, allowed):
     return True
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change", [pytest.param(second_epoch, marks=pytest.mark.slow), replaced_group, partial_again]
+)
 def test_a_crash_at_any_step_leaves_the_old_or_the_new_state(tmp_path, change):
     start = prepared(tmp_path / "start")
     old = seen_at(start)
@@ -155,7 +154,8 @@ def test_a_crash_at_any_step_leaves_the_old_or_the_new_state(tmp_path, change):
     assert 3 < sum(met) < len(met) - 3, "crashes must fall on both sides of the ledger row"
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [second_epoch, replaced_group, partial_again])
 def test_a_crash_while_recovering_from_a_crash(tmp_path, change):
     start = prepared(tmp_path / "start")
     old = seen_at(start)

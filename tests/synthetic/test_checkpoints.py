@@ -119,6 +119,7 @@ print((large.value - small.value) / 2**20)
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(tmp_path)], check=True, capture_output=True, text=True
@@ -142,6 +143,7 @@ print((peak(experts[:4]) - before) / price, (peak(experts) - before) / price)
 """
 
 
+@pytest.mark.slow
 def test_a_pass_takes_the_memory_it_says(tmp_path: Path) -> None:
     """In a fresh process; four experts are a fifth of what a pass reads."""
     model = SyntheticModel(layers=1, experts=20, hidden=2048, intermediate=1024)
