@@ -190,7 +190,8 @@ def test_modelopt_nvfp4_is_the_formula(tmp_path: Path) -> None:
         scale = random_tensor(rows, columns // 16, seed=i).abs().to(torch.float8_e4m3fn)
         second = torch.tensor(0.003 * (i + 1))
         tensors |= {f"{name}.weight": packed, f"{name}.weight_scale": scale,
-                    f"{name}.weight_scale_2": second, f"{name}.input_scale": second + 1}  # fmt: skip
+                    f"{name}.weight_scale_2": second,
+                    f"{name}.input_scale": second + 1}  # fmt: skip
         values = table[torch.stack([packed & 15, packed >> 4], 2).flatten(1).long()]
         factors = (scale.float() * second).repeat_interleave(16, 1)
         expected[name] = values * factors
