@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from globe_stream.commands.experts import open_experts
-from globe_stream.commands.seed import seed_plans
+from globe_stream.commands.seed import seed_plans, seed_stages
 from globe_stream.commands.session import Document, Plans, Session
 from globe_stream.commands.train import train_plans
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
@@ -106,12 +106,11 @@ def _needed(
     groups: Sequence[ExpertGroup], seeding: SeedConfig, training: TrainConfig
 ) -> list[Stage]:
     """Every stage of seeding and training, of all groups."""
-    kind = proxies_for(seeding.method, seeding.proxies)
     return [
         stage
         for group in groups
         for stage in (
-            *planner.seed_stages(group, kind).values(),
+            *seed_stages(group, seeding).values(),
             planner.train_stage(group, training),
         )
     ]

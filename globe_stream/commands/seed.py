@@ -14,7 +14,8 @@ from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.records import GroupRecord, RunConfig, RunHeader
 from globe_stream.memory import planner
-from globe_stream.seeding.methods import proxies_for
+from globe_stream.memory.planner import Stage
+from globe_stream.seeding.methods import gram_products, proxies_for
 from globe_stream.seeding.pipeline import Seeding
 from globe_stream.store.run import Run
 
@@ -77,13 +78,19 @@ def seed_plans(
     groups: Sequence[ExpertGroup], seeding: SeedConfig, resources: Resources
 ) -> dict[str, Plans]:
     """The plans of every group; InputError that names the stage that needs most of all."""
-    kind = proxies_for(seeding.method, seeding.proxies)
-    stages = (s for group in groups for s in planner.seed_stages(group, kind).values())
-    planner.require(stages, resources.limit, resources.base)
-    return {
-        group.key: planner.seed_plans(group, kind, resources.limit, resources.base)
-        for group in groups
-    }
+    limit, base = resources.limit, resources.base
+    stages = {group.key: seed_stages(group, seeding) for group in groups}
+    planner.require([stage for own in stages.values() for stage in own.values()], limit, base)
+    return {key: planner.plans(own, limit, base) for key, own in stages.items()}
+
+
+def seed_stages(group: ExpertGroup, seeding: SeedConfig) -> dict[str, Stage]:
+    """Every seeding stage of `group` by name."""
+    return planner.seed_stages(
+        group,
+        proxies_for(seeding.method, seeding.proxies),
+        products=gram_products(seeding, group.sizes.experts, group.bases),
+    )
 
 
 def _new_run(path: Path, header: RunHeader, fresh: bool) -> Run:

@@ -21,7 +21,7 @@ from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.svd_baseline import BaselineAccumulator, sampled_experts
 from globe_stream.io.records import Record
 from globe_stream.memory import planner
-from globe_stream.seeding.methods import proxies_for, uses_dense_gram
+from globe_stream.seeding.methods import gram_products, proxies_for
 from globe_stream.seeding.pipeline import Seeding
 from globe_stream.seeding.records import STAGES, AtomsRecord, MeasureRecord, StatisticsRecord
 from globe_stream.store.run import Run
@@ -110,18 +110,15 @@ def _plans(
 ) -> dict[str, dict[str, Plans]]:
     """Plans by group and kind of proxies; InputError that names the stage that needs most."""
     limit, base = resources.limit, resources.base
-    needed = (
-        stage
+    stages = {
+        group.key: {kind: planner.seed_stages(group, kind, kinds) for kind in sorted(kinds)}
         for group in groups
-        for kind in kinds
-        for stage in planner.seed_stages(group, kind, kinds).values()
-    )
+    }
+    needed = [s for of in stages.values() for own in of.values() for s in own.values()]
     planner.require(needed, limit, base)
     return {
-        group.key: {
-            kind: planner.seed_plans(group, kind, limit, base, kinds) for kind in sorted(kinds)
-        }
-        for group in groups
+        key: {kind: planner.plans(own, limit, base) for kind, own in of.items()}
+        for key, of in stages.items()
     }
 
 
@@ -139,7 +136,7 @@ def _compare_group(
     kinds = frozenset(plans)
     for kind in sorted(kinds):
         members = [config for config in configs if _kind(config) == kind]
-        dense = [c for c in members if uses_dense_gram(c.method, group.sizes.experts)]
+        dense = [c for c in members if gram_products(c, group.sizes.experts, group.bases) is None]
         first = (dense or members)[0]
         _share(Seeding(context, group, first, plans[kind], kinds))
         for config in members:

@@ -25,13 +25,13 @@ def descend_exactly(problem: Quadratic, codes: Tensor, tolerance: float) -> tupl
     rows = torch.arange(codes.shape[0], device=codes.device)
     for _ in range(ROUNDS_PER_ATOM * codes.shape[1]):
         part = problem.rows(rows)
-        target, price = solve_on(part, support)
+        target, multiplier = solve_on(part, support)
         usable = torch.isfinite(target).all(1)
         inside = usable & (target >= 0).all(1)
         moved = _to_boundary(result[rows], target, usable)
         support = support & (moved > 0)
         result[rows] = moved
-        adds = violations(part, support, moved, price, tolerance) & inside[:, None]
+        adds = violations(part, support, moved, multiplier, tolerance) & inside[:, None]
         support = support | _steepest(part, moved, adds)
         finished = inside & ~adds.any(1)
         solved[rows[finished]] = True

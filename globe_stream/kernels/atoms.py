@@ -30,11 +30,6 @@ def unit_scales(squares: Tensor) -> Tensor:
     return torch.where(norms > 0, 1.0 / norms.clamp_min(torch.finfo(norms.dtype).tiny), 1.0)
 
 
-def scale_atoms(tile: Tensor, scales: Tensor) -> None:
-    """Multiply the atoms of an (m, rows, d) tile by ``scales`` (m,), in place."""
-    tile.mul_(scales.to(tile).reshape(-1, 1, 1))
-
-
 def unit_mixture_scales(codes: Tensor, atom_gram: Tensor) -> Tensor:
     """Factors (b,) that make ``||sum_j a_ij B_j||_F`` one; one for a zero mixture.
 

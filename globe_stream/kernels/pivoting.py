@@ -52,8 +52,8 @@ def pivot(problem: Quadratic, codes: Tensor, tolerance: float) -> tuple[Tensor, 
     patience = torch.full_like(open_rows, FULL_EXCHANGES)
     for _ in range(MAX_ROUNDS):
         part = problem.rows(open_rows)
-        values, price = solve_on(part, passive)
-        wrong = (passive & (values < 0)) | violations(part, passive, values, price, tolerance)
+        values, multiplier = solve_on(part, passive)
+        wrong = (passive & (values < 0)) | violations(part, passive, values, multiplier, tolerance)
         count = wrong.sum(1)
         factored = torch.isfinite(values).all(1)
         solved = factored & (count == 0)
@@ -83,11 +83,11 @@ def _exchange(
 
 
 def violations(
-    part: Quadratic, passive: Tensor, values: Tensor, price: Tensor, tolerance: float
+    part: Quadratic, passive: Tensor, values: Tensor, multiplier: Tensor, tolerance: float
 ) -> Tensor:
     """Entries outside the support that would lower the objective: (b, m) boolean."""
     allowed = ~passive if part.mask is None else part.mask & ~passive
-    slack = part.gradient(values) + price[:, None]
+    slack = part.gradient(values) + multiplier[:, None]
     return allowed & (slack < -tolerance * part.scale[:, None])
 
 
@@ -97,7 +97,7 @@ def solve_on(part: Quadratic, passive: Tensor) -> tuple[Tensor, Tensor]:
     Rows are taken in order of support size, in chunks of at most CHUNK_BYTES of submatrices.
     """
     values = torch.zeros_like(part.linear)
-    price = torch.zeros_like(values[:, 0])
+    multiplier = torch.zeros_like(values[:, 0])
     sizes = passive.sum(1)
     order = sizes.argsort(stable=True)
     ordered_sizes = sizes[order].tolist()
@@ -105,10 +105,10 @@ def solve_on(part: Quadratic, passive: Tensor) -> tuple[Tensor, Tensor]:
     while first < len(ordered_sizes):
         last = _chunk_end(ordered_sizes, first)
         rows, size = order[first:last], max(ordered_sizes[last - 1], 1)
-        chunk, chunk_price = _solve_chunk(part.rows(rows), passive[rows], size)
-        values[rows], price[rows] = chunk, chunk_price
+        chunk, chunk_multiplier = _solve_chunk(part.rows(rows), passive[rows], size)
+        values[rows], multiplier[rows] = chunk, chunk_multiplier
         first = last
-    return values, price
+    return values, multiplier
 
 
 def _chunk_end(sizes: list[int], first: int) -> int:
@@ -132,9 +132,9 @@ def _solve_chunk(part: Quadratic, passive: Tensor, size: int) -> tuple[Tensor, T
     factor, info = torch.linalg.cholesky_ex(system)
     solved = torch.cholesky_solve(torch.stack(sides, dim=2), factor)
     solved[info > 0] = torch.nan
-    compact, price = solved[:, :, 0], torch.zeros_like(solved[:, 0, 0])
+    compact, multiplier = solved[:, :, 0], torch.zeros_like(solved[:, 0, 0])
     if part.simplex:
-        price = (compact.sum(1) - 1) / solved[:, :, 1].sum(1)
-        compact = compact - price[:, None] * solved[:, :, 1]
+        multiplier = (compact.sum(1) - 1) / solved[:, :, 1].sum(1)
+        compact = compact - multiplier[:, None] * solved[:, :, 1]
     full = torch.zeros_like(part.linear).scatter(1, index, compact * inside)
-    return full, price
+    return full, multiplier

@@ -1,6 +1,6 @@
 """Named buffers that are allocated once and reused for every batch.
 
-A pass that keeps all its large temporaries in one workspace has a peak that can be priced
+A pass that keeps all its large temporaries in one workspace has a peak that is known
 before it starts, and causes no page faults after its first batch.
 """
 

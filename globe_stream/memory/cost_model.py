@@ -14,6 +14,9 @@ from globe_stream.factorization.adapters import fitted_together
 from globe_stream.factorization.groups import GroupSizes
 from globe_stream.io.files import PIECE_BYTES
 from globe_stream.io.records import Record
+from globe_stream.kernels.gram import PANEL_ROWS
+from globe_stream.kernels.nnls import BATCH_ROWS as NNLS_ROWS
+from globe_stream.kernels.pivoting import CHUNK_BYTES as NNLS_CHUNK_BYTES
 from globe_stream.store.tiles import balanced_rows
 
 TILE_BYTES = 32 << 20
@@ -36,7 +39,8 @@ CHUNK_READ_COPIES = 2
 """A checksummed chunk is held this many times while Zarr reads it (measured)."""
 BASE_SPREAD_BYTES = 4 << 20
 """The base differs by less than this from one process to the next (measured)."""
-
+POLISH_CHUNKS = 5
+"""Blocks of NNLS_CHUNK_BYTES that an exact solve holds: gathered, masked, factored, and copies."""
 
 _EIGEN_BYTES = 8 * 5
 """An eigendecomposition in float64, per element: matrix, vectors and 2 p^2 of LAPACK's."""
@@ -99,15 +103,18 @@ def rotation_bytes(sizes: GroupSizes) -> int:
 def proxies_bytes(
     sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes, kind: str, proxy_itemsize: int
 ) -> int:
-    """Second pass: the reader and the proxies of a batch in float32 and as stored.
+    """Second pass: the reader and the proxies of a batch, in float32, as stored and as written.
+
+    What is written is one tile's rows of the batch, made contiguous.
 
     left_gram holds A0 (p, r) too, after an eigendecomposition of the (p, p) left Gram in
     float64; svd does the same per expert.
     procrustes holds the Procrustes mean and the rotations of a few experts.
     """
     rows = sizes.rank if kind == "rows" else None
-    batch = batch_plan.batch * sizes.rank * sizes.d * (4 + proxy_itemsize)
-    working = reader(batch_plan.batch, rows) + batch
+    each = sizes.rank * (4 + proxy_itemsize) + tile_rows(sizes) * proxy_itemsize
+    working = reader(batch_plan.batch, rows) + batch_plan.batch * sizes.d * each
+    working += page_rounding(sizes, batch_plan.batch)
     eigen = _EIGEN_BYTES * sizes.p * sizes.p
     if kind == "left_gram":
         return 4 * 2 * sizes.p * sizes.rank + max(eigen, working)
@@ -117,20 +124,39 @@ def proxies_bytes(
     return working + (eigen if kind == "svd" else 0)
 
 
-def gram_bytes(sizes: GroupSizes, proxy_itemsize: int) -> int:
-    """Gram matrix: a tile of proxies as stored, one 4096-wide float32 slice, C and its panels."""
-    tile = sizes.experts * tile_rows(sizes) * sizes.d * proxy_itemsize
-    panels = 512 * sizes.experts * (4 + 8)
-    return tile + sizes.experts * (4096 * 4 + 8 * sizes.experts) + panels
+def gram_bytes(sizes: GroupSizes, proxy_itemsize: int, products: int | None = None) -> int:
+    """Gram matrix: a tile of proxies as stored, one 4096-wide float32 slice, C and its panels.
+
+    Where C is never formed (`products` given), one panel of the tile in float32 and float64.
+    """
+    n, width = sizes.experts, tile_rows(sizes) * sizes.d
+    tile = n * width * proxy_itemsize
+    if products is not None:
+        return tile + min(n, PANEL_ROWS) * width * (4 + 8)
+    panels = PANEL_ROWS * n * (4 + 8)
+    return tile + n * (4096 * 4 + 8 * n) + panels
 
 
-def atoms_bytes(sizes: GroupSizes, proxy_itemsize: int) -> int:
-    """Atoms: the method's side-N matrices; then a proxy tile in both widths and bank tiles."""
-    square = 8 * sizes.experts * sizes.experts
-    tile = sizes.experts * tile_rows(sizes) * sizes.d * (proxy_itemsize + 4)
-    writing = bank_tile_bytes(sizes) * (2 + CHUNK_READ_COPIES)
-    small = 8 * 12 * sizes.experts * sizes.bases
-    return square + small + max(6 * square, tile + 2 * bank_tile_bytes(sizes), writing)
+def atoms_bytes(sizes: GroupSizes, proxy_itemsize: int, products: int | None = None) -> int:
+    """Atoms and codes: the method, then the codes, then the bank.
+
+    A method on the formed C (N, N) holds up to six more such matrices in an eigendecomposition,
+    and twelve (N, m). One that only takes products of C with `products` = l vectors holds ten
+    (N, l) and eight (l, l), a proxy tile in both widths and its product with the vectors.
+    The codes take their own four (N, m) and the arrays of one batch of rows; the bank a proxy tile
+    in both widths and bank tiles.
+    """
+    n, m, tiles = sizes.experts, sizes.bases, bank_tile_bytes(sizes)
+    width = tile_rows(sizes) * sizes.d
+    block = n * width * (proxy_itemsize + 4)
+    rows = 8 * 12 * min(n, NNLS_ROWS) * m
+    coding = 8 * 4 * n * m + rows + POLISH_CHUNKS * min(NNLS_CHUNK_BYTES, 8 * n * m * m)
+    building = 8 * 4 * n * m + max(block + 2 * tiles, tiles * (2 + CHUNK_READ_COPIES))
+    if products is None:
+        square = 8 * n * n
+        return square + max(8 * 12 * n * m + 6 * square, coding, building)
+    method = 8 * (10 * n * products + 8 * products**2) + block + 4 * width * products
+    return max(method, coding + n * width * proxy_itemsize, building)
 
 
 def fit_bytes(sizes: GroupSizes, curved: bool = False) -> int:

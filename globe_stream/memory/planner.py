@@ -5,7 +5,7 @@ ones. The bytes of each are those of `cost_model`. Source: docs/design.md, secti
 """
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TypeVar
@@ -61,13 +61,20 @@ class ExportPlan:
 # -- the stages of seeding and training ------------------------------------------------------
 
 
-def seed_stages(group: ExpertGroup, proxies: str, kinds: Collection[str] = ()) -> dict[str, Stage]:
+def seed_stages(
+    group: ExpertGroup,
+    proxies: str,
+    kinds: Collection[str] = (),
+    products: int | None = None,
+) -> dict[str, Stage]:
     """Every seeding stage of `group` by name.
 
-    `kinds` are those that the statistics serve, when more than `proxies`.
+    `kinds` are those that the statistics serve, when more than `proxies`. `products` is None where
+    the Gram matrix of the proxies is formed, else the vectors that it is multiplied with.
     """
-    estimates = _seed_estimates(group, proxies, kinds)
-    small = _seed_estimates(_smallest(group), proxies, kinds)
+    estimates = _seed_estimates(group, proxies, kinds, products)
+    one = None if products is None else 1
+    small = _seed_estimates(_smallest(group), proxies, kinds, one)
     return {
         name: _stage(
             f"seed/{name} of {group.key}", group, estimate_bytes, small[name], name == "measure"
@@ -82,23 +89,15 @@ def train_stage(group: ExpertGroup, config: TrainConfig) -> Stage:
     return _stage(f"train of {group.key}", group, estimate_bytes, small, True)
 
 
-def seed_plans(
-    group: ExpertGroup, proxies: str, limit: int, base: int, kinds: Collection[str] = ()
-) -> dict[str, StagePlan]:
-    """A plan for every seeding stage of `group`; InputError when they cannot all fit `limit`.
-
-    `kinds` are those that the statistics serve, when more than `proxies`.
-    """
-    stages = seed_stages(group, proxies, kinds)
+def plans(stages: Mapping[str, Stage], limit: int, base: int) -> dict[str, StagePlan]:
+    """A plan for every one of `stages` by name; InputError when they cannot all fit `limit`."""
     require(stages.values(), limit, base)
     return {name: _plan(stage, limit, base) for name, stage in stages.items()}
 
 
 def train_plan(group: ExpertGroup, config: TrainConfig, limit: int, base: int) -> StagePlan:
     """The plan of `group`'s epochs; InputError when even spilled banks do not fit `limit`."""
-    stage = train_stage(group, config)
-    require([stage], limit, base)
-    return _plan(stage, limit, base)
+    return plans({"train": train_stage(group, config)}, limit, base)["train"]
 
 
 def require(stages: Iterable[Stage], limit: int, base: int, advice: str = _FEWER) -> None:
@@ -212,15 +211,15 @@ def _smallest(group: ExpertGroup) -> ExpertGroup:
 
 
 def _seed_estimates(
-    group: ExpertGroup, proxies: str, kinds: Collection[str]
+    group: ExpertGroup, proxies: str, kinds: Collection[str], products: int | None
 ) -> dict[str, EstimateBytes]:
     sizes, reader = group.sizes, _reader_bytes(group)
     itemsize = group.proxy_dtype.itemsize
     return {
         "statistics": lambda k: cost_model.statistics_bytes(sizes, k, reader, kinds or {proxies}),
         "proxies": lambda k: cost_model.proxies_bytes(sizes, k, reader, proxies, itemsize),
-        "gram": lambda _: cost_model.gram_bytes(sizes, itemsize),
-        "atoms": lambda _: cost_model.atoms_bytes(sizes, itemsize),
+        "gram": lambda _: cost_model.gram_bytes(sizes, itemsize, products),
+        "atoms": lambda _: cost_model.atoms_bytes(sizes, itemsize, products),
         "measure": lambda k: cost_model.measure_bytes(sizes, k, reader),
         "baseline": lambda k: cost_model.baseline_bytes(sizes, k, reader),
     }

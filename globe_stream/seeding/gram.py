@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from globe_stream.kernels.atoms import squared_norms
-from globe_stream.kernels.gram import accumulate_gram
+from globe_stream.kernels.gram import PANEL_ROWS, accumulate_gram
 from globe_stream.store.tiles import Tiles
 
 
@@ -32,7 +32,8 @@ class ProxyOperator:
         self._device = device
         squares = torch.zeros(proxies.shape[0], dtype=torch.float64)
         for _, tile in proxies:
-            squares += squared_norms(tile.float()).cpu().double()
+            panels = [squared_norms(panel.float()) for panel in torch.split(tile, PANEL_ROWS)]
+            squares += torch.cat(panels).cpu().double()
         self.norms = squares.sqrt()
 
     @property

@@ -38,9 +38,9 @@ from globe_stream.seeding.gram import ProxyOperator, build_bank, proxy_gram
 from globe_stream.seeding.methods import (
     GramView,
     codes_from_gram,
+    gram_products,
     proxies_for,
     run_method,
-    uses_dense_gram,
 )
 from globe_stream.seeding.records import (
     STAGES,
@@ -157,7 +157,7 @@ class Seeding:
     def _gram(self) -> None:
         start = time.monotonic()
         tiles = self._proxy_tiles()
-        if uses_dense_gram(self.config.method, self.group.sizes.experts):
+        if gram_products(self.config, len(self.group.experts), self.group.bases) is None:
             gram, norms = normalized(proxy_gram(tiles, self.context.device))
             put: dict[str, arrays.Storable] = {
                 "seed/gram": gram,
@@ -185,7 +185,7 @@ class Seeding:
             atoms.explained_variance,
             fitted.relative_error,
             code_statistics(dense, fitted.atom_gram),
-            dict(atoms.stats),
+            {**atoms.stats, "codes/kkt_residual": fitted.kkt_residual},
         )
         put: dict[str, arrays.Storable] = {
             f"{self.group.key}/bank": bank,

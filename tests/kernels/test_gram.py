@@ -5,11 +5,7 @@ import pytest
 import torch
 
 from globe_stream.errors import InputError
-from globe_stream.kernels.gram import (
-    accumulate_gram,
-    leading_eigenvectors,
-    normalized,
-)
+from globe_stream.kernels.gram import accumulate_gram, fix_signs, normalized
 
 
 def blocks(shape, pieces, dtype, seed=0):
@@ -43,19 +39,12 @@ def test_long_reductions_keep_their_accuracy_in_float32():
     assert np.abs(total.numpy() / expected - 1).max() < 3e-6
 
 
-def test_leading_eigenvectors_match_numpy():
-    whole, _ = blocks((12, 30), 1, torch.float64)
-    gram = whole @ whole.T
-    vectors, values = leading_eigenvectors(gram, 4)
-    np.testing.assert_allclose(values.numpy(), np.linalg.eigvalsh(gram.numpy())[::-1][:4])
-    torch.testing.assert_close(gram @ vectors, vectors * values)
-    torch.testing.assert_close(vectors.T @ vectors, torch.eye(4).double())
-    assert bool((vectors.gather(0, vectors.abs().argmax(0)[None]) > 0).all())
-
-
-def test_more_eigenvectors_than_rows_are_refused():
-    with pytest.raises(InputError, match="ask for fewer"):
-        leading_eigenvectors(torch.eye(3), 4)
+def test_signs_make_the_largest_entry_of_every_column_positive():
+    vectors = blocks((12, 5), 1, torch.float64)[0]
+    fixed = fix_signs(vectors)
+    assert torch.equal(fixed.abs(), vectors.abs())
+    assert torch.equal(fixed.amax(0), vectors.abs().amax(0))
+    assert torch.equal(fix_signs(-vectors), fixed)
 
 
 def test_normalised_is_the_cosine_matrix():

@@ -184,3 +184,15 @@ def test_nan_is_refused():
 def test_empty_mask_row_on_the_simplex_is_refused():
     with pytest.raises(GlobeError, match="allows no atom"):
         nnls(torch.eye(2), torch.ones(1, 2), mask=torch.zeros(1, 2, dtype=bool), simplex=True)
+
+
+@pytest.mark.parametrize("polish", [True, False])
+def test_rows_solved_in_batches_are_those_solved_together(monkeypatch, polish):
+    atoms, points = problem(30, 40, 50, decay=1.0)
+    mask = torch.from_numpy(np.random.default_rng(1).random((50, 30)) < 0.7)
+    settings = {"start": torch.full((50, 30), 0.1), "mask": mask, "polish": polish}
+    together = nnls(atoms.T @ atoms, points.T @ atoms, tolerance=1e-9, **settings)
+    monkeypatch.setattr("globe_stream.kernels.nnls.BATCH_ROWS", 7)
+    batches = nnls(atoms.T @ atoms, points.T @ atoms, tolerance=1e-9, **settings)
+    torch.testing.assert_close(batches.codes, together.codes, atol=1e-7, rtol=0)
+    assert bool((batches.kkt_residual <= torch.clamp(together.kkt_residual, min=1e-9) * 1.01).all())

@@ -35,7 +35,7 @@ def test_statistics():
 
 
 def test_proxies():
-    batch = 4 * RD * (4 + 2)
+    batch = 4 * RD * (4 + 2 + 2) + budget.page_rounding(SMALL, 4)
     estimate_bytes = budget.proxies_bytes
     assert estimate_bytes(SMALL, BatchPlan(4), reader, "rows", 2) == 4000 + 10 * 3 + batch
     assert estimate_bytes(SMALL, BatchPlan(4), reader, "svd", 2) == 4000 + batch + 40 * 5 * 5
@@ -56,15 +56,31 @@ def test_gram(itemsize):
     assert budget.gram_bytes(SMALL, itemsize) == tile + slice_ + square + panels
 
 
-def test_atoms_by_what_dominates():
-    """The method's matrices, a tile of proxies beside one of atoms, or writing a chunk."""
+def test_no_gram_matrix_is_counted_where_none_is_formed():
+    many = GroupSizes(experts=15_000, p=8, d=16, rank=4, bases=50, itemsize=2)
+    square = 8 * 15_000**2
+    assert budget.gram_bytes(many, 2) > square
+    assert budget.atoms_bytes(many, 2) > 7 * square
+    assert budget.gram_bytes(many, 2, 58) == 15_000 * 64 * 2 + 512 * 64 * 12
+    assert budget.atoms_bytes(many, 2, 58) < square / 4
+
+
+def test_atoms_by_what_dominates(monkeypatch):
+    """The method's matrices, the codes, a tile of proxies beside one of atoms, writing a chunk."""
+    monkeypatch.setattr(budget, "POLISH_CHUNKS", 0)
     square, small = 8 * 49, 96 * 7 * 2
     assert budget.atoms_bytes(SMALL, 2) == square + small + 6 * square
     wide = GroupSizes(experts=5, p=50, d=300, rank=40, bases=1, itemsize=2)
     tile, bank = 5 * 40 * 300 * 6, 4 * 40 * 300
-    assert budget.atoms_bytes(wide, 2) == 8 * 25 + 96 * 5 + tile + 2 * bank
+    assert budget.atoms_bytes(wide, 2) == 8 * 25 + 32 * 5 + tile + 2 * bank
     full = GroupSizes(experts=5, p=50, d=300, rank=40, bases=5, itemsize=2)
-    assert budget.atoms_bytes(full, 2) == 8 * 25 + 96 * 25 + 4 * 5 * bank
+    assert budget.atoms_bytes(full, 2) == 8 * 25 + 32 * 25 + 4 * 5 * bank
+    products = 8 * (10 * 5 * 3 + 8 * 9) + tile + 4 * 40 * 300 * 3
+    assert budget.atoms_bytes(wide, 2, 3) == products
+    monkeypatch.setattr(budget, "POLISH_CHUNKS", 5)
+    assert budget.atoms_bytes(SMALL, 2) == square + max(
+        small + 6 * square, (32 + 96) * 14 + 5 * 8 * 28
+    )
 
 
 def test_measure_with_a_resident_and_a_spilled_bank(monkeypatch):

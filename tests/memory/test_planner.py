@@ -41,7 +41,7 @@ def test_seed_plans_fit_and_improve_with_the_limit(group, proxies):
     before = None
     for extra in (300, 500, 1000, 4000):
         limit = BASE + extra * MIB
-        plans = planner.seed_plans(group, proxies, limit, BASE)
+        plans = planner.plans(planner.seed_stages(group, proxies), limit, BASE)
         assert set(plans) == STAGES
         for name, plan in plans.items():
             assert BASE + plan.estimate_bytes + budget.SLACK_BYTES <= limit
@@ -67,7 +67,7 @@ def test_training_spills_its_bank_when_it_must_and_keeps_it_when_it_can(group, m
 
 def test_what_is_refused_by_a_hair_is_accepted_with_it(group):
     def plan(limit):
-        return planner.seed_plans(group, "left_gram", limit, BASE)
+        return planner.plans(planner.seed_stages(group, "left_gram"), limit, BASE)
 
     needed = least(plan) + MIB // 50
     plan(needed)

@@ -7,7 +7,7 @@ Source: docs/design.md, section Seeding methods.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from globe_stream.config import METHOD_FACTS, ProxyKind
+from globe_stream.config import METHOD_FACTS, ProxyKind, SeedConfig
 from globe_stream.errors import InputError, option
 from globe_stream.seeding.methods.base import Atoms, SeedOptions
 from globe_stream.seeding.methods.gram_view import GramView, SupportsMatmul
@@ -27,9 +27,9 @@ __all__ = [
     "SeedOptions",
     "SupportsMatmul",
     "codes_from_gram",
+    "gram_products",
     "proxies_for",
     "run_method",
-    "uses_dense_gram",
 ]
 
 LARGEST_DENSE = 8192
@@ -60,9 +60,8 @@ def proxies_for(method: str, asked: ProxyKind | None = None) -> ProxyKind:
     """The kind of proxies for `method`: `asked`, or its default.
 
     Raises:
-        InputError: an unknown method, or proxies that it does not work on.
+        InputError: proxies that the method does not work on.
     """
-    _method(method)
     allowed = METHOD_FACTS[method].proxies
     if asked is None:
         return allowed[0]
@@ -74,24 +73,20 @@ def proxies_for(method: str, asked: ProxyKind | None = None) -> ProxyKind:
     return asked
 
 
-def uses_dense_gram(method: str, experts: int) -> bool:
-    """Whether C (N, N) is to be formed for `method` with N = `experts`."""
-    return not _method(method).streams or experts <= LARGEST_DENSE
+def gram_products(config: SeedConfig, experts: int, bases: int) -> int | None:
+    """How many vectors C is multiplied with for m = `bases` where C (N, N) is never formed.
+
+    None where the method of `config` takes C itself, or N = `experts` are few enough for it.
+    """
+    if not REGISTRY[config.method].streams or experts <= LARGEST_DENSE:
+        return None
+    return min(bases + config.oversampling, experts)
 
 
-def run_method(config: object, view: GramView, count: int) -> Atoms:
-    """Run the method named ``config.method`` with the options among config's attributes.
+def run_method(config: SeedConfig, view: GramView, count: int) -> Atoms:
+    """Make `count` atoms by the method and with the options of `config`.
 
     Raises:
         InputError: see the methods.
     """
-    name = str(getattr(config, "method", ""))
-    return _method(name).atoms(view, count, SeedOptions.of(config))
-
-
-def _method(name: str) -> Method:
-    if name not in REGISTRY:
-        raise InputError(
-            f"{option('method')} {name!r} is unknown; choose one of {', '.join(REGISTRY)}"
-        )
-    return REGISTRY[name]
+    return REGISTRY[config.method].atoms(view, count, SeedOptions.of(config))

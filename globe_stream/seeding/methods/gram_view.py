@@ -64,11 +64,6 @@ class GramView:
         assert self._product is not None
         return self._product.shape[0]
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether C is held as a matrix."""
-        return self._dense is not None
-
     def matmul(self, vectors: Tensor) -> Tensor:
         """C V (N, l) for V (N, l), float64."""
         if self._dense is not None:

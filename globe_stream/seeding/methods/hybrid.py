@@ -5,14 +5,11 @@ Source: docs/design.md, section Seeding methods.
 
 import torch
 
-from globe_stream.errors import InputError
 from globe_stream.seeding.methods.base import Atoms, SeedOptions, check_count, finish
 from globe_stream.seeding.methods.gram_view import GramView
 from globe_stream.seeding.methods.greedy import grow
 from globe_stream.seeding.methods.kmeans import cluster
 from globe_stream.seeding.methods.pca import nonnegative, principal_components
-
-VARIANTS = ("kmeans", "greedy")
 
 
 def hybrid(view: GramView, count: int, options: SeedOptions) -> Atoms:
@@ -23,13 +20,9 @@ def hybrid(view: GramView, count: int, options: SeedOptions) -> Atoms:
     singular vector of what the kept PCA atoms and those before it leave.
 
     Raises:
-        InputError: an unknown variant, or as for the methods it is made of.
+        InputError: as for the methods it is made of.
     """
     check_count(view, count)
-    if options.hybrid_variant not in VARIANTS:
-        raise InputError(
-            f"hybrid: variant {options.hybrid_variant!r} is unknown; use kmeans or greedy"
-        )
     from_pca = round(options.hybrid_ratio * count)
     others = count - from_pca
     generator = options.generator()

@@ -14,7 +14,6 @@ from globe_stream.errors import InputError, option
 from globe_stream.seeding.methods.base import Atoms, SeedOptions, check_count, finish
 from globe_stream.seeding.methods.gram_view import GramView
 
-INITS = ("kmeans++", "farthest")
 SAME_PROXY = 1e-9
 
 
@@ -65,10 +64,6 @@ def first_centres(
     Raises:
         InputError: fewer distinct proxies than centres.
     """
-    if options.kmeans_init not in INITS:
-        raise InputError(
-            f"k-means: init {options.kmeans_init!r} is unknown; use kmeans++ or farthest"
-        )
     chosen = torch.zeros(count, dtype=torch.int64)
     chosen[0] = torch.randint(gram.shape[0], (), generator=generator)
     distance = 1 - gram[chosen[0]]

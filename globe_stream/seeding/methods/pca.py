@@ -14,7 +14,6 @@ from globe_stream.kernels.gram import fix_signs
 from globe_stream.seeding.methods.base import Atoms, SeedOptions, check_count, finish
 from globe_stream.seeding.methods.gram_view import GramView
 
-SIGNS = ("simplex", "flip")
 RANK_TOLERANCE = 1e-7
 
 
@@ -113,8 +112,6 @@ def nonnegative(components: Components, signs: str) -> Tensor:
     regular simplex in the span of the others: they sum to zero, so a constant may be added to
     any code, and every point of the span has an exact non-negative code.
     """
-    if signs not in SIGNS:
-        raise InputError(f"PCA: signs {signs!r} are unknown; use simplex or flip")
     count = components.combination.shape[1]
     if signs == "simplex" and count > 1:
         frame = simplex_frame(count)

@@ -5,15 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from globe_stream.config import SeedConfig
 from globe_stream.errors import GlobeError, InputError
 from globe_stream.seeding.methods import (
     REGISTRY,
     GramView,
     SeedOptions,
     codes_from_gram,
+    gram_products,
     proxies_for,
     run_method,
-    uses_dense_gram,
 )
 
 RANDOMISED = ("rpca", "spherical_kmeans", "svd", "nn_dictionary")
@@ -122,17 +123,6 @@ def test_another_seed_gives_other_atoms(method, proxies):
     assert not torch.allclose(first.combination, second.combination)
 
 
-def test_unknown_names_are_refused(proxies):
-    with pytest.raises(InputError, match="'magic' is unknown"):
-        run("magic", proxies, 3)
-    with pytest.raises(InputError, match="init 'magic' is unknown"):
-        run("spherical_kmeans", proxies, 3, kmeans_init="magic")
-    with pytest.raises(InputError, match="variant 'magic' is unknown"):
-        run("hybrid", proxies, 3, hybrid_variant="magic")
-    with pytest.raises(InputError, match="signs 'magic' are unknown"):
-        run("ts_pca", proxies, 3, pca_signs="magic")
-
-
 def test_default_and_allowed_proxies():
     assert proxies_for("ts_pca") == "rows"
     assert proxies_for("svd") == "svd"
@@ -142,9 +132,13 @@ def test_default_and_allowed_proxies():
         proxies_for("ts_pca", "svd")
 
 
-def test_only_rpca_may_do_without_the_gram_matrix():
-    assert [name for name in REGISTRY if not uses_dense_gram(name, 10**6)] == ["rpca"]
-    assert uses_dense_gram("rpca", 240)
+def test_only_rpca_may_do_without_the_gram_matrix(monkeypatch):
+    products = {name: gram_products(SeedConfig(method=name), 10**6, 50) for name in REGISTRY}
+    assert {name for name, count in products.items() if count is not None} == {"rpca"}
+    assert products["rpca"] == 50 + 8
+    assert gram_products(SeedConfig(method="rpca"), 240, 50) is None
+    monkeypatch.setattr("globe_stream.seeding.methods.LARGEST_DENSE", 100)
+    assert gram_products(SeedConfig(method="rpca"), 240, 238) == 240
 
 
 def test_options_are_taken_from_any_configuration():
