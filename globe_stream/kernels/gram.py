@@ -45,24 +45,6 @@ def _accumulate_tile(total: Tensor, tile: Tensor) -> None:
         total[:top, top:bottom] += panel[:, :top].T
 
 
-def leading_eigenvectors(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal eigenvectors (n, count) and eigenvalues (count,), largest first, float64.
-
-    Signs are fixed (the largest entry of each vector is positive), so results do not depend
-    on the LAPACK at hand.
-
-    Raises:
-        InputError: count > n.
-    """
-    if count > gram.shape[0]:
-        raise InputError(
-            f"gram: {count} eigenvectors asked of a matrix of side {gram.shape[0]}; ask for fewer"
-        )
-    values, vectors = torch.linalg.eigh(gram.double())
-    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
-    return fix_signs(vectors), values
-
-
 def row_gram(matrices: Tensor, precision: Precision = "float32") -> Tensor:
     """X X^T (b, r, r) for X (b, r, k): one triangle in panels of rows, mirrored.
 
