@@ -22,6 +22,7 @@ from globe_stream.factorization.records import (
     GroupRecord,
     GroupState,
     RunHeader,
+    global_error,
     group_state,
     run_header,
 )
@@ -114,9 +115,7 @@ def run_status(run: Run) -> StatusDocument:
         bytes_read=sum(state.bytes_read for _, state in standing),
         seconds=sum(state.seconds for _, state in standing),
         machine=run.state(MACHINE, Machine),
-        relative_frobenius_error=pooled(state.errors for _, state in standing).relative_error
-        if whole and standing
-        else None,
+        relative_frobenius_error=global_error(run),
         families={
             family: _family(run, header, family, standing)
             for family in dict.fromkeys(group.family for group in header.groups)

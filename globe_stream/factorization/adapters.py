@@ -39,6 +39,7 @@ class AdapterFit:
     hidden_gram: Tensor  # H H^T (b, r, r)
     projected: Tensor  # W H^T (b, p, r)
     solve: RidgeResult  # adapters (b, p, r) and the solver's condition and fallbacks
+    penalty: Tensor  # rho ||A||_F^2 (b,) float64, the energy that the ridge takes
     squared_error: Tensor  # (b,) float64
 
     @property
@@ -58,19 +59,22 @@ def fit_adapters(
     gram = row_gram(hidden)
     projected = torch.bmm(weights, hidden.mT)
     solve = ridge_solve(gram, projected, ridge)
-    error = squared_error(weights, hidden, projected, solve)
-    return AdapterFit(hidden, gram, projected, solve, error)
+    penalty = solve.amount.double().cpu() * _squares(solve.solution)
+    error = squared_error(weights, hidden, projected, solve.solution, penalty)
+    return AdapterFit(hidden, gram, projected, solve, penalty, error)
 
 
-def squared_error(weights: Tensor, hidden: Tensor, projected: Tensor, solve: RidgeResult) -> Tensor:
-    """||W - A H||_F^2 (b,) float64 for adapters A that solve A (H H^T + rho I) = W H^T.
+def squared_error(
+    weights: Tensor, hidden: Tensor, projected: Tensor, adapters: Tensor, penalty: Tensor
+) -> Tensor:
+    """||W - A H||_F^2 (b,) float64 for adapters A (b, p, r) with A (H H^T + rho I) = W H^T.
 
-    ||W||^2 - <A, W H^T> - rho ||A||^2 for W (b, p, d), H (b, r, d) and projected = W H^T
-    (b, p, r): no product is needed. The residual itself is formed where one of the batch is fitted
-    so well that the difference loses its digits.
+    ||W||^2 - <A, W H^T> - rho ||A||^2 for W (b, p, d), H (b, r, d), projected = W H^T (b, p, r)
+    and penalty = rho ||A||^2 (b,) float64: no product is needed. The residual itself is formed
+    where one of the batch is fitted so well that the difference loses its digits.
     """
-    norms, adapters = _squares(weights), solve.solution
-    left = norms - _inner(projected, adapters) - solve.amount.double().cpu() * _squares(adapters)
+    norms = _squares(weights)
+    left = norms - _inner(projected, adapters) - penalty
     if bool((left > _CANCELLATION * norms).all()):
         return left
     return _squares(torch.baddbmm(weights, adapters, hidden, alpha=-1))

@@ -22,7 +22,7 @@ DEAD_SHARE = 1e-6
 class CodeStatistics(Record):
     """Supports, entropy, popularity and overlap of codes; norms and coherence of the atoms.
 
-    `popularity` (m,) is the number of experts that use an atom, `pruned_fraction` the share of the
+    `popularity` (m,) is the number of experts that use an atom, `zero_fraction` the share of the
     N m codes that are zero, `support_error` the median support less the one that was asked for.
     """
 
@@ -31,7 +31,7 @@ class CodeStatistics(Record):
     p95_support: float
     support_error: float | None
     entropy: float
-    pruned_fraction: float
+    zero_fraction: float
     support_overlap: float
     popularity: tuple[int, ...]
     dead_atoms: int
@@ -48,7 +48,7 @@ class CodeStatistics(Record):
             "alpha/p95_support": self.p95_support,
             "alpha/support_error": self.support_error,
             "alpha/entropy": self.entropy,
-            "alpha/pruned_fraction": self.pruned_fraction,
+            "alpha/zero_fraction": self.zero_fraction,
             "alpha/support_overlap": self.support_overlap,
             "alpha/popularity": list(self.popularity),
             "alpha/dead_atoms": self.dead_atoms,
@@ -76,7 +76,7 @@ def code_statistics(codes: Tensor, gram: Tensor, target: float | None = None) ->
         p95_support=float(support.quantile(0.95)),
         support_error=None if target is None else median - target,
         entropy=entropy,
-        pruned_fraction=float(1 - used.double().mean()),
+        zero_fraction=float(1 - used.double().mean()),
         support_overlap=support_overlap(used),
         popularity=tuple(used.sum(0).tolist()),
         dead_atoms=int((largest < DEAD_SHARE).sum()),

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pydantic import JsonValue
@@ -11,10 +10,11 @@ from torch import Tensor
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.factorization.activation import Activation
-from globe_stream.factorization.adapters import fit_adapters, fitted_together
+from globe_stream.factorization.adapters import AdapterFit, fit_adapters, fitted_together
 from globe_stream.factorization.compose import compose
 from globe_stream.factorization.error_sums import ErrorSums, by_expert, by_layer
 from globe_stream.factorization.normalization import Normalization
+from globe_stream.factorization.solver_health import SolverHealth, SolverLog
 from globe_stream.io.records import Record, Scalars
 from globe_stream.kernels.workspace import Workspace
 from globe_stream.store import arrays
@@ -26,18 +26,16 @@ from globe_stream.store.tiles import Tiles
 class ErrorSummary(Record):
     """Relative Frobenius errors of original weights, and the health of the adapters' solver.
 
-    `by_layer` has one for each layer, by its number; `condition_max` is the largest condition
-    number of a ridge system, `nonfinite` the number of experts without a finite error.
+    `by_layer` has one for each layer, by its number; `nonfinite` is the number of experts without
+    a finite error.
     """
 
     relative_frobenius_error: float
     worst_expert: float
     best_expert: float
     by_layer: dict[str, float]
-    cholesky_fallbacks: int
-    ridge_raised: int
-    condition_max: float
     nonfinite: int
+    solver: SolverHealth
 
     def metrics(self) -> dict[str, JsonValue]:
         """By their published names."""
@@ -46,44 +44,36 @@ class ErrorSummary(Record):
             "recon/worst_expert": self.worst_expert,
             "recon/best_expert": self.best_expert,
             "recon/by_layer": dict(self.by_layer),
-            "health/cholesky_fallbacks": self.cholesky_fallbacks,
-            "health/ridge_raised": self.ridge_raised,
-            "health/condition_max": self.condition_max,
             "health/nonfinite": self.nonfinite,
+            **self.solver.metrics(),
         }
 
 
 class ErrorLog:
-    """Squared errors by expert, of the original weights, and the solver's health."""
+    """Squared errors by expert, of the original weights, and the solver's health.
 
-    def __init__(self, norms: Tensor, scale: float) -> None:
+    `norms` (N,) are the weights' squared norms, `ridge` the relative ridge of the adapters.
+    """
+
+    def __init__(self, norms: Tensor, scale: float, ridge: float) -> None:
         self._norms = norms
         self._scale = scale
         self.squared_errors = torch.full((len(norms),), torch.nan, dtype=torch.float64)
-        self.fallbacks = 0
-        self.raised = 0
-        self.worst_condition = 0.0
+        self._solver = SolverLog(len(norms), ridge)
 
-    def add(self, positions: list[int], squared: Tensor, fit: Any) -> None:
-        """Take a batch's squared errors (b,) of the normalised weights and its `Fit.solve`."""
-        self.squared_errors[positions] = squared.clamp_min(0) * self._scale**2
-        self.fallbacks += fit.fallbacks
-        self.raised += fit.raised
-        self.worst_condition = max(self.worst_condition, float(fit.condition.max()))
+    def add(self, positions: list[int], fit: AdapterFit) -> None:
+        """Take the fit of a batch of normalized weights, those of the experts at `positions`."""
+        self.squared_errors[positions] = fit.squared_error.clamp_min(0) * self._scale**2
+        self._solver.add(positions, fit)
 
     def restore(self, squared_errors: Tensor, scalars: Scalars) -> None:
         """Return to an earlier state."""
         self.squared_errors = squared_errors
-        self.fallbacks, self.raised = int(scalars["fallbacks"]), int(scalars["raised"])
-        self.worst_condition = scalars["worst_condition"]
+        self._solver.restore(scalars)
 
     def scalars(self) -> Scalars:
-        """The health counts."""
-        return {
-            "fallbacks": self.fallbacks,
-            "raised": self.raised,
-            "worst_condition": self.worst_condition,
-        }
+        """The solver's health so far."""
+        return self._solver.scalars()
 
     @property
     def relative_error(self) -> float:
@@ -99,10 +89,8 @@ class ErrorLog:
             worst_expert=float(each.max()),
             best_expert=float(each.min()),
             by_layer=self._by_layer(experts),
-            cholesky_fallbacks=self.fallbacks,
-            ridge_raised=self.raised,
-            condition_max=self.worst_condition,
             nonfinite=int((~torch.isfinite(each)).sum()),
+            solver=self._solver.result(),
         )
 
     def _by_layer(self, experts: Sequence[ExpertMatrix]) -> dict[str, float]:
@@ -128,7 +116,7 @@ class MeasureAccumulator:
         self._activation = activation
         self._ridge = ridge
         self._normalization = normalization
-        self._log = ErrorLog(norms, normalization.scale)
+        self._log = ErrorLog(norms, normalization.scale, ridge)
         self._workspace = Workspace(bank.device)
 
     @property
@@ -152,7 +140,7 @@ class MeasureAccumulator:
         for start in range(0, len(mixtures), together):
             part = slice(start, start + together)
             fit = fit_adapters(weights[part], mixtures[part], self._activation, self._ridge)
-            self._log.add(batch.positions[part], fit.squared_error, fit.solve)
+            self._log.add(batch.positions[part], fit)
         return f"relF {self.relative_error:.4f}"
 
     def arrays(self) -> Mapping[str, arrays.Storable]:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
 from globe_stream.errors import InputError
-from globe_stream.factorization.error_sums import ErrorSums
+from globe_stream.factorization.error_sums import ErrorSums, pooled
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.io.records import Json, Record
 from globe_stream.store.run import Run
@@ -105,6 +105,13 @@ def run_header(run: Run) -> RunHeader:
 def group_state(run: Run, key: str) -> GroupState | None:
     """Where the group `key` of `run` stands; None before it is seeded."""
     return run.state(key, GroupState)
+
+
+def global_error(run: Run) -> float | None:
+    """relF over all families of `run`, of their saved states; None until all are seeded."""
+    states = [group_state(run, group.key) for group in run_header(run).groups]
+    known = [state.errors for state in states if state is not None]
+    return pooled(known).relative_error if known and len(known) == len(states) else None
 
 
 def seeded_state(run: Run, key: str) -> GroupState:

@@ -9,8 +9,8 @@ Source: docs/design.md, sections Proxies, Gram space and Seeding methods.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -24,7 +24,7 @@ from globe_stream.factorization.code_statistics import code_statistics
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.measure import MeasureAccumulator
 from globe_stream.factorization.normalization import Normalization
-from globe_stream.factorization.records import GroupState, group_state
+from globe_stream.factorization.records import GroupState, global_error, group_state
 from globe_stream.factorization.svd_baseline import (
     BaselineAccumulator,
     sampled_experts,
@@ -33,7 +33,6 @@ from globe_stream.factorization.svd_baseline import (
 from globe_stream.kernels.atoms import unit_mixture_scales
 from globe_stream.kernels.gram import normalized
 from globe_stream.memory.cost_model import StagePlan, tile_rows
-from globe_stream.seeding import proxies as proxy
 from globe_stream.seeding.gram import ProxyOperator, build_bank, proxy_gram
 from globe_stream.seeding.methods import (
     GramView,
@@ -42,6 +41,7 @@ from globe_stream.seeding.methods import (
     proxies_for,
     run_method,
 )
+from globe_stream.seeding.proxies import ProxyAccumulator, make_projection
 from globe_stream.seeding.records import (
     STAGES,
     AtomsRecord,
@@ -144,15 +144,23 @@ class Seeding:
         self._commit("statistics", record, put, task)
 
     def _proxies(self) -> None:
-        projector, choice = self._projector()
-        rows = None if choice.rows is None else list(choice.rows)
+        projection = make_projection(
+            self._kind, self._tensor, self.config, self.group.rank, self.context.device
+        )
         tiles = self._proxy_tiles()
-        accumulator = proxy.ProxyAccumulator(tiles, projector, self._normalization())
-        task = self._pass("proxies", rows)
+        accumulator = ProxyAccumulator(tiles, projection.project, self._normalization())
+        task = self._pass("proxies", projection.rows)
         cost = stream(self.context, task, accumulator)
         tiles.sync()
         tiles.close()
-        self._commit("proxies", replace(choice, cost=cost), {}, task)
+        whole = float(self._tensor("seed/normalised_norms").sum())
+        record = ProxiesRecord(
+            cost,
+            accumulator.energy / whole if whole else 0.0,
+            projection.agreement,
+            None if projection.rows is None else tuple(projection.rows),
+        )
+        self._commit("proxies", record, {}, task)
 
     def _gram(self) -> None:
         start = time.monotonic()
@@ -172,7 +180,7 @@ class Seeding:
     def _atoms(self) -> None:
         start = time.monotonic()
         tiles = self._proxy_tiles()
-        norms = torch.from_numpy(self._read("seed/proxy_norms"))
+        norms = self._tensor("seed/proxy_norms")
         view = self._view(tiles)
         atoms = run_method(self.config, view, self.group.bases)
         fitted = codes_from_gram(view, atoms.combination, kind=self.config.codes)
@@ -205,7 +213,7 @@ class Seeding:
             Activation(),
             self.config.lambda_a,
             self._normalization(),
-            torch.from_numpy(self._read("norms")),
+            self._tensor("norms"),
         )
         cost = stream(self.context, task, accumulator)
         bank.close()
@@ -239,31 +247,9 @@ class Seeding:
     def _kind(self) -> str:
         return proxies_for(self.config.method, self.config.proxies)
 
-    def _projector(self) -> tuple[proxy.Projector, ProxiesRecord]:
-        """How proxies are made of weights, and what is recorded of it; the cost is added later."""
-        kind, rank = self._kind, self.group.rank
-        unpaid = PassCost(0, 0.0, 0.0)
-        if kind == "rows":
-            energy = torch.from_numpy(self._read("seed/row_energy"))
-            rows = proxy.select_rows(self.config.row_selection, energy, rank, self.config.seed)
-            share = float(energy[rows].sum() / energy.sum())
-            return (lambda weights: weights), ProxiesRecord(unpaid, share, rows=tuple(rows))
-        if kind == "left_gram":
-            basis, share = proxy.left_basis(torch.from_numpy(self._read("seed/left_gram")), rank)
-            projector = proxy.left_gram_projector(basis.to(self.context.device))
-            return projector, ProxiesRecord(unpaid, share)
-        if kind == "procrustes":
-            procrustes_mean = torch.from_numpy(self._read("seed/procrustes_mean")).to(
-                self.context.device
-            )
-            agreement = float(procrustes_mean.double().norm())
-            record = ProxiesRecord(unpaid, agreement=agreement)
-            return proxy.procrustes_projector(procrustes_mean), record
-        return proxy.svd_projector(rank), ProxiesRecord(unpaid)
-
     def _view(self, tiles: Tiles) -> GramView:
         if self.context.run.has(f"{self.group.key}/seed/gram"):
-            return GramView.dense(torch.from_numpy(self._read("seed/gram")))
+            return GramView.dense(self._tensor("seed/gram"))
         return GramView.operator(ProxyOperator(tiles, self.context.device))
 
     def _proxy_tiles(self) -> Tiles:
@@ -308,7 +294,7 @@ class Seeding:
         return records.state(
             method=self.config.method,
             lambda_a=self.config.lambda_a,
-            squared_norm=float(torch.from_numpy(self._read("norms")).sum()),
+            squared_norm=float(self._tensor("norms").sum()),
             passes=seed_passes(self.group),
         )
 
@@ -336,10 +322,12 @@ class Seeding:
             **self.require(stage, STAGES[stage]).metrics(),
             **self.context.memory_values(self.stage_name(stage)),
         }
+        if stage == "baseline":
+            values["recon/global_relative_frobenius_error"] = global_error(self.context.run)
         self.context.metrics.log(f"seed/{stage}", self.group.key, values)
 
-    def _read(self, name: str) -> Any:
-        return arrays.read(self.context.run.array(f"{self.group.key}/{name}"))
+    def _tensor(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(arrays.read(self.context.run.array(f"{self.group.key}/{name}")))
 
 
 def _cost_since(start: float) -> PassCost:

@@ -6,11 +6,13 @@ Source: docs/design.md, section Proxies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch
+from globe_stream.config import SeedConfig
 from globe_stream.factorization.normalization import Normalization
 from globe_stream.io.records import Scalars
 from globe_stream.seeding.procrustes import rotated, top_left
@@ -19,6 +21,39 @@ from globe_stream.store.arrays import Loader
 from globe_stream.store.tiles import Tiles
 
 Projector = Callable[[Tensor], Tensor]
+"""Normalized weights (b, p, d) to proxies (b, r, d)."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How proxies are made: by `project`, of the `rows` chosen for all experts or of all rows.
+
+    `agreement` is ||mean||_F of the aligned row spaces, for Procrustes proxies.
+    """
+
+    project: Projector
+    rows: list[int] | None = None
+    agreement: float | None = None
+
+
+def make_projection(
+    kind: str,
+    read: Callable[[str], Tensor],
+    config: SeedConfig,
+    rank: int,
+    device: torch.device,
+) -> Projection:
+    """The projection of `kind` to r = `rank` rows; `read` gives the arrays of the statistics."""
+    if kind == "rows":
+        rows = select_rows(config.row_selection, read("seed/row_energy"), rank, config.seed)
+        return Projection(lambda weights: weights, rows)
+    if kind == "left_gram":
+        basis = left_basis(read("seed/left_gram"), rank)
+        return Projection(left_gram_projector(basis.to(device)))
+    if kind == "procrustes":
+        mean = read("seed/procrustes_mean").to(device)
+        return Projection(procrustes_projector(mean), agreement=float(mean.double().norm()))
+    return Projection(svd_projector(rank))
 
 
 def select_rows(selection: str, energy: Tensor, rank: int, seed: int) -> list[int]:
@@ -37,14 +72,13 @@ def select_rows(selection: str, energy: Tensor, rank: int, seed: int) -> list[in
     return sorted(chosen.tolist())
 
 
-def left_basis(left_gram: Tensor, rank: int) -> tuple[Tensor, float]:
-    """A0 (p, r), the top eigenvectors of the left Gram, and the share of energy they hold.
+def left_basis(left_gram: Tensor, rank: int) -> Tensor:
+    """A0 (p, r), the top eigenvectors of the left Gram (p, p).
 
     Source: docs/design.md, section Proxies.
     """
-    values, vectors = torch.linalg.eigh(left_gram.double())
-    share = float(values[-rank:].clamp_min(0).sum() / values.clamp_min(0).sum())
-    return vectors[:, -rank:].flip(1).float().contiguous(), share
+    vectors: Tensor = torch.linalg.eigh(left_gram.double()).eigenvectors
+    return vectors[:, -rank:].flip(1).float().contiguous()
 
 
 def left_gram_projector(basis: Tensor) -> Projector:
@@ -76,12 +110,16 @@ class ProxyAccumulator:
     """Writes the proxies of every batch into `tiles` (N, r, d)."""
 
     def __init__(self, tiles: Tiles, projector: Projector, normalization: Normalization) -> None:
+        self.energy = 0.0  # sum of ||X_i||^2
         self._tiles = tiles
         self._projector = projector
         self._normalization = normalization
 
     def update(self, batch: Batch) -> str:
-        proxies = self._projector(self._normalization.apply_(batch.weights)).to(self._tiles.dtype)
+        exact = self._projector(self._normalization.apply_(batch.weights))
+        rows = torch.linalg.vector_norm(exact, dim=2).double().cpu()
+        self.energy += float(rows.square().sum())
+        proxies = exact.to(self._tiles.dtype)
         for tile, (start, stop) in enumerate(self._tiles.bounds):
             for first, last in _runs(batch.positions):
                 rows = proxies[first:last, start:stop]
@@ -93,10 +131,11 @@ class ProxyAccumulator:
         return {}
 
     def scalars(self) -> Scalars:
-        return {}
+        return {"energy": self.energy}
 
     def restore(self, load: Loader, scalars: Scalars) -> None:
-        del load, scalars
+        del load
+        self.energy = scalars["energy"]
 
 
 def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:

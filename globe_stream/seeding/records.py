@@ -6,6 +6,8 @@ Each record has its metrics under their published names beside it.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pydantic import JsonValue
+
 from globe_stream.engine.metrics import MetricValues
 from globe_stream.engine.records import PassCost
 from globe_stream.factorization.code_statistics import CodeStatistics
@@ -40,21 +42,22 @@ class StatisticsRecord(StageRecord):
 
 @dataclass(frozen=True)
 class ProxiesRecord(StageRecord):
-    """The proxies: the share of the weights' energy that they hold, and the rows that were chosen.
+    """The proxies: the share of the normalized weights' energy that they hold, and chosen rows.
 
     `agreement` is ||mean||_F of the aligned row spaces, for Procrustes proxies.
     """
 
-    energy_captured: float | None = None
+    energy_captured: float
     agreement: float | None = None
     rows: tuple[int, ...] | None = None
 
     def metrics(self) -> MetricValues:
-        known = {"energy_captured": self.energy_captured, "agreement": self.agreement}
-        return {
-            **{name: value for name, value in known.items() if value is not None},
-            **super().metrics(),
-        }
+        values: dict[str, JsonValue] = {"energy_captured": self.energy_captured}
+        if self.agreement is not None:
+            values["agreement"] = self.agreement
+        if self.rows is not None:
+            values["selected_rows"] = list(self.rows)
+        return {**values, **super().metrics()}
 
 
 @dataclass(frozen=True)

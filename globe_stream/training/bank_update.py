@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from globe_stream.kernels.atoms import squared_norms, unit_mixture_scales
+from globe_stream.kernels.ridge_effect import RidgeEffect, nonfinite, ridge_effect
 from globe_stream.store.arrays import StoredTiles
 from globe_stream.store.tiles import Tiles
 from globe_stream.training.metric import Metric, plain_gram, precondition
@@ -35,7 +36,8 @@ class BankUpdate:
     momentum: Tiles
     codes: Tensor
     gram: Tensor  # (m, m) float64 of the new atoms
-    condition: float  # of SA + lambda_B I
+    ridge: RidgeEffect  # of lambda_B on SA
+    nonfinite: int  # values of bank and momentum that are NaN or infinite
     largest_norm_change: float  # of an atom, before it was normalised
     revived: int  # atoms that no code used and that were replaced (0 or 1)
 
@@ -69,6 +71,7 @@ def update_bank(
     repel = (settings.coherence * (gram - _eye(gram))).to(bank.device, torch.float32)
     momentum = Tiles(bank.shape, bank.tile_shape(0)[1], device=bank.device, path=momentum_path)
     squares = torch.zeros(bank.shape[0], dtype=torch.float64)
+    broken = 0
     dead = (codes != 0).sum(0).eq(0).nonzero()[:1, 0]
     mixing = codes[moments.worst_position].to(bank.device)
     missing = metric.solve(moments.worst_step[None])[0] if dead.numel() else moments.worst_step
@@ -83,7 +86,10 @@ def update_bank(
         if settings.coherence:
             moved -= repel @ atoms
         moved[dead] = mixing @ atoms + missing[start:stop].reshape(-1)
-        squares += squared_norms(moved).double().cpu()
+        tile_squares = squared_norms(moved).double().cpu()
+        if not bool(torch.isfinite(tile_squares).all()):
+            broken += nonfinite(moved) + nonfinite(momentum.load(tile))
+        squares += tile_squares
         moments.gradients.store(tile, moved.view(bank.tile_shape(tile)))
     norms = _usable(squares).sqrt()
     _divide(moments.gradients, norms)
@@ -96,7 +102,8 @@ def update_bank(
         momentum,
         kept,
         new_gram,
-        float(torch.linalg.cond(system)),
+        ridge_effect(moments.code_moment, settings.ridge),
+        broken,
         float((norms - 1).abs().max()),
         dead.numel(),
     )

@@ -30,24 +30,33 @@ class Coding:
     l1: float = 0.0
 
 
-def solve_codes(gram: Tensor, linear: Tensor, start: Tensor, settings: Coding) -> Tensor:
+@dataclass(frozen=True)
+class SolvedCodes:
+    """New codes, and how many were above zero before entmax, pruning and cap chose supports."""
+
+    codes: Tensor  # (b, m), dtype of the start
+    candidates: int
+
+
+def solve_codes(gram: Tensor, linear: Tensor, start: Tensor, settings: Coding) -> SolvedCodes:
     """Codes (b, m) >= 0 for K (m, m) and b (b, m), from `start` (b, m).
 
     A few accelerated steps, so that codes move with the bank rather than ahead of it. With
-    `how.sparse`, the shares alpha / sum alpha go through entmax at the temperature; what
+    `settings.sparse`, the shares alpha / sum alpha go through entmax at the temperature; what
     survives the pruning and the cap is the support, on which the values are refitted.
     """
     if settings.l1:
         linear = linear - settings.l1 * gram.diagonal().mean()
     codes = nnls(gram, linear, start=start, max_iterations=settings.steps, polish=False).codes
+    candidates = int((codes > 0).sum())
     if not settings.sparse:
-        return codes.to(start.dtype)
+        return SolvedCodes(codes.to(start.dtype), candidates)
     kept = support(codes, settings)
     begin = torch.where(kept, codes, 0.0)
     refit = nnls(
         gram, linear, start=begin, mask=kept, max_iterations=2 * settings.steps, polish=False
     )
-    return refit.codes.to(start.dtype)
+    return SolvedCodes(refit.codes.to(start.dtype), candidates)
 
 
 def support(codes: Tensor, settings: Coding) -> Tensor:

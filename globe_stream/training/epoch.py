@@ -76,7 +76,8 @@ class EpochAccumulator:
         self._stride = max(1, -(-len(codes) // METRIC_SAMPLES))
         self.moments = moments
         self.new_codes = codes.clone()
-        self.log = ErrorLog(norms, normalization.scale)
+        self.log = ErrorLog(norms, normalization.scale, settings.ridge)
+        self.candidates = 0  # codes above zero before pruning
         _, r, d = bank.shape
         self._together = fitted_together(r, d)
         self._probes = metric.probes(PROBES)
@@ -86,7 +87,10 @@ class EpochAccumulator:
         old = self._codes[batch.positions].to(weights)
         mixtures = compose(old, self._bank, self._workspace)
         preconditioned, errors = self._gradients(batch.positions, weights, mixtures)
-        new = solve_codes(self._gram, self._linear(old, preconditioned), old, self._settings.coding)
+        linear = self._linear(old, preconditioned)
+        solved = solve_codes(self._gram, linear, old, self._settings.coding)
+        new = solved.codes
+        self.candidates += solved.candidates
         self.new_codes[batch.positions] = new.cpu()
         self.moments.add(preconditioned, old, new)
         self.moments.note_worst(batch.positions, errors, preconditioned)
@@ -102,7 +106,7 @@ class EpochAccumulator:
             fit = fit_adapters(
                 weights[part], mixtures[part], self._settings.activation, self._settings.ridge
             )
-            self.log.add(positions[part], fit.squared_error, fit.solve)
+            self.log.add(positions[part], fit)
             self._sample(positions[part], fit)
             found = self._preconditioned(weights[part], mixtures[part], fit)
             mixtures[part] = found.gradient
@@ -118,12 +122,17 @@ class EpochAccumulator:
         }
 
     def scalars(self) -> Scalars:
-        return {**self.moments.scalars(), **self.log.scalars()}
+        return {
+            **self.moments.scalars(),
+            **self.log.scalars(),
+            "candidates": self.candidates,
+        }
 
     def restore(self, load: Loader, scalars: Scalars) -> None:
         self.moments.restore(load, scalars)
         self.new_codes = torch.from_numpy(arrays.read(load("codes")))
         self.log.restore(torch.from_numpy(arrays.read(load("squared_errors"))), scalars)
+        self.candidates = int(scalars["candidates"])
 
     def _preconditioned(
         self, weights: Tensor, mixtures: Tensor, fit: AdapterFit

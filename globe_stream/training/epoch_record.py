@@ -13,10 +13,11 @@ from globe_stream.engine.records import PassCost
 from globe_stream.factorization.code_statistics import CodeStatistics
 from globe_stream.factorization.measure import ErrorSummary
 from globe_stream.factorization.records import GroupState
+from globe_stream.kernels.ridge_effect import nonfinite
 from globe_stream.training.bank_update import BankUpdate
 from globe_stream.training.schedule import Schedule, ScheduleState
 
-OF_THE_PASS = "health/"
+OF_THE_PASS = ("health/", "regularization/")
 """Metrics of a measurement that describe the pass itself, whether its state is kept or not."""
 
 
@@ -82,10 +83,17 @@ def schedule_metrics(
     }
 
 
-def step_metrics(update: BankUpdate) -> MetricValues:
-    """What the dictionary step did."""
+def step_metrics(update: BankUpdate, candidates: int) -> MetricValues:
+    """What the bank's step did, and the codes that go with it, of `candidates` before pruning."""
+    kept = int((update.codes != 0).sum())
     return {
+        "alpha/pruned_fraction": 1 - kept / candidates if candidates else 0.0,
         "bank/norm_deviation_max": update.largest_norm_change,
         "bank/revived_atoms": update.revived,
-        "health/coupling_condition": update.condition,
+        "health/coupling_condition": update.ridge.condition_after,
+        "health/nonfinite_bank": update.nonfinite,
+        "health/nonfinite_codes": nonfinite(update.codes),
+        "regularization/lambda_b_shrinkage": update.ridge.shrinkage,
+        "regularization/lambda_b_condition_before": update.ridge.condition_before,
+        "regularization/lambda_b_condition_after": update.ridge.condition_after,
     }

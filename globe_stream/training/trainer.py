@@ -22,7 +22,7 @@ from globe_stream.engine.stream import Pass, finished, stream
 from globe_stream.factorization.code_statistics import code_statistics, median_support
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.normalization import Normalization
-from globe_stream.factorization.records import GroupState, seeded_state
+from globe_stream.factorization.records import GroupState, global_error, seeded_state
 from globe_stream.memory.cost_model import StagePlan, tile_rows
 from globe_stream.store import arrays, codes
 from globe_stream.store.arrays import StoredTiles
@@ -115,11 +115,12 @@ class Trainer:
             after = self._reject(current, task, cost)
         else:
             after, update = self._accept(current, accumulator, measured, task, cost)
-            step = step_metrics(update)
+            step = step_metrics(update, accumulator.candidates)
         values: dict[str, JsonValue] = {
             **measured.metrics(rejected=rejected),
             "recon/relative_frobenius_error": after.schedule_state.error,
             "recon/measured_error": error,
+            "recon/global_relative_frobenius_error": global_error(self.context.run),
             **schedule_metrics(self.schedule, before, after.schedule_state),
             "health/metric_condition": metric.condition,
             "memory/rss_bytes": self.context.meter.now(),

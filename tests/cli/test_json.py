@@ -28,7 +28,12 @@ TRAIN_METRICS = {
     "recon/by_layer", "alpha/mean_support", "alpha/p95_support", "alpha/entropy",
     "alpha/pruned_fraction", "alpha/popularity", "alpha/support_overlap", "bank/norm_min",
     "bank/norm_max", "health/nonfinite", "health/condition_max", "schedule/lambda",
-    "schedule/beta", "io/bytes_per_second", "memory/peak_bytes",
+    "schedule/beta", "io/bytes_per_second", "memory/peak_bytes", "alpha/zero_fraction",
+    "recon/global_relative_frobenius_error", "regularization/lambda_a_share",
+    "regularization/lambda_a_condition_before", "regularization/lambda_a_condition_after",
+    "regularization/lambda_b_shrinkage", "regularization/lambda_b_condition_before",
+    "regularization/lambda_b_condition_after", "health/nonfinite_adapters",
+    "health/nonfinite_bank", "health/nonfinite_codes",
 }  # fmt: skip
 
 

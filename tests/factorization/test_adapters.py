@@ -55,7 +55,8 @@ def test_squared_error_keeps_its_digits_when_the_fit_is_nearly_perfect(noise):
     weights = adapters @ hidden + noise * normal(B, P, D, seed=2).float()
     projected = weights @ hidden.mT
     solve = ridge_solve(hidden @ hidden.mT, projected, 1e-7)
-    found = squared_error(weights, hidden, projected, solve)
+    penalty = solve.amount.double() * solve.solution.double().square().sum((1, 2))
+    found = squared_error(weights, hidden, projected, solve.solution, penalty)
     exact = (weights.double() - solve.solution.double() @ hidden.double()).square().sum((1, 2))
     whole = weights.double().square().sum((1, 2))
     assert found.dtype == torch.float64

@@ -45,7 +45,7 @@ def test_values_match_plain_loops():
         total = sum(row) or 1.0
         entropy -= sum(v / total * math.log(v / total) for v in row if v)
     assert found["alpha/entropy"] == pytest.approx(entropy / N, rel=1e-6)
-    assert found["alpha/pruned_fraction"] == pytest.approx(1 - sum(supports) / (N * M))
+    assert found["alpha/zero_fraction"] == pytest.approx(1 - sum(supports) / (N * M))
     assert found["alpha/popularity"] == [sum(row[j] > 0 for row in rows) for j in range(M)]
     assert found["alpha/dead_atoms"] == 1
     norms = [math.sqrt(gram[j, j]) for j in range(M)]

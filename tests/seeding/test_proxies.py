@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from globe_stream.checkpoint.reader import Batch
+from globe_stream.config import SeedConfig
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.factorization.normalization import Normalization
 from globe_stream.factorization.svd_baseline import (
@@ -50,6 +51,39 @@ def content(tiles):
     return tiles.items(0, tiles.shape[0]).double().numpy()
 
 
+@pytest.mark.parametrize("kind", ["rows", "left_gram", "procrustes", "svd"])
+def test_the_energy_captured_is_that_of_the_proxies(tmp_path, kind):
+    """Every kind projects orthogonally, so ||X_i||^2 is what it keeps of ||W_i||^2."""
+    normal = normal_experts()
+    arrays = {
+        "seed/row_energy": torch.from_numpy((normal**2).sum((0, 2))),
+        "seed/left_gram": torch.from_numpy(left_gram()),
+        "seed/procrustes_mean": torch.linalg.qr(torch.randn(D, R)).Q.T.contiguous(),
+    }
+    config = SeedConfig(row_selection="energy")
+    projection = proxy.make_projection(kind, arrays.__getitem__, config, R, CPU)
+    passing = proxy.ProxyAccumulator(spilled(tmp_path), projection.project, BY)
+    whole = experts() if projection.rows is None else experts()[:, projection.rows]
+    for first in range(0, N, 3):
+        positions = list(range(first, min(first + 3, N)))
+        passing.update(Batch(positions, whole[positions].clone()))
+    kept = passing.energy / (normal**2).sum()
+    if kind == "rows":
+        expected = np.sort((normal**2).sum((0, 2)))[-R:].sum() / (normal**2).sum()
+    elif kind == "left_gram":
+        values = np.linalg.eigvalsh(left_gram())
+        expected = values[-R:].sum() / values.sum()
+    elif kind == "svd":
+        expected = (np.linalg.svd(normal)[1][:, :R] ** 2).sum() / (normal**2).sum()
+    else:
+        mean = arrays["seed/procrustes_mean"].double().numpy()
+        left = [np.linalg.svd(expert @ mean.T)[0][:, :R] for expert in normal]
+        expected = sum(((u.T @ w) ** 2).sum() for u, w in zip(left, normal, strict=True))
+        expected /= (normal**2).sum()
+    assert kept == pytest.approx(expected, rel=1e-5)
+    assert (projection.agreement is None) == (kind != "procrustes")
+
+
 # -- rows ----------------------------------------------------------------------------------------
 
 
@@ -90,10 +124,9 @@ def left_gram():
 
 
 def test_the_left_basis_holds_the_most_energy():
-    basis, share = proxy.left_basis(torch.from_numpy(left_gram()), R)
+    basis = proxy.left_basis(torch.from_numpy(left_gram()), R)
     values, vectors = np.linalg.eigh(left_gram())
     top = vectors[:, ::-1][:, :R]
-    assert share == pytest.approx(values[-R:].sum() / values.sum())
     np.testing.assert_allclose((basis @ basis.T).numpy(), top @ top.T, atol=1e-5)
     np.testing.assert_allclose((basis.T @ basis).numpy(), np.eye(R), atol=1e-5)
     first = float(basis[:, 0].double() @ torch.from_numpy(left_gram()) @ basis[:, 0].double())
@@ -101,7 +134,7 @@ def test_the_left_basis_holds_the_most_energy():
 
 
 def test_left_gram_proxies_are_the_basis_transposed_times_the_expert(tmp_path):
-    basis, _ = proxy.left_basis(torch.from_numpy(left_gram()), R)
+    basis = proxy.left_basis(torch.from_numpy(left_gram()), R)
     tiles = gather(spilled(tmp_path), proxy.left_gram_projector(basis))
     expected = np.einsum("pr,npd->nrd", basis.double().numpy(), normal_experts())
     np.testing.assert_allclose(content(tiles), expected, atol=1e-5)
@@ -119,7 +152,7 @@ def test_svd_proxies_are_scaled_right_singular_rows(tmp_path):
 @pytest.mark.parametrize("batch", [1, 4, 13])
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_proxies_do_not_depend_on_batch_order_or_tiling(tmp_path, batch, rows):
-    basis, _ = proxy.left_basis(torch.from_numpy(left_gram()), R)
+    basis = proxy.left_basis(torch.from_numpy(left_gram()), R)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(2)).tolist()
     one = gather(spilled(tmp_path, name="one"), proxy.left_gram_projector(basis))
     other = gather(spilled(tmp_path, rows=rows, name="two"), proxy.left_gram_projector(basis),

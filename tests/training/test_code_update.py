@@ -33,7 +33,7 @@ def exact(atoms, points, kept=None):
 
 def test_unconstrained_codes_converge_to_nnls():
     gram, linear, atoms, points = problem()
-    found = solve_codes(gram, linear, torch.zeros(B, M).double(), Coding(steps=3000))
+    found = solve_codes(gram, linear, torch.zeros(B, M).double(), Coding(steps=3000)).codes
     torch.testing.assert_close(found, exact(atoms, points), atol=1e-6, rtol=0)
 
 
@@ -44,7 +44,7 @@ def test_few_steps_from_a_guess_never_raise_the_objective():
     def objective(codes):
         return 0.5 * ((codes @ gram) * codes).sum(1) - (codes * linear).sum(1)
 
-    found = solve_codes(gram, linear, start, Coding(steps=1))
+    found = solve_codes(gram, linear, start, Coding(steps=1)).codes
     assert bool((objective(found) <= objective(start) + 1e-12).all())
     assert bool((found >= 0).all())
 
@@ -54,7 +54,7 @@ def test_few_steps_from_a_guess_never_raise_the_objective():
 def test_kept_values_are_refitted_on_the_support(mapping, temperature):
     gram, linear, atoms, points = problem()
     settings = Coding(steps=3000, sparse=True, mapping=mapping, temperature=temperature, prune=0.05)
-    found = solve_codes(gram, linear, torch.zeros(B, M).double(), settings)
+    found = solve_codes(gram, linear, torch.zeros(B, M).double(), settings).codes
     kept = support(exact(atoms, points), settings)
     assert not bool(kept.all()), "the case must drop something"
     torch.testing.assert_close(found, exact(atoms, points, kept), atol=1e-6, rtol=0)
@@ -70,15 +70,25 @@ def test_at_temperature_one_a_support_at_target_is_left_as_it_is():
     linear = solution @ gram - torch.where(solution > 0, 0.0, slack)  # optimal: KKT hold
     settings = Coding(steps=500, sparse=True, temperature=1.0)
     assert torch.equal(support(solution, settings), solution > 0)
-    torch.testing.assert_close(solve_codes(gram, linear, solution, settings), solution)
-    far = solve_codes(gram, linear, torch.ones(B, M).double(), settings)
+    torch.testing.assert_close(solve_codes(gram, linear, solution, settings).codes, solution)
+    far = solve_codes(gram, linear, torch.ones(B, M).double(), settings).codes
     torch.testing.assert_close(far, solution, atol=1e-6, rtol=0)
 
 
 def test_float32_codes_stay_float32():
     gram, linear, _, _ = problem()
     settings = Coding(sparse=True)
-    assert solve_codes(gram, linear, torch.zeros(B, M), settings).dtype == torch.float32
+    assert solve_codes(gram, linear, torch.zeros(B, M), settings).codes.dtype == torch.float32
+
+
+def test_candidates_are_counted_before_the_pruning():
+    gram, linear, _, _ = problem()
+    plain = solve_codes(gram, linear, torch.zeros(B, M).double(), Coding(steps=3000))
+    assert plain.candidates == int((plain.codes > 0).sum())
+    settings = Coding(steps=3000, sparse=True, temperature=0.3, prune=0.05)
+    pruned = solve_codes(gram, linear, torch.zeros(B, M).double(), settings)
+    assert pruned.candidates == plain.candidates
+    assert int((pruned.codes > 0).sum()) < pruned.candidates
 
 
 @pytest.mark.parametrize("mapping", ["entmax", "sparsemax", "softmax"])
@@ -124,10 +134,12 @@ def test_pruning_drops_shares_below_epsilon_of_the_largest():
 def test_l1_shortens_codes():
     gram, linear, _, _ = problem()
     start = torch.zeros(B, M).double()
-    plain = solve_codes(gram, linear, start, Coding(steps=3000))
-    short = solve_codes(gram, linear, start, Coding(steps=3000, l1=0.1))
+    plain = solve_codes(gram, linear, start, Coding(steps=3000)).codes
+    short = solve_codes(gram, linear, start, Coding(steps=3000, l1=0.1)).codes
     assert float(short.sum()) < float(plain.sum())
-    expected = solve_codes(gram, linear - 0.1 * gram.diagonal().mean(), start, Coding(steps=3000))
+    expected = solve_codes(
+        gram, linear - 0.1 * gram.diagonal().mean(), start, Coding(steps=3000)
+    ).codes
     torch.testing.assert_close(short, expected)
 
 
