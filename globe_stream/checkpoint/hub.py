@@ -27,6 +27,7 @@ from globe_stream.checkpoint.index import (
     parse_weight_map,
     read_json,
 )
+from globe_stream.checkpoint.layouts import ModelType
 from globe_stream.errors import GlobeError, InputError
 from globe_stream.io.files import require_free
 from globe_stream.io.safetensors import Header, load_header, read_header
@@ -70,7 +71,9 @@ class _Repository:
         return content[start:stop] if response.status_code == 200 else content
 
 
-def open_hub(model: str, revision: str | None, include_mtp: bool) -> ExpertIndex:
+def open_hub(
+    model: str, revision: str | None, include_mtp: bool, rule: ModelType | None = None
+) -> ExpertIndex:
     """The index of the hub model `model` at `revision` (branch, tag or commit; default: main).
 
     Raises InputError when the model, the revision or a shard does not exist or access is refused.
@@ -88,6 +91,7 @@ def open_hub(model: str, revision: str | None, include_mtp: bool) -> ExpertIndex
         headers=headers,
         weight_map=weight_map,
         include_mtp=include_mtp,
+        rule=rule,
     )
     known = {header.path: header for header in headers}
 

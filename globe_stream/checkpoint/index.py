@@ -11,6 +11,7 @@ from globe_stream.checkpoint import selection as choosing
 from globe_stream.checkpoint.experts import ExpertMatrix, split_shared
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint, ShardFingerprint
 from globe_stream.checkpoint.inventory import Inventory, take_inventory
+from globe_stream.checkpoint.layouts import ModelType
 from globe_stream.checkpoint.model_types import model_type_of
 from globe_stream.checkpoint.selection import Selection
 from globe_stream.errors import InputError, option
@@ -41,7 +42,7 @@ class ExpertIndex:
 
     `experts` holds the routed ones, and after `select` the chosen blocks of shared ones; `shared`
     the shared experts whole. `headers` are those of all shards, in the order of their names.
-    `revision` is the commit of a hub model, None for a folder.
+    `revision` is the commit of a hub model, None for a folder; `rule` the one given by the user.
     """
 
     model: str
@@ -54,6 +55,7 @@ class ExpertIndex:
     experts: dict[str, tuple[ExpertMatrix, ...]]
     shared: dict[str, tuple[ExpertMatrix, ...]] = field(default_factory=dict)
     extra_layers: int = 0
+    rule: ModelType | None = None
     fetch_files: Callable[[Sequence[Path]], None] = _nothing_to_fetch
 
     @property
@@ -140,26 +142,34 @@ def require_revisions(model: str, revision: str | None) -> None:
         )
 
 
-def open_index(model: str, revision: str | None = None, include_mtp: bool = False) -> ExpertIndex:
+def open_index(
+    model: str,
+    revision: str | None = None,
+    include_mtp: bool = False,
+    rule: ModelType | None = None,
+) -> ExpertIndex:
     """The index of a local folder, or of a hub id at `revision`; reads headers only.
 
-    "owner/name" is a hub id unless there is a folder "owner" here.
+    `rule` takes the place of the model type's own. "owner/name" is a hub id unless there is a
+    folder "owner" here.
     Raises InputError for a missing folder, a folder without safetensors, damaged or missing shards,
     and whatever `take_inventory` refuses.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return _open_folder(model, folder, include_mtp)
+        return _open_folder(model, folder, include_mtp, rule)
     if folder.exists():
         raise InputError(f"{model}: is a file. Give the folder that holds config.json and shards.")
     if _HUB_ID.match(model) and not folder.parent.is_dir():
         from globe_stream.checkpoint.hub import open_hub
 
-        return open_hub(model, revision, include_mtp)
+        return open_hub(model, revision, include_mtp, rule)
     raise InputError(f"{model}: no such folder. Check the path, or give a hub id (owner/name).")
 
 
-def _open_folder(model: str, folder: Path, include_mtp: bool) -> ExpertIndex:
+def _open_folder(
+    model: str, folder: Path, include_mtp: bool, rule: ModelType | None
+) -> ExpertIndex:
     root = folder.resolve()
     weight_map = _weight_map(root)
     headers = []
@@ -178,6 +188,7 @@ def _open_folder(model: str, folder: Path, include_mtp: bool) -> ExpertIndex:
         headers=headers,
         weight_map=weight_map,
         include_mtp=include_mtp,
+        rule=rule,
     )
 
 
@@ -190,16 +201,16 @@ def build_index(
     headers: list[Header],
     weight_map: dict[str, str] | None,
     include_mtp: bool,
+    rule: ModelType | None = None,
 ) -> ExpertIndex:
     """The index of shards whose headers are known."""
     entries = _all_entries(headers, weight_map)
     try:
-        inventory: Inventory = take_inventory(entries, config, include_mtp)
+        inventory: Inventory = take_inventory(entries, config, include_mtp, rule)
     except InputError as error:
-        message = str(error)
-        raise InputError(
-            message if message.startswith(str(root)) else f"{model}: {message}"
-        ) from error
+        if error.message.startswith(str(root)):
+            raise
+        raise error.at(model) from error
     return ExpertIndex(
         model=model,
         model_type=model_type_of(config),
@@ -211,6 +222,7 @@ def build_index(
         experts=inventory.experts,
         shared=inventory.shared,
         extra_layers=inventory.extra_layers,
+        rule=rule,
     )
 
 

@@ -1,15 +1,17 @@
 """From the headers of a checkpoint to its experts: every rule of `layouts` applied and checked."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from globe_stream.checkpoint import resolve
+from globe_stream.checkpoint.advice import how_to_add
 from globe_stream.checkpoint.experts import ROLES, ExpertMatrix, family_name
 from globe_stream.checkpoint.layouts import (
     UNKNOWN,
     ModelType,
+    UnknownLayout,
     config_integer,
     section_config,
 )
@@ -21,7 +23,7 @@ from globe_stream.checkpoint.names import (
     looks_like_expert,
     parser_with,
 )
-from globe_stream.errors import InputError, option
+from globe_stream.errors import InputError
 from globe_stream.io.safetensors import TensorEntry
 
 _LAYERS = "num_hidden_layers|n_layers|depth"
@@ -73,19 +75,34 @@ class _Model:
 
 
 def take_inventory(
-    entries: Iterable[TensorEntry], config: dict[str, Any], include_mtp: bool
+    entries: Sequence[TensorEntry],
+    config: dict[str, Any],
+    include_mtp: bool,
+    rule: ModelType | None = None,
 ) -> Inventory:
-    """All experts among `entries`.
+    """All experts among `entries`, by the model type's rule or by `rule`.
 
     Raises InputError, naming the tensor, for an expert tensor that matches no rule, one whose shape
     contradicts its layout, a hole in the numbering, and a checkpoint without routed experts.
     """
+    try:
+        return _take_inventory(entries, config, include_mtp, rule)
+    except UnknownLayout as error:
+        raise UnknownLayout(f"{error.message} {how_to_add(entries)}") from error
+
+
+def _take_inventory(
+    entries: Sequence[TensorEntry],
+    config: dict[str, Any],
+    include_mtp: bool,
+    given: ModelType | None,
+) -> Inventory:
     name = model_type_of(config)
     refused = next((kind for kind in (config.get("model_type"), name) if kind in REFUSED), None)
-    if refused is not None:
+    if refused is not None and given is None:
         raise InputError(f"model type {refused} cannot be read: {REFUSED[refused]}.")
-    model = _Model(name, MODEL_TYPES.get(name, UNKNOWN), config)
-    found = _sort_names(entries, model, parser_with(), include_mtp)
+    model = _Model(name, given or MODEL_TYPES.get(name, UNKNOWN), config)
+    found = _sort_names(entries, model, parser_with(given), include_mtp)
     routed: list[ExpertMatrix] = []
     shared: list[ExpertMatrix] = []
     rules: set[str] = set()
@@ -97,9 +114,8 @@ def take_inventory(
         (shared if own.form == "shared" else routed).extend(experts)
         rules |= {rule} - {""}
     if not routed:
-        raise InputError(
-            f"the model (type {name}) has no routed experts: no tensor is named like one. "
-            "Only mixture-of-experts checkpoints can be used."
+        raise UnknownLayout(
+            f"the model (type {name}) has no routed experts: no tensor is named like one."
         )
     families = _by_family(routed)
     _check_complete(families, model)
@@ -115,10 +131,9 @@ def _sort_names(
         if name is None:
             extra = is_extra(entry.name)
             if looks_like_expert(entry.name, entry.shape) and (include_mtp or not extra):
-                raise InputError(
+                raise UnknownLayout(
                     f"{entry.path}: tensor {entry.name} ({entry.dtype} {list(entry.shape)}) looks "
-                    "like an expert's weights and matches no known layout. Give a rule for it with "
-                    f"{option('layout')} FILE (docs/layouts.md)."
+                    "like an expert's weights and matches no known layout."
                 )
             continue
         layers = model.layers(name.section)

@@ -17,6 +17,13 @@ which their shapes cannot always tell. Source: docs/layouts.md.
 from dataclasses import dataclass
 from typing import Any
 
+from globe_stream.errors import InputError
+
+
+class UnknownLayout(InputError):
+    """A tensor that no rule covers; a rule given by the user might."""
+
+
 KINDS = "ABCDEFGH"
 """Every kind of layout, by letter."""
 

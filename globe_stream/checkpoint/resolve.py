@@ -6,7 +6,7 @@ from typing import Any
 
 from globe_stream.checkpoint.dequantize import FLOAT_DTYPES, per_item
 from globe_stream.checkpoint.experts import ExpertMatrix, cut_rows, family_name, shape_of
-from globe_stream.checkpoint.layouts import ModelType, config_integer
+from globe_stream.checkpoint.layouts import ModelType, UnknownLayout, config_integer
 from globe_stream.checkpoint.names import TensorName
 from globe_stream.checkpoint.quantized import (
     WEIGHTS,
@@ -16,7 +16,7 @@ from globe_stream.checkpoint.quantized import (
     stored_matrix,
 )
 from globe_stream.checkpoint.strided import Storage, StridedMatrix
-from globe_stream.errors import InputError, option
+from globe_stream.errors import InputError
 from globe_stream.io.safetensors import TensorEntry
 
 Tensors = dict[tuple[str, str, int], TensorEntry]
@@ -145,10 +145,10 @@ def stacked_kind(group: Group) -> str:
     require_rank(entry, 3)
     candidates = [kind for kind in group.fields.model.kinds if kind in _named_kinds(group)]
     if not candidates:
-        raise InputError(
+        raise UnknownLayout(
             f"{entry.path}: tensor {entry.name} {list(entry.shape)} is a stack of experts whose "
             f"orientation is not known for model type {group.fields.model_type}, and no shape "
-            f"proves it. Give a rule for it with {option('layout')} FILE (docs/layouts.md)."
+            "proves it."
         )
     fitting = [kind for kind in candidates if _fits(kind, group)]
     if len(fitting) != 1:

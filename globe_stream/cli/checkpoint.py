@@ -23,13 +23,17 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 @click.argument("model")
 @click.option("--revision", metavar="REVISION", help="Branch, tag or commit of a hub model.")
 @click.option("--include-mtp", is_flag=True, help="Also list multi-token-prediction layers.")
+@click.option("--layout", metavar="FILE", help="Rule for the names of the experts (TOML or JSON).")
 @as_json
-def inspect(model: str, revision: str | None, include_mtp: bool, as_json: bool) -> None:
+def inspect(
+    model: str, revision: str | None, include_mtp: bool, layout: str | None, as_json: bool
+) -> None:
     """Show what MODEL (a folder or a hub id) holds; reads headers only."""
     from globe_stream.checkpoint.index import open_index, require_revisions
 
     require_revisions(model, revision)
-    document = open_index(model, revision, include_mtp).summary()
+    rule = SelectionConfig(layout=layout).rule
+    document = open_index(model, revision, include_mtp, rule).summary()
     click.echo(json.dumps(document) if as_json else render.inventory(document))
 
 

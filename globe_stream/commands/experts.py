@@ -33,7 +33,7 @@ class GroupedExperts:
 def open_experts(model: str, selection: SelectionConfig, seeding: SeedConfig) -> GroupedExperts:
     """Index `model`, select experts and group them; reads headers only."""
     require_revisions(model, selection.revision)
-    index = open_index(model, selection.revision, selection.include_mtp)
+    index = open_index(model, selection.revision, selection.include_mtp, selection.rule)
     return group_experts(index, selection, seeding)
 
 

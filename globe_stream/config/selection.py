@@ -2,8 +2,10 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from globe_stream.checkpoint.custom_layout import layout_text, rule_of
+from globe_stream.checkpoint.layouts import ModelType
 from globe_stream.config.options import Options
 from globe_stream.errors import InputError, option
 
@@ -34,6 +36,23 @@ class SelectionConfig(Options):
         description="Branch, tag or commit of a hub model.",
         json_schema_extra={"metavar": "REVISION"},
     )
+
+    layout: str | None = Field(
+        None,
+        description="Rule for the names of the experts (TOML or JSON), for a model type that has "
+        "none; a run keeps the rule itself.",
+        json_schema_extra={"metavar": "FILE"},
+    )
+
+    @field_validator("layout")
+    @classmethod
+    def _rule_itself(cls, given: str | None) -> str | None:
+        return None if given is None else layout_text(given)
+
+    @property
+    def rule(self) -> ModelType | None:
+        """The rule that `layout` gives."""
+        return None if self.layout is None else rule_of(self.layout)
 
     @property
     def family_names(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from globe_stream.checkpoint.dequantize import FLOAT_DTYPES
 from globe_stream.checkpoint.experts import ExpertMatrix, split_shared
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.checkpoint.inventory import take_inventory
+from globe_stream.checkpoint.layouts import ModelType
 from globe_stream.checkpoint.strided import StridedMatrix
 from globe_stream.errors import InputError
 from globe_stream.factorization.trained_run import Key, key_of
@@ -76,7 +77,7 @@ def plan_rewrite(
         _plan(header, draft, out) for header, draft in zip(index.headers, drafts, strict=True)
     ]
     config = _config(index.config, dtype, chosen, quantised)
-    places = _places(planned, config, members)
+    places = _places(planned, config, members, index.rule)
     keys = {key_of(expert) for expert in members}
     inside = {key: place for key, place in places.items() if key in keys}
     shards = tuple(_shard(one, draft, inside) for one, draft in zip(planned, drafts, strict=True))
@@ -155,22 +156,27 @@ def _config(config: dict[str, Any], dtype: str, chosen: bool, quantised: bool) -
 
 
 def _places(
-    planned: list[PlannedFile], config: dict[str, Any], members: list[ExpertMatrix]
+    planned: list[PlannedFile],
+    config: dict[str, Any],
+    members: list[ExpertMatrix],
+    rule: ModelType | None,
 ) -> dict[Key, StridedMatrix]:
     """Where every expert lies in the planned files, by key; shared ones as the blocks taken."""
     inventory = take_inventory(
         [entry for one in planned for entry in one.entries],
         config,
-        include_mtp=_beyond(config, members),
+        _beyond(config, members),
+        rule,
     )
     experts = [expert for family in inventory.experts.values() for expert in family]
     if any(expert.shared for expert in members):
-        p = members[0].shape[0]
+        sizes = {expert.role: expert.shape[expert.role == "down"] for expert in members}
         experts += [
             block
-            for family in ("up", "gate")
-            for expert in inventory.shared[family]
-            for block in split_shared(expert, p)
+            for family in inventory.shared.values()
+            for expert in family
+            if expert.role in sizes
+            for block in split_shared(expert, sizes[expert.role])
         ]
     return {key_of(expert): expert.storage.weight for expert in experts}
 

@@ -9,6 +9,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from globe_stream.checkpoint.custom_layout import rule_of
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
 from globe_stream.checkpoint.index import ExpertIndex, Selection, open_index
@@ -167,10 +168,12 @@ def _ready_states(run: Run, header: RunHeader, trained: bool) -> dict[str, Group
 def _open_checked(run: Run, header: RunHeader, model: str | None) -> ExpertIndex:
     name, revision = model or header.model, header.revision
     rows = [arrays.read(run.array(f"{record.key}/experts")) for record in header.groups]
-    index = open_index(name, revision)
+    text = header.config.selection.get("layout")
+    rule = rule_of(text) if isinstance(text, str) else None
+    index = open_index(name, revision, rule=rule)
     last = max(expert.layer for members in index.experts.values() for expert in members)
     if max(int(row[:, 0].max()) for row in rows) > last:
-        index = open_index(name, revision, include_mtp=True)
+        index = open_index(name, revision, include_mtp=True, rule=rule)
     require_unchanged(header.fingerprint, index, name)
     if any(row[:, 2].any() for row in rows):
         index = index.select(Selection(families=tuple(index.experts), include_shared=True))
