@@ -150,10 +150,11 @@ def report(run: Path, out: Path | None) -> None:
 def verify(path: Path, as_json: bool) -> None:
     """Read the run or export at PATH in full; every checksum, size and missing part."""
     from globe_stream.commands.verify import verify as check
+    from globe_stream.commands.wording import worded
     from globe_stream.engine.progress import step_bar
 
     with step_bar("verify", unit="arrays and files") as progress:
-        document = check(path, progress=progress).document()
+        document = check(path, progress=progress).document(worded)
     click.echo(json.dumps(document) if as_json else render.verification(document))
     if not document["ok"]:
         raise GlobeError(f"{path}: {count_of(len(document['problems']), 'problem')} found")

@@ -78,9 +78,8 @@ def read_lines(path: Path) -> tuple[list[Any], int]:
     if not path.exists():
         return rows, intact
     data = path.read_bytes()
-    for number, line in enumerate(data.splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-            break
+    *lines, _torn = data.split(b"\n")
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:
@@ -88,5 +87,5 @@ def read_lines(path: Path) -> tuple[list[Any], int]:
                 f"{path}: line {number} is not JSON ({error}): the run's record is damaged. "
                 f"Start over with {option('fresh')}"
             ) from error
-        intact += len(line)
+        intact += len(line) + 1
     return rows, intact

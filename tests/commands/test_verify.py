@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from globe_stream.commands.verify import verify
 from globe_stream.errors import InputError
 from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
 from globe_stream.export.staging import WORK
+from globe_stream.store.run import Run
 
 
 @pytest.fixture
@@ -56,6 +58,16 @@ def test_a_missing_array(copy: Path) -> None:
     shutil.rmtree(copy / "run.zarr" / "up" / "norms")
     (problem,) = verify(copy).problems
     assert "up/norms" in problem
+
+
+def test_a_missing_group(copy: Path) -> None:
+    with Run(copy, writable=True) as run:
+        run.commit({}, {"up/next/bank": torch.ones(2, 3, 4), "up/next/metric": torch.ones(3)})
+    assert verify(copy).problems == ()
+    shutil.rmtree(copy / "run.zarr" / "up" / "next")
+    problems = verify(copy).problems
+    assert len(problems) == 2
+    assert "up/next/bank: the array is missing" in problems[0]
 
 
 def test_an_array_of_the_wrong_size(copy: Path) -> None:

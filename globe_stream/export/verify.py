@@ -1,0 +1,52 @@
+"""Every byte of an export against its manifest.
+
+Memory: one piece of a file at a time.
+"""
+
+from pathlib import Path
+
+from globe_stream.engine.progress import ProgressCall
+from globe_stream.export.staging import MANIFEST, WORK, ManifestFile, read_manifest
+from globe_stream.io.files import sha256_of
+from globe_stream.store.verify import Verification
+
+_AGAIN = "Export again to another folder"
+
+
+def is_export(path: Path) -> bool:
+    """Whether `path` holds an export, finished or not."""
+    return (path / MANIFEST).exists() or (path / WORK).exists()
+
+
+def verify_export(path: Path, *, progress: ProgressCall | None = None) -> Verification:
+    """Every file of the export at `path` against its recorded size and sha256."""
+    if not (path / MANIFEST).exists():
+        problem = f"{path}: the export is unfinished. Give the same export command again"
+        return Verification(str(path), "export", 0, 0, 0, (problem,))
+    manifest = read_manifest(path)
+    problems: list[str] = []
+    size = 0
+    listed = sorted(manifest.files.items())
+    for number, (name, record) in enumerate(listed, start=1):
+        found = _file_problem(path / name, record)
+        if found:
+            problems.append(found)
+        else:
+            size += record.bytes
+        if progress:
+            progress(number, len(listed), name)
+    if (path / WORK).exists():
+        problems.append(
+            f"{path}: the export was not published in full. Give the same export command again"
+        )
+    return Verification(str(path), manifest.kind, 0, len(listed), size, tuple(problems))
+
+
+def _file_problem(file: Path, record: ManifestFile) -> str | None:
+    if not file.is_file():
+        return f"{file}: is missing. {_AGAIN}"
+    if file.stat().st_size != record.bytes:
+        return f"{file}: {file.stat().st_size:,} bytes, {record['bytes']:,} were written. {_AGAIN}"
+    if sha256_of(file) != record.sha256:
+        return f"{file}: its content changed (sha256). {_AGAIN}"
+    return None

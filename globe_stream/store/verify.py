@@ -1,0 +1,120 @@
+"""Every byte of a run against its record: which arrays it must have, and what their chunks hold.
+
+Memory: one chunk at a time.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from globe_stream.errors import GlobeError, option
+from globe_stream.store import arrays
+from globe_stream.store.rows import Commit
+from globe_stream.store.run import STORE, Run
+
+ProgressCall = Callable[[int, int, str], None]
+"""Called with things read, things in all, and the name of the last."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was looked at, and one message for every problem; none means that all is well.
+
+    The messages have their options marked, as those of errors.
+    """
+
+    path: str
+    kind: str
+    arrays: int
+    files: int
+    bytes: int
+    problems: tuple[str, ...]
+
+    def document(self, worded: Callable[[str], str] = str) -> dict[str, Any]:
+        """For `verify --json`; `worded` spells the options in the problems."""
+        return {
+            "format": 1,
+            "path": self.path,
+            "kind": self.kind,
+            "arrays": self.arrays,
+            "files": self.files,
+            "bytes": self.bytes,
+            "ok": not self.problems,
+            "problems": [worded(problem) for problem in self.problems],
+        }
+
+
+def verify_arrays(
+    run: Run, shapes: Mapping[str, tuple[int, ...]], progress: ProgressCall | None = None
+) -> Verification:
+    """Read every array that `run` has or, by its ledger, must have, chunk by chunk.
+
+    `shapes` are those that arrays must have, by name, as far as they are known.
+    """
+    found, expected = _present(run), recorded_arrays(run.commits)
+    problems, size = [], 0
+    names = sorted(found | expected)
+    for number, name in enumerate(names, start=1):
+        try:
+            size += _read_all(run.array(name), shapes.get(name))
+        except GlobeError as error:
+            problems.append(error.message)
+        if progress:
+            progress(number, len(names), name)
+    return Verification(str(run.path), "run", len(names), 0, size, tuple(problems))
+
+
+def recorded_arrays(commits: Iterable[Commit]) -> frozenset[str]:
+    """Names of the arrays that a run has once all of `commits` are carried out, in their order."""
+    names: set[str] = set()
+    for commit in commits:
+        for old, new in commit.move:
+            moved = _below(names, old)
+            if moved:
+                names = (names - moved - _below(names, new)) | {new + n[len(old) :] for n in moved}
+        for name in commit.drop:
+            names -= _below(names, name)
+        names |= set(commit.put)
+    return frozenset(names)
+
+
+def _below(names: Iterable[str], group: str) -> set[str]:
+    return {name for name in names if name == group or name.startswith(f"{group}/")}
+
+
+def _present(run: Run) -> frozenset[str]:
+    store = run.path / STORE
+    return frozenset(
+        file.parent.relative_to(store).as_posix()
+        for file in store.rglob("zarr.json")
+        if _is_array(file)
+    )
+
+
+def _is_array(file: Path) -> bool:
+    try:
+        return bool(json.loads(file.read_bytes())["node_type"] == "array")
+    except (ValueError, KeyError, TypeError):
+        return True  # damaged: opening it will say so
+
+
+def _read_all(path: Path, shape: tuple[int, ...] | None) -> int:
+    """Read every chunk, which checks it; returns the bytes of the array."""
+    array = arrays.open_checked(path)
+    if shape is not None and tuple(array.shape) != shape:
+        raise GlobeError(
+            f"{path}: has shape {tuple(array.shape)}, the run's sizes ask for {shape}. "
+            f"Restore the run directory or start over with {option('fresh')}"
+        )
+    grid = (range(0, side, step) for side, step in zip(array.shape, array.chunks, strict=True))
+    for corner in itertools.product(*grid):
+        arrays.read_slice(
+            array,
+            tuple(
+                slice(start, start + step) for start, step in zip(corner, array.chunks, strict=True)
+            ),
+        )
+    return int(array.nbytes)
