@@ -96,7 +96,7 @@ def open_hub(
     known = {header.path: header for header in headers}
 
     def fetch_files(paths: Sequence[Path]) -> None:
-        _fetch(repository, [known[path] for path in paths])
+        _fetch(repository, root, [known[path] for path in paths])
 
     return replace(index, fetch_files=fetch_files)
 
@@ -159,14 +159,14 @@ def _header(repository: _Repository, root: Path, name: str) -> Header:
     return load_header(path, size, fetch)
 
 
-def _fetch(repository: _Repository, wanted: list[Header]) -> None:
+def _fetch(repository: _Repository, root: Path, wanted: list[Header]) -> None:
     """Download the files of `wanted` that are not complete here, and check them."""
     missing = [header for header in wanted if not _complete(header)]
     if not missing:
         return
-    require_free(missing[0].path.parent, sum(header.size for header in missing), "the download")
+    require_free(root, sum(header.size for header in missing), "the download")
     for header in missing:
-        name = header.path.name
+        name = header.path.relative_to(root).as_posix()
         with _explained(f"{repository.model}: {name} cannot be downloaded", GlobeError):
             repository.download(name, force=header.path.exists())
         if not _complete(header) or read_header(header.path).sha256 != header.sha256:

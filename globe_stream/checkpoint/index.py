@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from globe_stream.checkpoint import selection as choosing
@@ -96,10 +96,14 @@ class ExpertIndex:
     def fingerprint(self) -> CheckpointFingerprint:
         """What identifies the checkpoint: revision, and size and header hash of every shard."""
         files = {
-            header.path.name: ShardFingerprint(header.size, header.sha256)
+            self.name_of(header.path): ShardFingerprint(header.size, header.sha256)
             for header in self.headers
         }
         return CheckpointFingerprint(self.revision, files)
+
+    def name_of(self, path: Path) -> str:
+        """The name of the shard `path`: where it lies below the checkpoint's folder."""
+        return path.relative_to(self.root).as_posix()
 
     def summary(self) -> dict[str, Any]:
         """The document of `inspect --json`."""
@@ -204,7 +208,7 @@ def build_index(
     rule: ModelType | None = None,
 ) -> ExpertIndex:
     """The index of shards whose headers are known."""
-    entries = _all_entries(headers, weight_map)
+    entries = _all_entries(root, headers, weight_map)
     try:
         inventory: Inventory = take_inventory(entries, config, include_mtp, rule)
     except InputError as error:
@@ -226,20 +230,22 @@ def build_index(
     )
 
 
-def _all_entries(headers: list[Header], weight_map: dict[str, str] | None) -> list[TensorEntry]:
+def _all_entries(
+    root: Path, headers: list[Header], weight_map: dict[str, str] | None
+) -> list[TensorEntry]:
     entries: dict[str, TensorEntry] = {}
     for header in headers:
         for entry in header.tensors:
             other = entries.setdefault(entry.name, entry)
             if other is not entry:
                 raise InputError(
-                    f"{entry.path}: tensor {entry.name} is also in {other.path.name}. "
+                    f"{entry.path}: tensor {entry.name} is also in {other.path}. "
                     "Remove the shards of another checkpoint."
                 )
     for name, shard in (weight_map or {}).items():
-        if name not in entries:
+        if name not in entries or entries[name].path != root / shard:
             raise InputError(
-                f"{headers[0].path.parent / INDEX_NAME}: says that tensor {name} is in {shard}, "
+                f"{root / INDEX_NAME}: says that tensor {name} is in {shard}, "
                 "where it is not. Download the checkpoint again."
             )
     return list(entries.values())
@@ -252,11 +258,26 @@ def _weight_map(root: Path) -> dict[str, str] | None:
 
 
 def parse_weight_map(path: Path) -> dict[str, str]:
-    """Tensor name to shard name, from the index file `path`."""
+    """Tensor name to shard name, from the index file `path`.
+
+    Raises InputError for a shard that lies outside the folder of the index.
+    """
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path}: has no weight_map. Download it again.")
-    return {str(name): str(shard) for name, shard in weight_map.items()}
+    return {name: _shard_name(path, shard) for name, shard in weight_map.items()}
+
+
+def _shard_name(index: Path, shard: Any) -> str:
+    """The shard's path below the folder of `index`, with forward slashes."""
+    place = PurePosixPath(shard) if isinstance(shard, str) else PurePosixPath("..")
+    outside = place.is_absolute() or not place.name or {"..", "\0"} & set(place.parts)
+    if outside or "\0" in place.as_posix() or "\\" in place.as_posix():
+        raise InputError(
+            f"{index}: names the shard {shard!r}, which does not lie in the folder. "
+            "Download the checkpoint again."
+        )
+    return place.as_posix()
 
 
 def shard_names(root: Path, weight_map: dict[str, str] | None) -> list[str]:

@@ -22,7 +22,7 @@ from globe_stream.export.result import (
     finished_result,
     relative_errors,
 )
-from globe_stream.export.shard_plan import Rewrite, plan_rewrite
+from globe_stream.export.shard_plan import Rewrite, expected_tensors, plan_rewrite
 from globe_stream.export.shard_rewriter import Provider, ShardRewriter
 from globe_stream.export.staging import ExportManifest, ExportWork, open_work
 from globe_stream.factorization.bank_cache import BankCache
@@ -121,7 +121,8 @@ class _Order:
     @property
     def last(self) -> str:
         """The file without which nothing loads the checkpoint."""
-        single = [path.name for path in self.source.index.files] == [SINGLE_NAME]
+        index = self.source.index
+        single = [index.name_of(path) for path in index.files] == [SINGLE_NAME]
         return SINGLE_NAME if single else INDEX_NAME
 
     @property
@@ -150,7 +151,7 @@ def _carry_out(
         resumed = len(work.records())
         experts = [expert for fitted in source.groups for expert in fitted.group.experts]
         rewrite = plan_rewrite(source.index, experts, order.stored, out, order.dtype is not None)
-        sizes = {shard.planned.path.name: shard.planned.size for shard in rewrite.shards}
+        sizes = {work.name_of(shard.planned): shard.planned.size for shard in rewrite.shards}
         companions.fetch_companions(source.index)
         needed = work.remaining(sizes) + companions.total_bytes(source.index)
         files.require_free(out, needed, "the export")
@@ -181,16 +182,17 @@ def _publish(work: ExportWork, order: _Order, rewrite: Rewrite, size: int) -> No
         work.add("config.json", (json.dumps(rewrite.config, indent=2) + "\n").encode())
     work.add("README.md", card.encode())
     if order.last == INDEX_NAME:
-        work.add(INDEX_NAME, _weight_index(rewrite).encode())
+        work.add(INDEX_NAME, _weight_index(rewrite, work.out).encode())
     work.publish(
         ExportManifest(order.identity, order.kind, order.stored, order.command, errors),
         order.last,
+        expected_tensors(index),
     )
 
 
-def _weight_index(rewrite: Rewrite) -> str:
+def _weight_index(rewrite: Rewrite, out: Path) -> str:
     entries = [entry for shard in rewrite.shards for entry in shard.planned.entries]
     total = sum(entry.nbytes for entry in entries)
-    weight_map = {entry.name: entry.path.name for entry in entries}
+    weight_map = {entry.name: entry.path.relative_to(out).as_posix() for entry in entries}
     content = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return json.dumps(content, indent=2, sort_keys=True) + "\n"

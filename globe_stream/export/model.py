@@ -104,7 +104,7 @@ def export_model(
 
 def _require_space(work: ExportWork, source: TrainedRun, planned: ModelPlan) -> None:
     companions.fetch_companions(source.index)
-    sizes = {one.path.name: one.size for one in planned.files}
+    sizes = {work.name_of(one): one.size for one in planned.files}
     small = companions.total_bytes(source.index) + (1 << 20)
     files.require_free(work.out, work.remaining(sizes) + small, "the export")
 
@@ -137,7 +137,7 @@ def _write(
 
 def write_banks(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> None:
     """Write the file of all banks, one tensor each in the order of the groups, atom by atom."""
-    if work.record(planned.path.name):
+    if work.record(work.name_of(planned)):
         return
     with work.writing(planned, {}) as file:
         for fitted, entry in zip(source.groups, planned.entries, strict=True):
@@ -159,7 +159,7 @@ class _LayerWriter:
 
     def write(self, work: ExportWork, file: LayerFile) -> None:
         """Write one file, unless it is finished already."""
-        name = file.planned.path.name
+        name = work.name_of(file.planned)
         if work.record(name) is not None:
             self.tally.advance(sum(len(part) for _, _, part in self._parts(file)), name)
             return

@@ -74,7 +74,8 @@ def plan_rewrite(
     touched = {expert.storage.weight.tensor for expert in members}
     drafts = [_draft(header, index.headers, touched, dtype, quantised) for header in index.headers]
     planned = [
-        _plan(header, draft, out) for header, draft in zip(index.headers, drafts, strict=True)
+        _plan(index.name_of(header.path), header, draft, out)
+        for header, draft in zip(index.headers, drafts, strict=True)
     ]
     config = _config(index.config, dtype, chosen, quantised)
     places = _places(planned, config, members, index.rule)
@@ -83,6 +84,20 @@ def plan_rewrite(
     shards = tuple(_shard(one, draft, inside) for one, draft in zip(planned, drafts, strict=True))
     others = {key: place for key, place in places.items() if key not in keys} if quantised else {}
     return Rewrite(shards, config, others, quantised)
+
+
+def expected_tensors(index: ExpertIndex) -> frozenset[str]:
+    """Names of the tensors that a dense export of `index` must hold.
+
+    All of the source's, but for the scales of quantised ones; mxfp4 blocks become one tensor.
+    """
+    quantised = "quantization_config" in index.config
+    entries = {entry.name: entry for header in index.headers for entry in header.tensors}
+    return frozenset(
+        name.removesuffix(_BLOCKS) if entry.dtype == "U8" else name
+        for name, entry in entries.items()
+        if not (quantised and _is_scale(name, entries))
+    )
 
 
 @dataclass(frozen=True)
@@ -137,9 +152,9 @@ def _one(entry: TensorEntry, entries: dict[str, TensorEntry], touched: bool, dty
     return _Draft(entry.name, entry.dtype, entry.shape, entry, None, "copy")
 
 
-def _plan(header: Header, drafts: list[_Draft], out: Path) -> PlannedFile:
+def _plan(name: str, header: Header, drafts: list[_Draft], out: Path) -> PlannedFile:
     tensors = [(draft.name, draft.dtype, draft.shape) for draft in drafts]
-    return plan_file(out / header.path.name, tensors, header.metadata)
+    return plan_file(out / name, tensors, header.metadata)
 
 
 def _config(config: dict[str, Any], dtype: str, chosen: bool, quantised: bool) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class ShardRewriter:
 
     def write(self, work: ExportWork, shard: Shard) -> None:
         """Write `shard`, unless it is finished already."""
-        name = shard.planned.path.name
+        name = work.name_of(shard.planned)
         if work.record(name) is not None:
             self.tally.advance(len(shard.places), name)
             return

@@ -8,7 +8,7 @@ model. A finished file is recorded with its size and sha256, and not written aga
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from globe_stream.errors import GlobeError, InputError, option
+from globe_stream.export.content import TensorList, require_content
 from globe_stream.io import files
 from globe_stream.io.records import Json, Record
 from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter
@@ -50,7 +51,8 @@ class ExportManifest(Record):
     """`globe_export.json`: what an export is made of and by what `command`, and every file.
 
     `identity` are the options and the state of the run that decide its bytes;
-    `relative_frobenius_error` has one for each family, of what was written.
+    `relative_frobenius_error` has one for each family, of what was written; `tensors` are those of
+    all files.
     """
 
     identity: Json
@@ -59,6 +61,7 @@ class ExportManifest(Record):
     command: str
     relative_frobenius_error: dict[str, float]
     files: dict[str, ManifestFile] = field(default_factory=dict)
+    tensors: TensorList | None = None
     format: int = 1
 
 
@@ -97,6 +100,10 @@ class ExportWork:
         for leftover in self._folder.glob("*.partial"):
             files.remove(leftover)
 
+    def name_of(self, planned: PlannedFile) -> str:
+        """The name of a planned file: where it is to lie below `out`."""
+        return planned.path.relative_to(self.out).as_posix()
+
     def record(self, name: str) -> FileRecord | None:
         """What was finished under `name`, if anything."""
         return self.records().get(name)
@@ -114,8 +121,8 @@ class ExportWork:
 
         Raises InputError when the disk becomes full; the file is then to be written again.
         """
-        name = planned.path.name
-        partial = self._folder / f"{name}.partial"
+        name = self.name_of(planned)
+        partial = self._partial(name)
         with explained(self.out, f"writing {name}"):
             try:
                 with SafetensorsWriter(planned, partial) as file:
@@ -128,7 +135,7 @@ class ExportWork:
 
     def add(self, name: str, content: bytes) -> None:
         """Finish a small file with this content, in place of an earlier one of the name."""
-        partial = self._folder / f"{name}.partial"
+        partial = self._partial(name)
         with explained(self.out, f"writing {name}"):
             partial.write_bytes(content)
             files.sync_tree(partial)
@@ -136,7 +143,7 @@ class ExportWork:
 
     def copy(self, source: Path) -> None:
         """Finish a copy of the file `source` under its own name, in place of an earlier one."""
-        partial = self._folder / f"{source.name}.partial"
+        partial = self._partial(source.name)
         with explained(self.out, f"writing {source.name}"):
             shutil.copyfile(source, partial)
             files.sync_tree(partial)
@@ -147,20 +154,26 @@ class ExportWork:
         found = {row.name: row.record for row in self._ledger.rows if isinstance(row, Finished)}
         return dict(sorted(found.items()))
 
-    def publish(self, manifest: ExportManifest, last: str) -> None:
-        """Move everything into `out`, with `manifest` of it; the file `last` comes last."""
+    def publish(self, manifest: ExportManifest, last: str, expected: Collection[str] = ()) -> None:
+        """Move everything into `out`, with `manifest` of it; the file `last` comes last.
+
+        Raises GlobeError, before anything is moved, unless the index names the tensors of the files
+        and they hold all those of `expected`.
+        """
+        tensors = require_content(self.out, self._finished_files(), expected)
         listed = {
             name: ManifestFile(record.bytes, record.sha256)
             for name, record in self.records().items()
             if name != MANIFEST
         }
-        content = replace(manifest, files=listed).to_json()
+        content = replace(manifest, files=listed, tensors=tensors).to_json()
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         self.add(MANIFEST, text.encode())
         names = [name for name in self.records() if name != last]
         for name in [*names, last]:
-            ready = self._folder / _READY / name
+            ready = self._ready(name)
             if ready.exists():
+                (self.out / name).parent.mkdir(parents=True, exist_ok=True)
                 os.rename(ready, self.out / name)
                 files.sync_parents(self.out / name, self.out)
             elif not (self.out / name).exists():
@@ -189,10 +202,27 @@ class ExportWork:
     ) -> None:
         self.close()
 
+    def _partial(self, name: str) -> Path:
+        return self._folder / f"{name.replace('/', '-')}.partial"
+
+    def _ready(self, name: str) -> Path:
+        return self._folder / _READY / name
+
+    def _finished_files(self) -> dict[str, Path]:
+        """Where every finished file lies now: still here, or published already."""
+        places = {name: (self._ready(name), self.out / name) for name in self.records()}
+        return {
+            name: place
+            for name, pair in places.items()
+            for place in [next((one for one in pair if one.exists()), None)]
+            if place is not None
+        }
+
     def _accept(
         self, partial: Path, name: str, size: int, digest: str, squared_errors: dict[str, float]
     ) -> None:
-        ready = self._folder / _READY / name
+        ready = self._ready(name)
+        ready.parent.mkdir(parents=True, exist_ok=True)
         os.rename(partial, ready)
         files.sync_parents(ready, self._folder)
         self._ledger.append(Finished(name, FileRecord(size, digest, squared_errors)))

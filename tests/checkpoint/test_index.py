@@ -1,6 +1,7 @@
 """The index: names to experts, selections, and refusals."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -271,3 +272,48 @@ def test_down_is_not_needed(tmp_path: Path) -> None:
 def test_a_local_folder_has_nothing_to_fetch(index: ExpertIndex) -> None:
     index.fetch(index.experts["up"])
     assert replace(index, revision="abc").fingerprint().revision == "abc"
+
+
+@pytest.mark.parametrize(
+    "shard", ["../x.safetensors", "a/../../x.safetensors", "/etc/x.safetensors", "", ".", 7, None]
+)
+def test_an_index_that_leaves_the_folder_is_refused(tmp_path: Path, shard: object) -> None:
+    folder = write_checkpoint(tmp_path / "m", qwen_tensors(), QWEN, shards=2)
+    shutil.copy(folder / "model-00001-of-00002.safetensors", tmp_path / "x.safetensors")
+    index_file = folder / "model.safetensors.index.json"
+    index = json.loads(index_file.read_text())
+    for name, file in index["weight_map"].items():
+        if "00001" in file:
+            index["weight_map"][name] = shard
+    index_file.write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"which does not lie in the folder\. Download") as caught:
+        open_index(str(folder))
+    assert str(index_file) in str(caught.value)
+    assert repr(shard) in str(caught.value)
+
+
+def test_an_index_that_names_the_wrong_shard_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m", qwen_tensors(), QWEN, shards=2)
+    index_file = folder / "model.safetensors.index.json"
+    index = json.loads(index_file.read_text())
+    weights = index["weight_map"]
+    name = next(iter(weights))
+    weights[name] = next(file for file in weights.values() if file != weights[name])
+    index_file.write_text(json.dumps(index))
+    with pytest.raises(InputError, match=f"says that tensor {name} is in .*, where it is not"):
+        open_index(str(folder))
+
+
+def test_shards_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m", qwen_tensors(), QWEN, shards=2)
+    names = {}
+    for number, place in enumerate(("a", "b"), start=1):
+        old = f"model-{number:05d}-of-00002.safetensors"
+        names[old] = f"{place}/model.safetensors"
+        (folder / place).mkdir()
+        (folder / old).rename(folder / names[old])
+    index_file = folder / "model.safetensors.index.json"
+    index = json.loads(index_file.read_text())
+    index["weight_map"] = {name: names[file] for name, file in index["weight_map"].items()}
+    index_file.write_text(json.dumps(index))
+    assert sorted(open_index(str(folder)).fingerprint().files) == sorted(names.values())
