@@ -1,5 +1,6 @@
 """The command line: parse, validate, call one library function, print."""
 
+import json
 import sys
 
 import click
@@ -34,37 +35,37 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command line and return the exit code.
+
+    An error is one line on standard error, and with --json one document on standard output too.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        cli.main(arguments, prog_name="globe-stream", standalone_mode=False)
-    except click.exceptions.Exit as request:
-        return request.exit_code
+        code = cli.main(given, prog_name="globe-stream", standalone_mode=False)
     except click.ClickException as error:
-        print(f"globe-stream: {_usage(error)}", file=sys.stderr)
-        return error.exit_code
+        return _failed(given, _usage(error), error.exit_code)
     except GlobeError as error:
-        print(f"globe-stream: {worded(error.message)}", file=sys.stderr)
-        return error.exit_code
+        return _failed(given, worded(error.message), error.exit_code)
     except OSError as error:
-        return _refused_by_the_system(error)
+        explained = error_of(error)
+        if explained is None:
+            raise
+        return _failed(given, worded(explained.message), explained.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        said = after_interruption(sys.argv[1:] if arguments is None else arguments)
-        print(f"globe-stream: interrupted; {said}", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+        return _failed(given, f"interrupted; {after_interruption(given)}", INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+def _failed(arguments: list[str], message: str, code: int) -> int:
+    """Print the error as the command line `arguments` asks for, and return its exit code."""
+    print(f"globe-stream: {message}", file=sys.stderr)
+    if "--json" in arguments:
+        print(json.dumps({"format": 1, "error": {"exit_code": code, "message": message}}))
+    return code
 
 
 def _usage(error: click.ClickException) -> str:
     """What is wrong with the command line, in one line that ends with where help is."""
-    said = " ".join(error.format_message().split()).rstrip(".")
+    reason = " ".join(error.format_message().split()).rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return said if context is None else f"{said}. See {context.command_path} --help"
-
-
-def _refused_by_the_system(error: OSError) -> int:
-    """Tell what the user can mend and return the exit code; re-raise anything else."""
-    told = error_of(error)
-    if told is None:
-        raise error
-    print(f"globe-stream: {worded(told.message)}", file=sys.stderr)
-    return told.exit_code
+    return reason if context is None else f"{reason}. See {context.command_path} --help"

@@ -157,7 +157,9 @@ def verify(path: Path, as_json: bool) -> None:
         document = check(path, progress=progress).document(worded)
     click.echo(json.dumps(document) if as_json else render.verification(document))
     if not document["ok"]:
-        raise GlobeError(f"{path}: {count_of(len(document['problems']), 'problem')} found")
+        problems = count_of(len(document["problems"]), "problem")
+        click.echo(f"globe-stream: {path}: {problems} found", err=True)
+        click.get_current_context().exit(GlobeError.exit_code)
 
 
 def _names(text: str) -> list[str]:

@@ -32,11 +32,12 @@ def train(
 ) -> Document:
     """Alternating minimisation of every group of the run at `path`; returns the status.
 
-    The same call again continues; more epochs than were done go on from there. Raises
-    InputError when the source or the configuration changed, unless `fresh`, which trains again
-    from the seeds.
+    Options that `training` was not given are those that the run was trained with before. The same
+    call again continues; more epochs than were done go on from there. Raises InputError when the
+    source or a given option changed, unless `fresh`, which trains again from the seeds.
     """
     with Run(path, writable=True) as run:
+        training = training if fresh else _with_recorded(run, training)
         experts = recorded_experts(run)
         _require_seeded(run, experts)
         session = Session.open(runtime, silent=silent)
@@ -71,6 +72,15 @@ def _require_seeded(run: Run, experts: GroupedExperts) -> None:
             f"{run.path}: seeding is not finished ({', '.join(waiting[:3])}). "
             "Give the seed command again first"
         )
+
+
+def _with_recorded(run: Run, training: TrainConfig) -> TrainConfig:
+    """`training` with the options of `run` in place of those that were not given."""
+    state = run.state(TRAINING, TrainingOptions)
+    if state is None or set(state.options) != set(training.identity()):
+        return training
+    given = training.model_dump(exclude_unset=True)
+    return TrainConfig.from_mapping({**state.options, **given}, f"{run.path}: recorded options")
 
 
 def _adopt_config(run: Run, training: TrainConfig, fresh: bool) -> None:

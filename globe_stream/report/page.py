@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from globe_stream import __version__
 from globe_stream.engine.status import FamilySeeding, FamilyStatus, StatusDocument
@@ -18,10 +19,19 @@ from globe_stream.report import plots
 from globe_stream.report.data import GroupData, ReportData
 from globe_stream.report.pooling import pool_stages
 
+
+def _encodable(value: Any) -> Any:
+    """`value` as the page shows it: bytes of a path that are no text become replacement signs."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return value
+
+
 _TEMPLATES = Environment(
     loader=PackageLoader("globe_stream.report"),
     autoescape=True,
     undefined=StrictUndefined,
+    finalize=_encodable,
     trim_blocks=True,
     lstrip_blocks=True,
 )

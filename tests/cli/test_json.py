@@ -171,3 +171,44 @@ def test_help_shows_defaults_and_ranges(tell):
     assert "--momentum" in told.out
     assert "[0 to 0.99]" in " ".join(told.out.split())
     assert tell("--version").out.startswith("globe-stream, version")
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), [
+    (["status", "nowhere", "--json"], 2, "nowhere: not a run directory"),
+    (["train", "nowhere", "--epochs", "x", "--json"], 2, "'x' is not a valid"),
+    (["seed", "--json"], 2, "Missing argument 'MODEL'. See globe-stream seed --help"),
+    (["verify", "nowhere", "--json"], 2, "nowhere: does not exist"),
+])  # fmt: skip
+def test_an_error_is_one_document_and_one_line(tell, arguments, code, words):
+    told = tell(*arguments)
+    assert told.code == code
+    assert told.out.count("\n") == 1
+    document = json.loads(told.out)
+    assert document == {"format": 1, "error": document["error"]}
+    assert document["error"]["exit_code"] == code
+    assert words in document["error"]["message"]
+    assert told.err == f"globe-stream: {document['error']['message']}\n"
+    assert tell(*arguments[:-1]).out == ""
+
+
+def test_an_interruption_is_a_document_too(tell, monkeypatch):
+    from globe_stream.commands import status
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status, "status", interrupted)
+    told = tell("status", "run", "--json")
+    assert json.loads(told.out)["error"]["exit_code"] == told.code == 130
+
+
+def test_problems_that_verify_finds_are_one_document(tell, tmp_path, checkpoint):
+    run = tmp_path / "run"
+    assert tell("seed", checkpoint, "--run", run).code == 0
+    chunk = next(path for path in (run / "run.zarr" / "up" / "bank" / "c").rglob("*")
+                 if path.is_file())  # fmt: skip
+    chunk.write_bytes(bytes(len(chunk.read_bytes())))
+    told = tell("verify", run, "--json")
+    assert told.code == 1
+    assert json.loads(told.out)["ok"] is False
+    assert told.err.endswith(f"globe-stream: {run}: 1 problem found\n")

@@ -84,6 +84,22 @@ def test_more_epochs_continue_to_the_same_bits(tell, seeded):
     assert document["families"]["up"]["passes"] == 4 + 8
 
 
+def test_options_that_are_not_given_are_those_of_the_run(tell, seeded):
+    other = copied(seeded, "other")
+    options = (*TRAIN, "--momentum", 0.9, "--target-support", 4)
+    assert tell("train", seeded, "--epochs", 2, *options).code == 0
+    told = tell("train", seeded, "--epochs", 5, "--json")
+    assert told.code == 0, told.err
+    document = json.loads(told.out)
+    assert document["config"]["train"]["momentum"] == 0.9
+    assert document["families"]["up"]["epoch"] == 5
+    assert tell("train", other, "--epochs", 5, *options).code == 0
+    assert support.results(seeded) == support.results(other)
+    told = tell("train", seeded, "--epochs", 6, "--momentum", 0.8)
+    assert told.code == 2
+    assert "momentum: was 0.9, now 0.8" in told.err
+
+
 def test_fewer_epochs_than_were_done_do_nothing(tell, seeded):
     assert tell("train", seeded, "--epochs", 4, *TRAIN).code == 0
     before = without_lock(seeded)

@@ -4,6 +4,7 @@ import base64
 import errno
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -237,3 +238,23 @@ def test_the_table_tells_how_many_banks(model: Path, tmp_path: Path, told: Path)
     run = make_run(tmp_path / "run", model, Recipe(per_layer=True))
     assert "<td>2 banks of 5 x 18</td>" in render(gather(run))
     assert "<td>5 x 18</td>" in render(gather(told))
+
+
+def test_a_path_that_is_no_text_in_this_locale(told: Path, tmp_path: Path) -> None:
+    """As in a C locale, whose decoder keeps the bytes beyond ASCII as lone surrogates."""
+    run = tmp_path / "r\udcc3\udcbcn"
+    shutil.copytree(told, run)
+    page = report(run).read_text(encoding="utf-8")
+    assert "rün" in page
+
+
+def test_a_torn_line_of_metrics_is_left_out(told: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(told, tmp_path / "run")
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"time": 1.0, "sta')
+    assert [group.curve for group in gather(run).groups] == [
+        group.curve for group in gather(told).groups
+    ]
+    (run / "metrics.jsonl").write_bytes(b'{"time": 1.0, "sta\n' + b"{}\n")
+    with pytest.raises(InputError, match=r"metrics.jsonl: line 1: .*Delete the line"):
+        report(run)
