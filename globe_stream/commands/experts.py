@@ -1,6 +1,6 @@
 """The experts that a command works on, grouped by the bank that they share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import ExpertIndex, open_index, require_revisions
@@ -10,15 +10,20 @@ from globe_stream.config import SeedConfig, SelectionConfig
 from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import ExpertGroup, make_groups
 from globe_stream.factorization.records import run_header
+from globe_stream.formatting import count_of
 from globe_stream.store.run import Run
 
 
 @dataclass(frozen=True)
 class GroupedExperts:
-    """The selected experts of a checkpoint and the groups that share a bank."""
+    """The selected experts of a checkpoint and the groups that share a bank.
+
+    `notes` are lines for the user on what was asked for and is not among them; options are marked.
+    """
 
     index: ExpertIndex
     groups: tuple[ExpertGroup, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def experts(self) -> list[ExpertMatrix]:
@@ -41,17 +46,38 @@ def group_experts(
     index: ExpertIndex, selection: SelectionConfig, seeding: SeedConfig
 ) -> GroupedExperts:
     """Select experts of `index` and group them; InputError where sizes do not fit."""
-    chosen = index.select(
-        Selection(
-            families=selection.family_names,
-            single_layer=selection.single_layer,
-            layers=None if selection.layers is None else parse_layers(selection.layers),
-            max_experts=selection.max_experts,
-            sample_method=selection.sample_method,
-            include_shared=selection.include_shared,
-        )
+    wanted = Selection(
+        families=selection.family_names,
+        single_layer=selection.single_layer,
+        layers=None if selection.layers is None else parse_layers(selection.layers),
+        max_experts=selection.max_experts,
+        sample_method=selection.sample_method,
+        include_shared=selection.include_shared,
     )
-    return GroupedExperts(chosen, tuple(make_groups(chosen, selection.family_names, seeding)))
+    chosen = index.select(wanted)
+    groups = make_groups(chosen, selection.family_names, seeding)
+    return GroupedExperts(chosen, tuple(groups), _left_out(index, chosen, wanted))
+
+
+def _left_out(index: ExpertIndex, chosen: ExpertIndex, wanted: Selection) -> tuple[str, ...]:
+    """One line for each family whose shared experts were asked for and are not all among N."""
+    if not wanted.include_shared or wanted.max_experts is None:
+        return ()
+    every = index.select(replace(wanted, max_experts=None))
+    lines = []
+    for family in wanted.families:
+        there, kept = _shared_blocks(every, family), _shared_blocks(chosen, family)
+        if kept < there:
+            lines.append(
+                f"{family}: {option('max_experts')} {wanted.max_experts} leaves out "
+                f"{there - kept} of {count_of(there, 'block')} of shared experts that "
+                f"{option('include_shared')} asks for"
+            )
+    return tuple(lines)
+
+
+def _shared_blocks(index: ExpertIndex, family: str) -> int:
+    return sum(expert.shared for expert in index.experts[family])
 
 
 def recorded_experts(run: Run) -> GroupedExperts:

@@ -12,7 +12,6 @@ import torch
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.engine.progress import ProgressCall
 from globe_stream.errors import InputError, option
-from globe_stream.evaluation.perplexity import estimate_scoring
 from globe_stream.export.dense import export_dense, export_svd
 from globe_stream.export.factors import export_factors
 from globe_stream.export.result import ExportResult
@@ -20,6 +19,7 @@ from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.formatting import parse_size
 from globe_stream.inference.patch import patch_model
 from globe_stream.io.dtypes import CONFIG_NAMES, DTYPES
+from globe_stream.memory.forward_pass import ForwardPass
 from globe_stream.memory.model_memory import ModelMemory, estimate_model
 
 VARIANTS = ("original", "dense", "patched", "svd")
@@ -85,10 +85,8 @@ def estimate_loading(
     `sources` are runs that it is to be patched with, one after the other.
     """
     model = build_empty(index.root, loading)
-    vocabulary = int(model.config.get_text_config().vocab_size)
     cache = loading.cache if isinstance(loading.cache, int) else parse_size(loading.cache)
-    scoring = estimate_scoring(1, length, vocabulary)
-    needs = estimate_model(model, index, sources, cache, scoring)
+    needs = estimate_model(model, index, sources, cache, ForwardPass.of(model).bytes(1, length))
     del model
     gc.collect()
     return needs

@@ -83,8 +83,7 @@ def _learn(recipe: Recipe, silent: bool) -> dict[str, Any]:
         recipe.model, recipe.run, recipe.selection, recipe.seed, recipe.runtime, silent=silent
     )
     if recipe.train is not None:
-        every_option = recipe.train.changed(**recipe.train.model_dump())
-        status = train(recipe.run, every_option, recipe.runtime, silent=silent)
+        status = train(recipe.run, recipe.train, recipe.runtime, inherit=False, silent=silent)
     return status
 
 

@@ -11,12 +11,15 @@ from globe_stream.commands.session import Document, Plans, Resources, Session, r
 from globe_stream.commands.status import status_document
 from globe_stream.commands.wording import worded
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig
+from globe_stream.errors import InputError
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.records import GroupRecord, RunConfig, RunHeader
+from globe_stream.io import files
 from globe_stream.memory import planner
 from globe_stream.memory.planner import Stage
 from globe_stream.seeding.methods import gram_products, proxies_for
 from globe_stream.seeding.pipeline import Seeding
+from globe_stream.store.rows import Commit
 from globe_stream.store.run import Run
 
 
@@ -33,8 +36,28 @@ def seed(
     """Warm start of every group of `model` in the run directory `path`; returns the status.
 
     The same call again continues. Raises InputError when `path` holds a run of another model
-    or configuration, unless `fresh`, which deletes that run.
+    or configuration, unless `fresh`, which deletes that run; and for weights that cannot be used,
+    which leaves no run unless a stage was finished.
     """
+    begun, made = Run.exists(path), not path.exists()
+    try:
+        return _seed(model, path, selection, seeding, runtime, fresh=fresh, silent=silent)
+    except InputError:
+        if not begun:
+            _discard_empty(path, made)
+        raise
+
+
+def _seed(
+    model: str,
+    path: Path,
+    selection: SelectionConfig,
+    seeding: SeedConfig,
+    runtime: RuntimeConfig,
+    *,
+    fresh: bool,
+    silent: bool,
+) -> Document:
     experts = open_experts(model, selection, seeding)
     session = Session.open(runtime, silent=silent)
     header = new_header(experts, selection, seeding, session)
@@ -47,7 +70,7 @@ def seed(
         if run is None:
             run = held.enter_context(_new_run(path, header, fresh))
         with session.recording(run, resources) as context:
-            for line in (*selection.ignored(), *seeding.ignored()):
+            for line in (*selection.ignored(), *seeding.ignored(), *experts.notes):
                 context.progress.say(worded(line))
             if not (path / "config.toml").exists():
                 write_config(run, None)
@@ -97,3 +120,15 @@ def _new_run(path: Path, header: RunHeader, fresh: bool) -> Run:
     if fresh and (path / "ledger.jsonl").exists():
         Run.erase(path)
     return Run.create(path, header)
+
+
+def _discard_empty(path: Path, made: bool) -> None:
+    """Delete the run at `path` if it holds no array, with its folder where that was `made`."""
+    if not Run.exists(path):
+        return
+    with Run(path, writable=True) as run:
+        if any(isinstance(row, Commit) and row.put for row in run.ledger.rows):
+            return
+    Run.erase(path)
+    if made:
+        files.remove(path)

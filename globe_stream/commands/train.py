@@ -28,16 +28,19 @@ def train(
     runtime: RuntimeConfig,
     *,
     fresh: bool = False,
+    inherit: bool = True,
     silent: bool = False,
 ) -> Document:
     """Alternating minimisation of every group of the run at `path`; returns the status.
 
-    Options that `training` was not given are those that the run was trained with before. The same
-    call again continues; more epochs than were done go on from there. Raises InputError when the
-    source or a given option changed, unless `fresh`, which trains again from the seeds.
+    With `inherit`, options that `training` was not given are those that the run was trained with
+    before, and otherwise the defaults. The same call again continues; more epochs than were done
+    go on from there. Raises InputError when the source or a given option changed, unless `fresh`,
+    which trains again from the seeds.
     """
     with Run(path, writable=True) as run:
-        training = training if fresh else _with_recorded(run, training)
+        if inherit and not fresh:
+            training = _with_recorded(run, training)
         experts = recorded_experts(run)
         _require_seeded(run, experts)
         session = Session.open(runtime, silent=silent)
@@ -79,8 +82,13 @@ def _with_recorded(run: Run, training: TrainConfig) -> TrainConfig:
     state = run.state(TRAINING, TrainingOptions)
     if state is None or set(state.options) != set(training.identity()):
         return training
+    recorded = {
+        name: value
+        for name, value in state.options.items()
+        if value != TrainConfig.specs()[name].default
+    }
     given = training.model_dump(exclude_unset=True)
-    return TrainConfig.from_mapping({**state.options, **given}, f"{run.path}: recorded options")
+    return TrainConfig.from_mapping({**recorded, **given}, f"{run.path}: recorded options")
 
 
 def _adopt_config(run: Run, training: TrainConfig, fresh: bool) -> None:

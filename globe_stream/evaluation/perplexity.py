@@ -14,6 +14,7 @@ from globe_stream.config import Windows
 from globe_stream.engine.progress import ProgressCall
 from globe_stream.evaluation.text import TokenWindow, bits_per_byte, read_windows
 from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
+from globe_stream.memory.forward_pass import LOSS_POSITIONS, ForwardPass
 from globe_stream.memory.meter import Meter
 
 MAX_BATCH = 8
@@ -38,19 +39,11 @@ class Score:
         return asdict(self)
 
 
-def estimate_scoring(batch: int, length: int, vocabulary: int) -> int:
-    """Bytes of scoring a batch besides the model: logits three times in float32, tokens.
-
-    The model's own logits, their float32 copy, and the log-probabilities.
-    """
-    return batch * length * (3 * 4 * vocabulary + 2 * 8)
-
-
-def choose_batch(length: int, vocabulary: int, memory: int | None, held: int) -> int:
+def choose_batch(sizes: ForwardPass, length: int, memory: int | None, held: int) -> int:
     """The most windows at a time, up to 8, for which `memory` bytes suffice beside `held`."""
     spare = COMPILED_BYTES + SLACK_BYTES
     for batch in range(MAX_BATCH, 1, -1):
-        if memory is None or held + estimate_scoring(batch, length, vocabulary) + spare <= memory:
+        if memory is None or held + sizes.bytes(batch, length) + spare <= memory:
             return batch
     return 1
 
@@ -69,26 +62,26 @@ def score(
     Raises InputError when the text or the tokenizer is missing or too short.
     """
     chosen = windows or Windows()
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    found = read_windows(text, chosen, vocabulary, model_folder)
+    sizes = ForwardPass.of(model)
+    read = read_windows(text, chosen, sizes.vocabulary, model_folder)
     meter = Meter()
-    batch = choose_batch(chosen.length, vocabulary, memory, meter.now())
+    batch = choose_batch(sizes, chosen.length, memory, meter.now())
     with meter.stage("score"):
         start = time.perf_counter()
-        nats = _negative_log_likelihood(model, found, batch, progress)
+        nats = _negative_log_likelihood(model, read, batch, progress)
         seconds = time.perf_counter() - start
-    predicted = sum(len(window.tokens) - 1 for window in found)
-    size = sum(window.predicted_bytes for window in found)
+    predicted = sum(len(window.tokens) - 1 for window in read)
+    size = sum(window.predicted_bytes for window in read)
     return Score(
         bits_per_byte=bits_per_byte(nats, size),
         perplexity=math.exp(nats / predicted),
-        windows=len(found),
+        windows=len(read),
         tokens=predicted,
         bytes=size,
         seconds=seconds,
         tokens_per_second=predicted / seconds,
         peak_memory_bytes=meter.peak,
-        price_bytes=estimate_scoring(batch, chosen.length, vocabulary),
+        price_bytes=sizes.bytes(batch, chosen.length),
     )
 
 
@@ -108,9 +101,19 @@ def _negative_log_likelihood(
 
 @torch.no_grad()
 def window_losses(model: Any, tokens: Tensor) -> Tensor:
-    """Negative log-likelihoods (b, n - 1) in nats, float64, of tokens (b, n) after the first."""
-    logits = model(input_ids=tokens).logits[:, :-1].float()
-    losses = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), tokens[:, 1:].flatten().to(logits.device), reduction="none"
-    )
-    return losses.view(len(tokens), -1).double()
+    """Negative log-likelihoods (b, n - 1) in nats, float64, of tokens (b, n) after the first.
+
+    Computed in slices of LOSS_POSITIONS, so that the logits (b, n, vocabulary) exist once.
+    """
+    logits = model(input_ids=tokens).logits
+    targets = tokens[:, 1:].to(logits.device)
+    losses = torch.empty(targets.shape, dtype=torch.float64, device=logits.device)
+    for start in range(0, targets.shape[1], LOSS_POSITIONS):
+        stop = min(start + LOSS_POSITIONS, targets.shape[1])
+        part = torch.nn.functional.cross_entropy(
+            logits[:, start:stop].flatten(0, 1).float(),
+            targets[:, start:stop].flatten(),
+            reduction="none",
+        )
+        losses[:, start:stop] = part.view(len(tokens), -1)
+    return losses

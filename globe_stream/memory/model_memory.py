@@ -21,13 +21,14 @@ from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
 class ModelMemory:
     """Bytes of one model: the program, all weights, and what loading and scoring hold besides.
 
-    `working` is the larger of a fused tensor and its parts, and of the arrays of one window;
-    `vocabulary` its tokens.
+    `working` is the larger of a fused tensor and its parts, and of `scoring`, the arrays of one
+    window; `vocabulary` its tokens.
     """
 
     base: int
     weights: int
     working: int
+    scoring: int
     vocabulary: int
 
     @property
@@ -55,7 +56,8 @@ def estimate_model(
     stored = sum(header.size for header in index.headers)
     factors = max((factors_bytes(one, model.dtype.itemsize, cache) for one in sources), default=0)
     working = max(2 * max(sizes), scoring)
-    return ModelMemory(measured_base(), sum(sizes) + stored + factors, working, vocabulary)
+    weights = sum(sizes) + stored + factors
+    return ModelMemory(measured_base(), weights, working, scoring, vocabulary)
 
 
 def factors_bytes(source: TrainedRun, itemsize: int, cache: int) -> int:
@@ -81,14 +83,16 @@ def held_weights(needs: ModelMemory, memory: int | None, *, offload: bool) -> in
         raise InputError(
             f"{option('memory')} {format_bytes(memory)}: scoring needs {format_bytes(needs.total)} "
             f"({format_bytes(needs.base)} of it for the program itself, "
-            f"{format_bytes(needs.weights)} for a model). Raise {option('memory')}, "
-            f"give {option('offload')} DIR, or leave out {option('text')} to see errors only"
+            f"{format_bytes(needs.weights)} for a model, {format_bytes(needs.scoring)} for a "
+            f"window of text). Raise {option('memory')}, give {option('offload')} DIR, choose a "
+            f"shorter {option('window_length')}, or leave out {option('text')} to see errors only"
         )
     if needs.overhead >= memory:
         raise InputError(
             f"{option('memory')} {format_bytes(memory)}: scoring with {option('offload')} "
-            f"needs more than {format_bytes(needs.overhead)}. Raise {option('memory')}, "
-            f"or leave out {option('text')}"
+            f"needs more than {format_bytes(needs.overhead)}, {format_bytes(needs.scoring)} of it "
+            f"for a window of text. Raise {option('memory')}, choose a shorter "
+            f"{option('window_length')}, or leave out {option('text')}"
         )
     return memory - needs.overhead
 

@@ -183,3 +183,16 @@ def test_checks_come_before_any_model(
                 text, models=("original",), windows=Windows(count=4, length=10_000, stride=500)
             ),
         )
+
+
+def test_a_window_that_does_not_fit_is_refused_before_loading(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("globe_stream.commands.evaluate.load_plain", _never_loaded)
+    (tmp_path / "long").write_bytes(b"abcdefgh" * 5_000)
+    with open_trained_run(run, trained=False) as source:
+        short = estimate_loading(source.index, [], Loading(), 256)
+    windows = Windows(count=1, length=20_000, stride=1)
+    scoring = Scoring(tmp_path / "long", models=("original",), windows=windows)
+    with pytest.raises(InputError, match=r"for a window of text\)\. .* a shorter window_length"):
+        compare_models([run], scoring, memory=short.total + (128 << 20))

@@ -10,15 +10,17 @@ import torch
 
 from globe_stream.config import Windows
 from globe_stream.errors import InputError
-from globe_stream.evaluation.perplexity import choose_batch, estimate_scoring, score, window_losses
+from globe_stream.evaluation.perplexity import choose_batch, score, window_losses
 from globe_stream.evaluation.text import read_windows
 from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
+from globe_stream.memory.forward_pass import ForwardPass
 
 
 class _Uniform:
     """A model over bytes that knows nothing."""
 
     device = torch.device("cpu")
+    dtype = torch.float32
 
     def __init__(self) -> None:
         text = types.SimpleNamespace(vocab_size=256)
@@ -75,11 +77,19 @@ def test_losses_equal_the_log_softmax() -> None:
             assert float(found[row, place]) == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_slices_of_positions_change_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(1))
+    whole = window_losses(_Next(), tokens)
+    monkeypatch.setattr("globe_stream.evaluation.perplexity.LOSS_POSITIONS", 7)
+    assert torch.equal(window_losses(_Next(), tokens), whole)
+
+
 def test_batch_follows_the_budget(text: Path, tmp_path: Path) -> None:
-    one = estimate_scoring(1, 256, 1000)
-    assert estimate_scoring(3, 256, 1000) == 3 * one
+    sizes = ForwardPass(vocabulary=1000, hidden=8, width=20, heads=2, itemsize=4, eager=False)
+    one = sizes.bytes(1, 256)
+    assert sizes.bytes(3, 256) == 3 * one
     held = 100 + COMPILED_BYTES + SLACK_BYTES
-    assert [choose_batch(256, 1000, held + k * one, 100) for k in (0, 1, 3, 50)] == [1, 1, 3, 8]
+    assert [choose_batch(sizes, 256, held + k * one, 100) for k in (0, 1, 3, 50)] == [1, 1, 3, 8]
     model = _Uniform()
     score(model, text, tmp_path, Windows(count=5, length=20, stride=100), memory=1)
     assert model.batches == [1] * 5
