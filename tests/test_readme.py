@@ -1,0 +1,60 @@
+"""What the README tells readers to type works as it stands there."""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from globe_stream.cli.main import run
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(marker: str) -> list[str]:
+    """The code blocks that follow `<!-- marker -->` in the README, up to the next text."""
+    after = (ROOT / "README.md").read_text().split(f"<!-- {marker} -->\n")[1]
+    return re.findall(r"\A(?:```\w+\n(.*?)```\n)(?:```\w+\n(.*?)```\n)?", after, re.DOTALL)[0]
+
+
+def with_tokenizer(folder: Path) -> Path:
+    """Put a tokenizer of bytes beside the weights."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers.decoders import ByteLevel
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: k for k, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_from_checkpoint_to_text(tmp_path, monkeypatch):
+    from sample_runs import tiny_model
+
+    monkeypatch.chdir(tmp_path)
+    model = with_tokenizer(tiny_model(tmp_path / "tiny"))
+    commands, program = blocks("text")
+    assert len(commands.splitlines()) + len(program.splitlines()) == 10
+    install, *lines = commands.replace("MODEL", str(model)).splitlines()
+    assert install == "pip install 'globe-stream[hf]'"
+    for line in lines:
+        assert run(shlex.split(line)[1:]) == 0, line
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(program, {})
+    assert printed.getvalue().startswith("Experts share")
+    assert len(printed.getvalue().strip()) > len("Experts share")
+
+
+def test_ci_runs_the_readmes_own_command():
+    command, _ = blocks("tests")
+    assert "pip install torch==2.13.0" in command
+    assert command.strip().endswith("-m pytest -n auto")
+    assert "<!-- tests -->" in (ROOT / ".ci" / "run").read_text()
