@@ -16,6 +16,7 @@ from globe_stream.checkpoint.model_types import model_type_of
 from globe_stream.checkpoint.selection import Selection
 from globe_stream.errors import InputError, option
 from globe_stream.io.safetensors import Header, TensorEntry, read_header
+from globe_stream.io.system_errors import explained
 
 __all__ = [
     "ExpertIndex",
@@ -300,9 +301,8 @@ def shard_names(root: Path, weight_map: dict[str, str] | None) -> list[str]:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file `path`; InputError if it is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}.") from error
+        with explained(path):
+            value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: is no JSON file ({error}). Download it again.") from error
     if not isinstance(value, dict):

@@ -55,7 +55,7 @@ def group_experts(
         include_shared=selection.include_shared,
     )
     chosen = index.select(wanted)
-    groups = make_groups(chosen, selection.family_names, seeding)
+    groups = make_groups(chosen.experts, selection.family_names, seeding)
     return GroupedExperts(chosen, tuple(groups), _left_out(index, chosen, wanted))
 
 

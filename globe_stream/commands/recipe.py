@@ -22,6 +22,7 @@ from globe_stream.config import (
     load_toml,
 )
 from globe_stream.errors import InputError
+from globe_stream.io.system_errors import explained
 
 _TABLES: dict[str, type[Options]] = {
     "synth": SyntheticModel,
@@ -49,9 +50,8 @@ class Recipe(Options):
 def load_recipe(path: Path) -> Recipe:
     """Read and check the recipe at `path`; InputError names the file and the key at fault."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}. Give a recipe file") from error
+        with explained(path, "reading the recipe"):
+            text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid TOML: it is no UTF-8 text") from error
     return parse_recipe(load_toml(text, str(path)), str(path))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from globe_stream.config import Windows
 from globe_stream.errors import InputError
+from globe_stream.io.system_errors import explained
 
 BYTE_VOCABULARY = 256
 _BYTES_PER_TOKEN = 16  # more than any tokenizer's average, so that a window is always filled
@@ -61,10 +62,8 @@ def read_windows(
 
 def read_text(path: Path) -> bytes:
     """The bytes of the text file; InputError when it cannot be read."""
-    try:
+    with explained(path, "reading the text"):
         return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: the text cannot be read: {error.strerror}") from error
 
 
 def has_tokenizer(folder: Path) -> bool:

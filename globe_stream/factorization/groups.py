@@ -3,14 +3,13 @@
 Source: docs/design.md, section Problem.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 
 from globe_stream.checkpoint.experts import ExpertMatrix
-from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.config import SeedConfig
 from globe_stream.errors import InputError, option
 
@@ -78,16 +77,14 @@ class ExpertGroup:
 
 
 def make_groups(
-    index: ExpertIndex, families: Sequence[str], config: SeedConfig
+    experts: Mapping[str, Sequence[ExpertMatrix]], families: Sequence[str], config: SeedConfig
 ) -> list[ExpertGroup]:
     """Cut the selected experts into units.
 
     Raises InputError when shapes differ, or bases and rank do not fit the experts.
     """
     return [
-        group
-        for family in families
-        for group in _family_groups(family, index.experts[family], config)
+        group for family in families for group in _family_groups(family, experts[family], config)
     ]
 
 

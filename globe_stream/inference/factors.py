@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from globe_stream.errors import InputError
 from globe_stream.factorization.activation import Activation
+from globe_stream.factorization.compose import compose_sparse
 from globe_stream.factorization.factor_files import BANK, CODES, INDEX
 from globe_stream.factorization.factors_config import CONFIG, FactorGroupConfig, read_factors_config
 from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
@@ -104,10 +106,9 @@ class Factors:
 
     def hidden(self, group: FactorGroup, position: int) -> Tensor:
         """H (r, d) float32 = phi(gain sum_j alpha_j B_j), reading only the atoms it needs."""
-        mixture = torch.zeros(1, group.rank, group.d)
-        for number, value in zip(*(part.tolist() for part in group.code(position)), strict=True):
-            mixture[0].add_(self.atom(group, number).float(), alpha=value)
-        return group.activation.apply(mixture)[0]
+        mixture = torch.empty(group.rank, group.d)
+        compose_sparse(*group.code(position), partial(self.atom, group), mixture)
+        return group.activation.apply(mixture)
 
     def adapter(self, group: FactorGroup, position: int) -> Tensor:
         """A (p, r) of one expert, as stored."""

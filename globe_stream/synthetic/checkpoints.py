@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from globe_stream.checkpoint.index import INDEX_NAME
 from globe_stream.config import SyntheticModel
 from globe_stream.engine.progress import Bar, Progress
 from globe_stream.errors import InputError
+from globe_stream.factorization.compose import compose_sparse
 from globe_stream.io import files
 from globe_stream.io.dtypes import CONFIG_NAMES, DTYPES, TORCH_DTYPES
 from globe_stream.io.safetensors import TensorEntry
@@ -171,9 +173,9 @@ class _Contents:
         assert model.planted_bases is not None
         count = min(PLANTED_SUPPORT, model.planted_bases)
         chosen = generator.choice(model.planted_bases, count, replace=False)
-        mixed = torch.zeros(model.rank, model.hidden)
-        for atom, weight in zip(chosen, generator.uniform(0.5, 1.5, count), strict=True):
-            mixed.add_(self._atom(key[0], int(atom)), alpha=float(weight))
+        indices, weights = torch.from_numpy(chosen), generator.uniform(0.5, 1.5, count)
+        mixed = torch.empty(model.rank, model.hidden)
+        compose_sparse(indices, torch.from_numpy(weights), partial(self._atom, key[0]), mixed)
         return self._normal("adapter", key, (model.intermediate, model.rank)) @ mixed
 
     def _atom(self, family: int, number: int) -> Tensor:

@@ -53,7 +53,7 @@ def test_files_that_cannot_be_read(tmp_path, tell):
     (tmp_path / "bad.toml").write_text("model = ")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     for name, words in (
-        ("none.toml", "cannot be read"),
+        ("none.toml", "no such file or folder while reading the recipe"),
         ("bad.toml", "not valid TOML"),
         ("binary.toml", "not valid"),
     ):

@@ -107,7 +107,7 @@ def test_windows_beyond_the_text_are_left_out(text: Path, tmp_path: Path) -> Non
     [
         (b"short", 256, "5 bytes are too few"),
         (b"x" * 5000, 999, "no tokenizer"),
-        (None, 256, "cannot be read"),
+        (None, 256, "no such file or folder while reading the text"),
     ],
 )
 def test_bad_input(tmp_path: Path, content: bytes | None, vocabulary: int, message: str) -> None:

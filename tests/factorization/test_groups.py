@@ -28,14 +28,14 @@ def layers_of(groups):
     ("layers:5", ["up/layers-000-004"], [[0, 1, 2, 3, 4]]),
 ])  # fmt: skip
 def test_scopes_cut_the_layers_into_runs(index, scope, keys, layers):
-    groups = make_groups(index, ("up",), SeedConfig(bank_scope=scope, bases=3))
+    groups = make_groups(index.experts, ("up",), SeedConfig(bank_scope=scope, bases=3))
     assert [group.key for group in groups] == keys
     assert layers_of(groups) == layers
     assert sum(len(group.experts) for group in groups) == 20
 
 
 def test_both_families_in_order(index):
-    groups = make_groups(index, ("up", "gate"), SeedConfig())
+    groups = make_groups(index.experts, ("up", "gate"), SeedConfig())
     assert [group.key for group in groups] == ["up", "gate"]
     assert groups[0].sizes.experts == 20
 
@@ -45,7 +45,7 @@ def test_both_families_in_order(index):
     ({"rank_ratio": 0.01, "basis_ratio": 0.01}, 1, 1), ({"rank": 2, "rank_ratio": 1.0}, 2, 5),
 ])  # fmt: skip
 def test_sizes_from_ratios_or_numbers(index, options, rank, bases):
-    (group,) = make_groups(index, ("up",), SeedConfig(**options))
+    (group,) = make_groups(index.experts, ("up",), SeedConfig(**options))
     assert (group.rank, group.bases) == (rank, bases)
     assert (group.sizes.p, group.sizes.d, group.sizes.itemsize) == (8, 10, 2)
     assert group.sizes.stored_bytes == 20 * 8 * 10 * 2
@@ -54,8 +54,8 @@ def test_sizes_from_ratios_or_numbers(index, options, rank, bases):
 
 def test_limits(index):
     with pytest.raises(InputError, match="bank_scope layers:9: 5 layers are chosen"):
-        make_groups(index, ("up",), SeedConfig(bank_scope="layers:9"))
+        make_groups(index.experts, ("up",), SeedConfig(bank_scope="layers:9"))
     with pytest.raises(InputError, match="rank 9: larger than the experts' 8 rows"):
-        make_groups(index, ("up",), SeedConfig(rank=9))
+        make_groups(index.experts, ("up",), SeedConfig(rank=9))
     with pytest.raises(InputError, match=r"bases 5: .* 4 experts that share .*layers-000-000"):
-        make_groups(index, ("up",), SeedConfig(bases=5, bank_scope="layer"))
+        make_groups(index.experts, ("up",), SeedConfig(bases=5, bank_scope="layer"))

@@ -24,7 +24,7 @@ def group(tmp_path_factory):
     """64 experts of 256 x 512; only headers are ever read."""
     folder = tmp_path_factory.mktemp("plan") / "model"
     support.write_checkpoint(folder, layers=2, experts=32, p=256, d=512)
-    (found,) = make_groups(open_index(str(folder)), ("up",), SeedConfig(rank=200, bases=60))
+    (found,) = make_groups(open_index(str(folder)).experts, ("up",), SeedConfig(rank=200, bases=60))
     return found
 
 
