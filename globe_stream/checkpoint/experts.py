@@ -62,6 +62,11 @@ class ExpertMatrix:
         return (self.layer, self.shared, self.expert)
 
     @property
+    def member(self) -> tuple[int, int, int]:
+        """Layer, number, and 1 if it is shared: its row of a run's `<group>/experts`."""
+        return (self.layer, self.expert, int(self.shared))
+
+    @property
     def nbytes(self) -> int:
         """Stored bytes of this matrix alone, scales included."""
         return self.storage.nbytes

@@ -21,6 +21,7 @@ from globe_stream.checkpoint.dequantize import (
     decode_scratch_bytes,
     scale_values,
 )
+from globe_stream.checkpoint.digests import digest_of, require_same
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.read_plan import ReadPlan, bound_bytes, plan_read
 from globe_stream.checkpoint.shards import ShardFiles, should_drop
@@ -30,17 +31,21 @@ from globe_stream.errors import InputError
 _ALIGNMENT = 64
 
 Rows = Sequence[int] | None
+_Read = tuple[list[int], Tensor | None]
+"""Slots of the experts of a batch, and their digests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Some experts: `weights` (b, rows, d) float32 of those at `positions` in the reader's list.
 
-    `weights` is a view of a buffer that the next batch overwrites.
+    `weights` is a view of a buffer that the next batch overwrites. `digests` (b, 16) uint8 are of
+    the stored bytes of whole experts, scales included; None where only some rows were read.
     """
 
     positions: list[int]
     weights: Tensor
+    digests: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +70,10 @@ class ExpertReader:
     The order is that of the bytes in the files, and the partition into batches depends on
     (experts, batch) alone. Neighbours in that order that share a block, such as gate and up of an
     interleaved tensor, share one read. `seconds_waiting` is the time spent waiting for the disk.
-    Raises InputError, from `batches`, for a shard that became shorter and for an expert with NaN or
-    Inf among the elements read.
+    `expected` (N, 16) uint8 are the digests that the experts must have; a reader of some rows sees
+    no whole expert and cannot compare them.
+    Raises InputError, from `batches`, for a shard that became shorter, for an expert with NaN or
+    Inf among the elements read, and for one whose stored bytes are not those expected.
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class ExpertReader:
         *,
         rows: Rows = None,
         device: str | torch.device = "cpu",
+        expected: Tensor | None = None,
     ) -> None:
         if batch < 1 or not experts:
             raise ValueError("at least one expert and a batch of at least one are needed")
@@ -86,9 +94,10 @@ class ExpertReader:
         self._batch = min(batch, len(experts))
         self._rows = None if rows is None else [int(row) for row in rows]
         self._device = torch.device(device)
+        self._expected = expected
         self._files = ShardFiles(should_drop(sum(expert.nbytes for expert in experts)))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="expert-reader")
-        self._pending: Future[list[int]] | None = None
+        self._pending: Future[_Read] | None = None
         self._buffers: tuple[Tensor, Tensor, Tensor | None] | None = None
         self._last: tuple[object, int] = (None, -1)
         self.seconds_waiting = 0.0
@@ -113,7 +122,7 @@ class ExpertReader:
             if numbers:
                 self._pending = self._pool.submit(self._read, numbers[0], raw)
             for number in numbers:
-                slots = self._await()
+                slots, digests = self._await()
                 positions = self._positions(number)
                 for i, (position, slot) in enumerate(zip(positions, slots, strict=True)):
                     self._decode(self._experts[position], raw[slot], weights[i], staging)
@@ -121,7 +130,7 @@ class ExpertReader:
                     self._pending = self._pool.submit(self._read, number + 1, raw)
                 filled = weights[: len(positions)]
                 self._check_finite(positions, filled)
-                yield Batch(positions, filled)
+                yield Batch(positions, filled, digests)
         finally:
             self._settle()
 
@@ -191,9 +200,10 @@ class ExpertReader:
     def _positions(self, number: int) -> list[int]:
         return self._order[number * self._batch : (number + 1) * self._batch]
 
-    def _read(self, number: int, raw: Tensor) -> list[int]:
-        """Read batch `number` into slots of `raw`; the slot of each of its experts."""
+    def _read(self, number: int, raw: Tensor) -> _Read:
+        """Read batch `number` into slots of `raw`; the slot and the digest of each expert."""
         slots: list[int] = []
+        digests: list[Tensor] = []
         used: list[tuple[Path, int, int]] = []
         for position in self._positions(number):
             parts = self._parts(self._experts[position])
@@ -205,8 +215,17 @@ class ExpertReader:
                     used += self._read_part(part, raw[slot].numpy().data)
                 self._last = (key, slot)
             slots.append(self._last[1])
+            if self._rows is None:
+                digests.append(self._digest(position, parts, raw[slots[-1]]))
         self._files.forget(used)
-        return slots
+        return slots, torch.stack(digests) if digests else None
+
+    def _digest(self, position: int, parts: list[_Part], slot: Tensor) -> Tensor:
+        """The digest of the whole expert at `position`, compared if one is expected."""
+        digest = digest_of(part.of(slot) for part in parts)
+        if self._expected is not None:
+            require_same(self._experts[position], digest, self._expected[position])
+        return digest
 
     def _read_part(self, part: _Part, slot: memoryview) -> list[tuple[Path, int, int]]:
         region, position = part.region, part.offset
@@ -259,13 +278,13 @@ class ExpertReader:
                     "Download the shard again, or leave the expert out."
                 )
 
-    def _await(self) -> list[int]:
+    def _await(self) -> _Read:
         assert self._pending is not None
         begin = time.perf_counter()
-        slots = self._pending.result()
+        read = self._pending.result()
         self._pending = None
         self.seconds_waiting += time.perf_counter() - begin
-        return slots
+        return read
 
     def _settle(self) -> None:
         """Wait for a read in flight, so that its buffer may be used again."""

@@ -34,6 +34,7 @@ def _shapes(group: GroupRecord) -> dict[str, tuple[int, ...]]:
         "bank": (group.bases, group.rank, group.d),
         "codes/count": (group.experts,),
         "experts": (group.experts, 3),
+        "digests": (group.experts, 16),
         "norms": (group.experts,),
         "errors": (group.experts,),
     }

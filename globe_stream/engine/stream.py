@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import Batch, ExpertReader
 from globe_stream.engine.context import Clock, Context
 from globe_stream.engine.records import PartialPass, PassCost
 from globe_stream.errors import Interrupted
 from globe_stream.io.records import Scalars
-from globe_stream.store import arrays
+from globe_stream.store import arrays, digests
 from globe_stream.store.arrays import Loader
 
 
@@ -62,12 +64,20 @@ def stream(context: Context, task: Pass, accumulator: Accumulator) -> PassCost:
     """Feed every expert of `task` to `accumulator` and return the cost.
 
     The caller commits the result together with `finished(task)`, which clears the partial
-    state. Raises Interrupted, after a checkpoint, when a stop was requested.
+    state. Raises Interrupted, after a checkpoint, when a stop was requested, and InputError for an
+    expert whose stored bytes changed since the group's first pass; a pass over some rows only
+    cannot tell.
     """
     skip, before = _resume(context, task, accumulator)
     clock, start = Clock(context.checkpoint_seconds), time.monotonic()
     title = f"{task.group} {task.stage}"
-    with ExpertReader(task.experts, task.batch, rows=task.rows, device=context.device) as reader:
+    with ExpertReader(
+        task.experts,
+        task.batch,
+        rows=task.rows,
+        device=context.device,
+        expected=_expected(context, task),
+    ) as reader:
 
         def cost() -> PassCost:
             return PassCost(
@@ -91,6 +101,13 @@ def stream(context: Context, task: Pass, accumulator: Accumulator) -> PassCost:
                 )
         bar.close()
         return cost()
+
+
+def _expected(context: Context, task: Pass) -> Tensor | None:
+    """The digests that the experts of `task` had in the group's first pass."""
+    if task.rows is not None:
+        return None
+    return digests.recorded(context.run, task.group, [expert.member for expert in task.experts])
 
 
 def finished(task: Pass) -> tuple[dict[str, None], list[str]]:

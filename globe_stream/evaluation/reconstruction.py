@@ -146,7 +146,7 @@ def _each(
 ) -> Tensor:
     squared = torch.zeros(len(fitted.group.experts), dtype=torch.float64)
     source.index.fetch(fitted.group.experts)
-    with ExpertReader(fitted.group.experts, batch) as reader:
+    with ExpertReader(fitted.group.experts, batch, expected=fitted.digests) as reader:
         for part in reader.batches():
             for position, weights in zip(part.positions, part.weights, strict=True):
                 squared[position] = error(position, weights)

@@ -195,7 +195,9 @@ def _write_group(
         if owner is fitted
     ]
     squared = 0.0
-    with ExpertReader([fitted.group.experts[position] for position, _ in chosen], batch) as reader:
+    experts = [fitted.group.experts[position] for position, _ in chosen]
+    expected = fitted.expected([position for position, _ in chosen])
+    with ExpertReader(experts, batch, expected=expected) as reader:
         for part in reader.batches():
             for slot, weights in zip(part.positions, part.weights, strict=True):
                 position, entry = chosen[slot]

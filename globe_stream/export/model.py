@@ -203,7 +203,8 @@ class _LayerWriter:
         self.source.index.fetch(chosen)
         approximation = BankApproximation(fitted, self.banks.bank(fitted))
         each, squared = adapters.nbytes // len(positions), 0.0
-        with ExpertReader(chosen, self.batch) as reader:
+        expected = fitted.expected(positions)
+        with ExpertReader(chosen, self.batch, expected=expected) as reader:
             for part in reader.batches():
                 for slot, weights in zip(part.positions, part.weights, strict=True):
                     fit = approximation.fit(positions[slot], weights)

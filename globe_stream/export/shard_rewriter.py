@@ -61,7 +61,8 @@ class ShardRewriter:
         chosen = [group.experts[position] for position in positions]
         self.source.index.fetch(chosen)
         approximation, squared = self.provide(number), 0.0
-        with ExpertReader(chosen, self.batch) as reader:
+        expected = self.source.groups[number].expected(positions)
+        with ExpertReader(chosen, self.batch, expected=expected) as reader:
             for part in reader.batches():
                 for slot, weights in zip(part.positions, part.weights, strict=True):
                     original = weights.clone()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,7 @@ from globe_stream.factorization.records import (
     run_header,
     seeded_state,
 )
-from globe_stream.store import arrays
+from globe_stream.store import arrays, digests
 from globe_stream.store.run import Run
 
 Key = tuple[str, int, bool, int]
@@ -61,6 +62,11 @@ class FittedGroup:
     state: GroupState
     codes: PackedCodes
     bank: Path
+    digests: Tensor | None = None
+
+    def expected(self, positions: Sequence[int]) -> Tensor | None:
+        """Digests (len(positions), 16) that the experts had when the run was seeded."""
+        return None if self.digests is None else self.digests[list(positions)]
 
     @property
     def mean(self) -> float:
@@ -205,7 +211,13 @@ def _fitted(run: Run, index: ExpertIndex, record: GroupRecord, state: GroupState
         by_key[record.family, layer, bool(shared), number] for layer, number, shared in rows
     )
     group = ExpertGroup(record.key, record.family, experts, record.rank, record.bases)
-    return FittedGroup(group, state, read_codes(run, record.key), run.array(f"{group.key}/bank"))
+    return FittedGroup(
+        group,
+        state,
+        read_codes(run, record.key),
+        run.array(f"{group.key}/bank"),
+        digests.recorded(run, group.key, [expert.member for expert in experts]),
+    )
 
 
 def read_codes(run: Run, key: str) -> PackedCodes:

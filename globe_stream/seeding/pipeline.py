@@ -54,7 +54,7 @@ from globe_stream.seeding.records import (
     StatisticsRecord,
 )
 from globe_stream.seeding.statistics import StatisticsAccumulator, evenly
-from globe_stream.store import arrays, codes
+from globe_stream.store import arrays, codes, digests
 from globe_stream.store.tiles import Tiles
 
 Stage = TypeVar("Stage", bound=StageRecord)
@@ -128,6 +128,7 @@ class Seeding:
         normalization = statistics.normalization(self.config.normalize)
         put: dict[str, arrays.Storable] = {
             "norms": statistics.norms,
+            digests.NAME: accumulator.digests,
             "seed/row_energy": statistics.row_energy(normalization),
             "seed/normalised_norms": statistics.normalized_norms(
                 normalization, accumulator.expert_sums

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from globe_stream.checkpoint.digests import DIGEST_BYTES
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.factorization.normalization import Normalization
@@ -84,6 +85,7 @@ class StatisticsAccumulator:
             name: torch.zeros(p, dtype=torch.float64)
             for name in ("row_sum", "subset_energy", "subset_sum")
         }
+        self._sums["digests"] = torch.zeros(len(experts), DIGEST_BYTES, dtype=torch.uint8)
         self._product = torch.empty(p, p, device=device) if left_gram else None
         if left_gram:
             self._sums["left_gram"] = torch.zeros(p, p, dtype=torch.float64)
@@ -97,8 +99,15 @@ class StatisticsAccumulator:
         """(N,) sum of each expert's elements."""
         return self._sums["sums"]
 
+    @property
+    def digests(self) -> Tensor:
+        """(N, 16) uint8, of each expert's stored bytes."""
+        return self._sums["digests"]
+
     def update(self, batch: Batch) -> str:
         weights = batch.weights
+        if batch.digests is not None:
+            self._sums["digests"][batch.positions] = batch.digests
         energy = torch.linalg.vector_norm(weights, dim=2).double().cpu().square()
         total = weights.sum(2).double().cpu()
         self._sums["norms"][batch.positions] = energy.sum(1)
@@ -138,7 +147,9 @@ class StatisticsAccumulator:
 
     def result(self) -> Statistics:
         """The statistics of all experts seen."""
-        kept = {name: values for name, values in self._sums.items() if name != "sums"}
+        kept = {
+            name: values for name, values in self._sums.items() if name not in ("sums", "digests")
+        }
         return Statistics(
             left_gram=kept.pop("left_gram", None),
             procrustes_mean=None if self._procrustes_mean is None else self._procrustes_mean.mean,

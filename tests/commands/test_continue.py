@@ -44,7 +44,7 @@ def copied(run, name):
 
 
 def without_lock(run):
-    return {name: value for name, value in support.tree(run).items() if name != "lock"}
+    return {name: value for name, value in support.tree(run).items() if not name.startswith("lock")}
 
 
 def test_the_same_command_again_does_nothing(tell, checkpoint, seeded):
