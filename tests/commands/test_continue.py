@@ -71,6 +71,7 @@ def test_seeding_again_after_training_leaves_the_training(tell, checkpoint, seed
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_more_epochs_continue_to_the_same_bits(tell, seeded):
     other = copied(seeded, "other")
     for epochs in (1, 4, 2, 8):
@@ -166,7 +167,9 @@ def test_fresh_that_is_refused_deletes_nothing(tell, checkpoint, seeded):
         assert without_lock(seeded) == before
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 4])
+@pytest.mark.parametrize(
+    "epochs", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_fresh_trains_again_from_the_seeds(tell, seeded, epochs):
     other = copied(seeded, "other")
     assert tell("train", seeded, "--epochs", epochs, *TRAIN).code == 0
@@ -192,6 +195,7 @@ def forced(monkeypatch, batch, spill):
     monkeypatch.setattr(planner, "choose", choose)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("support_target", ["none", "4"])
 def test_batches_and_spilling_change_the_error_by_less_than_a_ten_thousandth(
     tmp_path, tell, checkpoint, monkeypatch, support_target
@@ -210,6 +214,7 @@ def test_batches_and_spilling_change_the_error_by_less_than_a_ten_thousandth(
     assert max(found.values()) - min(found.values()) < 1e-4 * min(found.values()), found
 
 
+@pytest.mark.slow
 def test_the_error_curve_rises_by_no_more_than_a_hundredth(tmp_path, tell, checkpoint):
     """Of the saved state, with default settings but codes unconstrained."""
     run = tmp_path / "run"

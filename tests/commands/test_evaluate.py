@@ -19,6 +19,7 @@ from globe_stream.memory.model_memory import held_weights
 WINDOWS = Windows(count=4, length=32, stride=500)
 
 
+@pytest.mark.slow
 def test_table_of_all_models(tmp_path: Path, model: Path, run: Path, text: Path) -> None:
     larger = make_run(tmp_path / "larger", model, Recipe(bases=6, rank=22))
     found = compare_models(
@@ -67,6 +68,7 @@ def test_original_equals_a_plain_loop(tmp_path: Path, model: Path, run: Path, te
     assert found.score.perplexity == pytest.approx(math.exp(nats / 124), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_disk_offload_gives_the_same_scores(tmp_path: Path, run: Path, text: Path) -> None:
     models = ("original", "dense", "patched")
     plain = compare_models(

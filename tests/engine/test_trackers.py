@@ -40,6 +40,7 @@ def tracked(run):
     return sorted(path.stem.removeprefix("run-") for path in files)
 
 
+@pytest.mark.slow
 def test_offline_works_and_a_continued_run_keeps_its_id(tmp_path, tell, checkpoint):
     run = tmp_path / "run"
     common = ("--wandb-project", "test")

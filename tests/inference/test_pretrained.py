@@ -69,6 +69,7 @@ print(json.dumps([type(model).__name__, text.tolist()]))
 """
 
 
+@pytest.mark.slow
 def test_loads_generates_saves_and_loads_again_without_importing_the_package(
     tmp_path: Path, run: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_loads_generates_saves_and_loads_again_without_importing_the_package(
     assert _fresh(TRUSTED, f"{out}-saved") == [False, name, text]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [
@@ -96,6 +98,7 @@ def test_no_trust_is_needed_once_the_package_is_imported(folder: Path, imports: 
     assert len(text[0]) == 15
 
 
+@pytest.mark.slow
 def test_without_the_package_the_type_is_unknown(folder: Path) -> None:
     script = (
         "from transformers import AutoConfig; import sys; AutoConfig.from_pretrained(sys.argv[1])"
@@ -136,6 +139,7 @@ print(json.dumps(max(peak, process.memory_info().rss) - base))
 """
 
 
+@pytest.mark.slow
 def test_loading_takes_the_folder_and_little_more(tmp_path: Path, folder: Path) -> None:
     larger_model(tmp_path / "model", experts=16, hidden=768, intermediate=512)
     recipe = Recipe(bases=16, rank=192, support=4, measured=False)

@@ -128,7 +128,12 @@ def crash_while(path, change, allowed):
 
 
 @pytest.mark.parametrize(
-    "change", [pytest.param(second_epoch, marks=pytest.mark.slow), replaced_group, partial_again]
+    "change",
+    [
+        pytest.param(second_epoch, marks=pytest.mark.slow),
+        pytest.param(replaced_group, marks=pytest.mark.slow),
+        partial_again,
+    ],
 )
 def test_a_crash_at_any_step_leaves_the_old_or_the_new_state(tmp_path, change):
     start = prepared(tmp_path / "start")

@@ -259,6 +259,7 @@ def test_the_loss_never_rises_when_the_weight_majorises_the_curvature(tmp_path, 
     assert errors[-1] < 0.97 * errors[0]
 
 
+@pytest.mark.slow
 def test_the_default_damping_descends_on_the_whole_and_faster(tmp_path):
     """c = 1/4 takes the mean curvature for the largest: no guarantee, but much faster.
 
