@@ -15,6 +15,7 @@ from globe_stream.config import (
     SyntheticModel,
     TrainConfig,
 )
+from globe_stream.config.runtime import TRACKING
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -44,7 +45,7 @@ def inspect(
     SeedConfig,
     TrainConfig,
     RuntimeConfig,
-    skip=("precision", "checkpoint_every", "wandb_project"),
+    skip=("precision", "checkpoint_every", *TRACKING),
 )
 @as_json
 def plan(model: str, as_json: bool, **values: Any) -> None:

@@ -17,12 +17,11 @@ from globe_stream.config import (
     SelectionConfig,
     Windows,
 )
+from globe_stream.config.runtime import TRACKING
 from globe_stream.errors import GlobeError
 from globe_stream.formatting import count_of
 
-memory_only = options_of(
-    RuntimeConfig, skip=("device", "precision", "checkpoint_every", "wandb_project")
-)
+memory_only = options_of(RuntimeConfig, skip=("device", "precision", "checkpoint_every", *TRACKING))
 
 
 @click.command()
@@ -45,7 +44,7 @@ memory_only = options_of(
     SelectionConfig,
     SeedConfig,
     RuntimeConfig,
-    skip=("method", "precision", "checkpoint_every", "wandb_project"),
+    skip=("method", "precision", "checkpoint_every", *TRACKING),
 )
 @as_json
 def sweep(model: str, methods: str, path: Path | None, as_json: bool, **values: Any) -> None:

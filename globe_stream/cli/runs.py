@@ -18,6 +18,7 @@ from globe_stream.config import (
     SelectionConfig,
     TrainConfig,
 )
+from globe_stream.config.runtime import TRACKING
 
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 fresh = click.option("--fresh", is_flag=True, help="Start over instead of continuing.")
@@ -88,7 +89,7 @@ def status(run: Path, as_json: bool) -> None:
 @options_of(ExportConfig)
 @click.option("--model", help="Where the checkpoint is now, if it moved since it was seeded.")
 @click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the finished export.")
-@options_of(RuntimeConfig, skip=("device", "precision", "checkpoint_every", "wandb_project"))
+@options_of(RuntimeConfig, skip=("device", "precision", "checkpoint_every", *TRACKING))
 @as_json
 def export(
     run: Path,

@@ -69,7 +69,8 @@ def _seed(
         plans = seed_plans(experts.groups, seeding, resources)
         if run is None:
             run = held.enter_context(_new_run(path, header, fresh))
-        with session.recording(run, resources) as context:
+        options = {"selection": selection, "seed": seeding}
+        with session.recording(run, resources, options) as context:
             for line in (*selection.ignored(), *seeding.ignored(), *experts.notes):
                 context.progress.say(worded(line))
             if not (path / "config.toml").exists():

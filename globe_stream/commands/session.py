@@ -5,7 +5,7 @@ and measure the program itself, plans its stages within the memory that is left,
 a run within `Session.working_on`, which handles signals, metrics and full disks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 import psutil
 import torch
 
+from globe_stream.commands.tracking import open_trackers, pictures, tracker_config
 from globe_stream.config import RuntimeConfig
+from globe_stream.config.options import Options
 from globe_stream.engine import device as devices
 from globe_stream.engine.context import Context
 from globe_stream.engine.metrics import Metrics, MetricsFile, Sink
@@ -27,8 +29,6 @@ from globe_stream.engine.records import (
     PlansRecord,
 )
 from globe_stream.engine.signals import graceful_interrupts
-from globe_stream.engine.trackers import WandbSink
-from globe_stream.factorization.records import run_header
 from globe_stream.formatting import format_bytes, parse_size
 from globe_stream.io.records import Record
 from globe_stream.io.system_errors import explained
@@ -120,18 +120,25 @@ class Session:
             metrics.close()
 
     @contextmanager
-    def recording(self, run: Run, resources: Resources) -> Iterator[Context]:
-        """`working_on` for a run that is kept: machine, metrics and peaks are recorded in it."""
+    def recording(
+        self, run: Run, resources: Resources, options: Mapping[str, Options]
+    ) -> Iterator[Context]:
+        """`working_on` for a run that is kept: machine, metrics and peaks are recorded in it.
+
+        Trackers are told the command's `options` by section, and shown the pictures at the end.
+        """
         if run.state(MACHINE, devices.Machine) != resources.machine:
             run.commit({MACHINE: resources.machine})
-        sinks: list[Sink] = [MetricsFile(run.path / "metrics.jsonl")]
-        if self.runtime.wandb_project is not None:
-            config = run_header(run).config.to_json()
-            sinks.append(WandbSink(run.path, self.runtime.wandb_project, config))
+        config = tracker_config(run, resources.machine, self.runtime, options)
+        trackers = open_trackers(run, self.runtime, config)
+        sinks = [MetricsFile(run.path / "metrics.jsonl"), *trackers]
         seconds = 60 * self.runtime.checkpoint_every
         with self.working_on(run, resources, sinks=sinks, checkpoint_seconds=seconds) as context:
             yield context
             _finish(context)
+            shown = pictures(run.path) if trackers else {}
+            for tracker in trackers:
+                tracker.show(shown)
 
 
 def memory_limit(runtime: RuntimeConfig, run: Run | None) -> int:

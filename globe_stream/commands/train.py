@@ -47,7 +47,7 @@ def train(
         resources = session.resources(run)
         plans = train_plans(experts.groups, training, resources)
         _adopt_config(run, training, fresh)
-        with session.recording(run, resources) as context:
+        with session.recording(run, resources, {"train": training}) as context:
             _announce(context, experts.groups, training)
             experts.fetch()
             for group in experts.groups:

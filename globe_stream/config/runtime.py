@@ -8,6 +8,9 @@ from globe_stream.config.options import RUNTIME, Options
 from globe_stream.errors import InputError, option
 from globe_stream.formatting import parse_size
 
+TRACKING = ("wandb_project", "wandb_group", "tensorboard")
+"""Fields that only a command with metrics has."""
+
 
 class RuntimeConfig(Options):
     """Memory, device, checkpoints inside a pass, tracking."""
@@ -38,6 +41,16 @@ class RuntimeConfig(Options):
         None,
         description="Also log to this Weights & Biases project.",
         json_schema_extra={**RUNTIME, "metavar": "NAME"},
+    )
+    wandb_group: str | None = Field(
+        None,
+        description="Group of the Weights & Biases run, such as a sweep's name.",
+        json_schema_extra={**RUNTIME, "metavar": "NAME"},
+    )
+    tensorboard: bool = Field(
+        False,
+        description="Also write TensorBoard event files into the run.",
+        json_schema_extra=RUNTIME,
     )
 
     def check(self) -> None:

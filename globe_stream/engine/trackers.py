@@ -1,68 +1,59 @@
-"""Weights & Biases as an optional mirror of the metrics.
+"""What every optional mirror of the metrics has in common: Weights & Biases, TensorBoard.
 
-The library is imported only when a project is named. Without an API key, or with
-WANDB_MODE=offline, nothing leaves the machine. A run directory keeps its tracker id, so a
-continued run continues the same tracker run.
+A tracker takes the rows of `metrics.jsonl`, each metric as what it is: a number, a distribution
+(a list of numbers, such as the popularity of atoms) or one series for each key of a mapping (such
+as the error of every layer).
 """
 
 import importlib
-import os
-import uuid
-from pathlib import Path
-from typing import Any
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from globe_stream.engine.metrics import MetricRow
-from globe_stream.errors import InputError, option
-from globe_stream.io import files
+import numpy as np
+from pydantic import JsonValue
 
-
-class WandbSink:
-    """Sends metric rows to the tracker run that belongs to `directory`."""
-
-    def __init__(self, directory: Path, project: str, config: dict[str, Any]) -> None:
-        try:
-            self._wandb = importlib.import_module("wandb")
-        except ImportError as error:
-            raise InputError(
-                f"{option('wandb_project')}: the wandb package is not installed. "
-                "pip install 'globe-stream[wandb]', or leave the option out"
-            ) from error
-        self._run = self._wandb.init(
-            project=project,
-            id=_tracker_id(directory),
-            resume="allow",
-            dir=str(directory),
-            mode=_mode(),
-            config=config,
-        )
-
-    def write(self, row: MetricRow) -> None:
-        """Log the row's numbers under stage and family."""
-        prefix = f"{row.stage}/{row.family}"
-        numbers = {
-            f"{prefix}/{name}": value
-            for name, value in row.values.items()
-            if isinstance(value, (int, float))
-        }
-        stamps = {"epoch": row.epoch, "step": row.step}
-        numbers |= {name: value for name, value in stamps.items() if value is not None}
-        self._run.log(numbers)
-
-    def close(self) -> None:
-        """Finish the tracker run."""
-        self._run.finish()
+from globe_stream.engine.metrics import MetricRow, Sink
 
 
-def _mode() -> str | None:
-    """The tracker's mode: the user's own choice, else offline when there is no key."""
-    if os.environ.get("WANDB_MODE"):
-        return None
-    has_key = os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
-    return None if has_key else "offline"
+class Tracker(Sink, Protocol):
+    """A mirror of the metrics that can show pictures, too."""
+
+    def show(self, pictures: Mapping[str, bytes]) -> None:
+        """Take `pictures`, PNG files by title."""
 
 
-def _tracker_id(directory: Path) -> str:
-    path = directory / "wandb-id"
-    if not path.exists():
-        files.write_text(path, uuid.uuid4().hex[:12])
-    return path.read_text().strip()
+@dataclass(frozen=True)
+class TrackedRow:
+    """The metrics of a row by `stage/family/name`."""
+
+    numbers: dict[str, float] = field(default_factory=dict)
+    distributions: dict[str, list[float]] = field(default_factory=dict)
+
+
+def tracked(row: MetricRow) -> TrackedRow:
+    """The numbers and distributions of `row`; texts and what is not known are left out."""
+    found = TrackedRow()
+    for name, value in row.values.items():
+        _take(found, f"{row.stage}/{row.family}/{name}", value)
+    return found
+
+
+def decoded(png: bytes) -> np.ndarray[Any, Any]:
+    """The pixels (height, width, 3) uint8 of a PNG file."""
+    library: Any = importlib.import_module("PIL.Image")
+    pixels: np.ndarray[Any, Any] = np.asarray(library.open(io.BytesIO(png)).convert("RGB"))
+    return pixels
+
+
+def _take(found: TrackedRow, name: str, value: JsonValue) -> None:
+    if isinstance(value, (int, float)):
+        found.numbers[name] = value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _take(found, f"{name}/{key}", item)
+    elif isinstance(value, list):
+        numbers = [item for item in value if isinstance(item, (int, float))]
+        if numbers:
+            found.distributions[name] = numbers

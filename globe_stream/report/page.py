@@ -107,7 +107,7 @@ def render(data: ReportData) -> str:
         family_heads=_FAMILY_HEADS,
         family_rows=[_family(name, family) for name, family in status.families.items()],
         verdicts=_verdicts(status),
-        sections=_sections(data.groups) if data.groups else [],
+        sections=sections(data.groups) if data.groups else [],
         cost_rows=_costs(status),
         memory_picture=Image("price and peak by stage", plots.memory(stages)) if stages else None,
         memory_heads=(kinds, "price", "peak", "peak / price"),
@@ -158,13 +158,14 @@ def _verdicts(status: StatusDocument) -> list[Verdict]:
     return verdicts
 
 
-def _sections(groups: Sequence[GroupData]) -> list[Section]:
+def sections(groups: Sequence[GroupData]) -> list[Section]:
+    """The pictures of `groups` under their headings."""
     families = dict.fromkeys(group.family for group in groups)
     maps = tuple(
         Image(f"error of every expert, {family}", plots.error_map(family, _of(groups, family)))
         for family in families
     )
-    sections = [
+    found = [
         Section("Error by epoch", (Image("error by epoch", plots.error_curve(groups)),)),
         Section("Error by layer and expert", maps),
         Section("Supports", (Image("histogram of supports", plots.supports(groups)),)),
@@ -172,8 +173,8 @@ def _sections(groups: Sequence[GroupData]) -> list[Section]:
     ]
     if any(group.eigenvalues is not None for group in groups):
         image = Image("eigenvalues of the Gram matrix", plots.spectrum(groups))
-        sections.append(Section("Spectrum of the proxies", (image,)))
-    return sections
+        found.append(Section("Spectrum of the proxies", (image,)))
+    return found
 
 
 def _of(groups: Sequence[GroupData], family: str) -> list[GroupData]:
