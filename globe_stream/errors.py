@@ -1,7 +1,7 @@
 """Errors that carry the exit code the command line ends with, and options named inside messages.
 
 A message names an option by its field, marked: `f"{option('rank')} 9: too large"`. Whoever prints
-it spells the field: `--rank` on a command line, `rank` as a recipe's key. The marks are two
+it spells the field: as a flag on a command line, as a key in a recipe. The marks are two
 noncharacters, which Unicode sets aside for use inside a program and no input text contains.
 """
 

@@ -15,7 +15,6 @@ from globe_stream.commands.wording import flag, in_words_of_recipes, worded
 from globe_stream.errors import GlobeError, InputError, Mismatch, option, spelled
 
 ROOT = Path(globe_stream.__file__).parent
-FRONT = (ROOT / "cli", ROOT / "commands")
 
 
 def _modules() -> list[Path]:
@@ -23,11 +22,9 @@ def _modules() -> list[Path]:
 
 
 def _strings(path: Path) -> Iterator[str]:
-    """The text of every string in a module but its docstrings, f-strings' literal parts too."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+    """The text of every string in a module, docstrings and f-strings' literal parts too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
 
 

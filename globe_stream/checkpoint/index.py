@@ -107,7 +107,7 @@ class ExpertIndex:
         return path.relative_to(self.root).as_posix()
 
     def summary(self) -> dict[str, Any]:
-        """The document of `inspect --json`."""
+        """What the checkpoint holds, as one JSON document."""
         return {
             "format": 1,
             "model": self.model,

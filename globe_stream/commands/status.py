@@ -13,5 +13,5 @@ def status(path: Path) -> Json:
 
 
 def status_document(run: Run) -> Json:
-    """Where `run` stands, as the document of `status --json`."""
+    """Where `run` stands, as one JSON document."""
     return run_status(run).to_json()

@@ -1,4 +1,4 @@
-"""How options are called where a command is given: as flags, or as the keys of a recipe."""
+"""Names of options where a command is given: flags, or the keys of a recipe."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from globe_stream.errors import GlobeError, InputError, Mismatch, Spelling, spel
 
 
 def flag(field: str) -> str:
-    """The command line's spelling of an option: `rank_ratio` is `--rank-ratio`."""
+    """The command line's spelling of an option: dashes before and within."""
     return "--" + field.replace("_", "-")
 
 

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from globe_stream.errors import InputError, option
 
 RUNTIME: dict[str, Any] = {"runtime": True}
-"""`json_schema_extra` of a field that changes how a run is carried out, not what it computes."""
+"""`json_schema_extra` of a field that changes the course of a run, not what it computes."""
 
 _NEEDED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _LONGEST = 60
@@ -110,10 +110,10 @@ class Options(BaseModel):
         """One line for each reason for which values given have no effect; options are marked."""
         names: dict[str, list[str]] = {}
         for name, reason in self.unused().items():
-            given = name in self.model_fields_set
-            if given and getattr(self, name) != self.specs()[name].default:
+            was_given = name in self.model_fields_set
+            if was_given and getattr(self, name) != self.specs()[name].default:
                 names.setdefault(reason, []).append(option(self.prefix + name))
-        return [f"{', '.join(told)}: without effect {reason}" for reason, told in names.items()]
+        return [f"{', '.join(given)}: without effect {reason}" for reason, given in names.items()]
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide what is computed, by name; those without effect at defaults."""

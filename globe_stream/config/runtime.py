@@ -1,4 +1,4 @@
-"""How a run is carried out."""
+"""Options of the course of a run, on any stage."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Where a run stands: the document of `status --json`, which `seed` and `train` end with too."""
+"""Where a run stands: the document that `status`, `seed` and `train` end with."""
 
 import hashlib
 import json

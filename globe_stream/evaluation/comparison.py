@@ -33,5 +33,5 @@ class ModelComparison:
     rows: tuple[Row, ...]
 
     def document(self) -> dict[str, Any]:
-        """For `eval --json`."""
+        """As one JSON document."""
         return {"format": 1, **asdict(self), "windows": self.windows.model_dump()}

@@ -126,7 +126,7 @@ def svd_errors(
 
 
 def errors_document(groups: list[GroupErrors]) -> dict[str, Any]:
-    """relF by family, layer and expert, for `eval --json`."""
+    """relF by family, layer and expert, as one JSON document."""
     document: dict[str, Any] = {}
     for group in groups:
         family = document.setdefault(group.family, {"by_layer": {}, "by_expert": []})

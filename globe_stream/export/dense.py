@@ -1,4 +1,4 @@
-"""`export --format dense`: the source checkpoint with reconstructed experts, shard by shard.
+"""A dense export: the source checkpoint with reconstructed experts, shard by shard.
 
 Memory does not depend on the model's size: one expert, one piece of a tensor and, if the budget
 allows, the banks. Source: docs/design.md, section Export formats.

@@ -1,4 +1,4 @@
-"""`export --format factors`: bank, codes, adapters, one streamed pass, resumable by shard.
+"""An export of factors: bank, codes, adapters, one streamed pass, resumable by shard.
 
 The scale of the normalisation is folded into the adapters (so the recorded scale is 1); the mean
 is a rank-one term that an adapter cannot carry, and is recorded as the offset.

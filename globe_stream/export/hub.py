@@ -1,4 +1,4 @@
-"""`--push-to-hub`: a finished export to a model repository."""
+"""Upload: a finished export to a model repository."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""`export --format model`: a folder of its own kind that transformers loads in compressed form.
+"""An export as a model: a folder of its own kind that transformers loads in compressed form.
 
 Memory does not depend on the model's size: one expert, one piece of a tensor, the banks if the
 budget allows, and codes as supports.

@@ -1,4 +1,4 @@
-"""What `export --format model` writes: tensors that are kept, and those in the experts' place."""
+"""What an export as a model writes: tensors that are kept, and those in the experts' place."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import Any
 
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.strided import StridedMatrix, contiguous
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.export.shard_plan import Rewrite, Shard, Tensor, plan_rewrite
 from globe_stream.factorization import model_files as layout
 from globe_stream.factorization.trained_run import Key, TrainedRun
@@ -101,7 +101,7 @@ def routed(source: TrainedRun, family: str, layer: int) -> list[ExpertMatrix]:
     if family not in source.index.experts:
         raise InputError(
             f"{source.index.model}: has no {family} matrices, so it is no whole model. "
-            "Use --format factors"
+            f"Use {option('format')} factors"
         )
     return [e for e in source.index.experts[family] if e.layer == layer and not e.shared]
 

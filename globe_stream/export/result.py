@@ -34,7 +34,7 @@ class ExportResult:
     note: str
 
     def document(self) -> dict[str, Any]:
-        """For `export --json`."""
+        """As one JSON document."""
         return {"format": 1, **asdict(self), "out": str(self.out)}
 
 

@@ -1,4 +1,4 @@
-"""The files of `export --format factors`: their names, and how adapters are dealt to them.
+"""The files of an export of factors: their names, and how adapters are dealt to them.
 
 Source: docs/design.md, section Export formats.
 """

@@ -1,4 +1,4 @@
-"""The tensors of `export --format model`, and the description of them in its config.json.
+"""The tensors of an export as a model, and the description of them in its config.json.
 
 A layer whose routed experts have factors is stored as a whole under `globe_layers.<L>`: stacked
 adapters and codes by family, the matrices of experts without factors, and the stacked down

@@ -62,7 +62,7 @@ class FactorGroup:
 
 
 class Factors:
-    """An export of `--format factors` in a folder; made by `load_factors`.
+    """An export of factors in a folder; made by `load_factors`.
 
     Only codes and file headers are held. Every method reads what it returns.
     """
@@ -154,7 +154,7 @@ class Factors:
 
 
 def load_factors(path: str | Path) -> Factors:
-    """Open the folder of an `export --format factors`.
+    """Open the folder of an export of factors.
 
     Raises InputError when `path` is no complete export, or a file of it is damaged.
     """

@@ -39,11 +39,11 @@ def patch_model(
 
     Down projections, routers and all else stay; where the run took shared experts too, these get
     their reconstruction as plain matrices. The forward pass equals that of the dense export up to
-    rounding. It needs the whole original in memory first: `export --format model` does not.
+    rounding. It needs the whole original in memory first: an export as a model does not.
 
     Args:
         model: a transformers model whose experts are fused modules (transformers 5).
-        path: the folder of an `export --format factors`.
+        path: the folder of an export of factors.
         cache: budget of composed matrices: bytes, or a size such as "2GiB". Default: half of what
             the compressed form saves; see `warm_up`.
         dtype: in which factors are kept and computed with; default that of the model.

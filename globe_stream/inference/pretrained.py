@@ -34,7 +34,7 @@ _SHIM_STANDS_FOR_IT = classmethod(lambda cls, auto_class=None: None)  # noqa: AR
 
 
 def from_pretrained(path: str | Path, cache: str | int | None = None, **options: Any) -> Any:
-    """Load the folder of an `export --format model`, or what `save_pretrained` made of one.
+    """Load the folder of an export as a model, or what `save_pretrained` made of one.
 
     Args:
         path: the folder.
