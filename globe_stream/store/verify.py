@@ -34,7 +34,7 @@ class Verification:
     problems: tuple[str, ...]
 
     def document(self, worded: Callable[[str], str] = str) -> dict[str, Any]:
-        """For `verify --json`; `worded` spells the options in the problems."""
+        """As one JSON document; `worded` spells the options in the problems."""
         return {
             "format": 1,
             "path": self.path,
