@@ -72,6 +72,23 @@ class ExpertMatrix:
         return self.storage.nbytes
 
 
+def upright(expert: ExpertMatrix) -> ExpertMatrix:
+    """`expert` as a (p, d) matrix: down transposed, the others as they are stored.
+
+    Raises InputError for a quantised down matrix, whose scales belong to rows as stored.
+    """
+    if expert.role != "down":
+        return expert
+    storage = expert.storage
+    if storage.scale is not None:
+        raise InputError(
+            f"{expert.where} is quantised ({expert.dtype}): down matrices can be compressed only "
+            f"where they are stored in bf16, fp16 or fp32. Leave down out of {option('families')}."
+        )
+    weight = replace(storage.weight, transposed=not storage.weight.transposed)
+    return replace(expert, shape=weight.shape, storage=replace(storage, weight=weight))
+
+
 def shape_of(storage: Storage, dtype: str) -> tuple[int, int]:
     """Rows and columns of the matrix stored as `dtype` at `storage`."""
     rows, columns = storage.weight.shape

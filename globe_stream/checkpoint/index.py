@@ -12,7 +12,7 @@ from globe_stream.checkpoint.experts import ExpertMatrix, split_shared
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint, ShardFingerprint
 from globe_stream.checkpoint.inventory import Inventory, take_inventory
 from globe_stream.checkpoint.layouts import ModelType
-from globe_stream.checkpoint.model_types import model_type_of
+from globe_stream.checkpoint.model_types import MODEL_TYPES, model_type_of
 from globe_stream.checkpoint.selection import Selection
 from globe_stream.errors import InputError, option
 from globe_stream.io.safetensors import Header, TensorEntry, read_header
@@ -67,7 +67,7 @@ class ExpertIndex:
     def select(self, selection: Selection) -> "ExpertIndex":
         """The index of the experts that `selection` takes; InputError if it takes none."""
         chosen = {}
-        for family in selection.families:
+        for family in self.families_of(selection):
             if family not in self.experts:
                 raise InputError(
                     f"{self.model}: has no {family} matrices. Change {option('families')}."
@@ -77,6 +77,17 @@ class ExpertIndex:
                 members = self._with_shared(family, members)
             chosen[family] = choosing.choose(members, selection)
         return replace(self, experts=chosen)
+
+    def families_of(self, selection: Selection) -> tuple[str, ...]:
+        """The families that `selection` asks for; up and gate together mean those there are.
+
+        A model type whose experts have no gate has up alone.
+        """
+        asked = selection.families
+        rule = self.rule or MODEL_TYPES.get(self.model_type)
+        if rule is not None and not rule.gated and set(asked) == {"up", "gate"}:
+            return ("up",)
+        return asked
 
     def _with_shared(
         self, family: str, members: tuple[ExpertMatrix, ...]

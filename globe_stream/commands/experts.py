@@ -55,8 +55,19 @@ def group_experts(
         include_shared=selection.include_shared,
     )
     chosen = index.select(wanted)
-    groups = make_groups(chosen.experts, selection.family_names, seeding)
-    return GroupedExperts(chosen, tuple(groups), _left_out(index, chosen, wanted))
+    groups = make_groups(chosen.experts, tuple(chosen.experts), seeding)
+    notes = (*_missing(chosen, selection), *_left_out(index, chosen, wanted))
+    return GroupedExperts(chosen, tuple(groups), notes)
+
+
+def _missing(chosen: ExpertIndex, selection: SelectionConfig) -> tuple[str, ...]:
+    """One line for each family that was asked for and that the model's experts do not have."""
+    return tuple(
+        f"{chosen.model}: its experts have no {family}; {option('families')} "
+        f"{selection.families} means {', '.join(chosen.experts)}"
+        for family in selection.family_names
+        if family not in chosen.experts
+    )
 
 
 def _left_out(index: ExpertIndex, chosen: ExpertIndex, wanted: Selection) -> tuple[str, ...]:
@@ -65,7 +76,7 @@ def _left_out(index: ExpertIndex, chosen: ExpertIndex, wanted: Selection) -> tup
         return ()
     every = index.select(replace(wanted, max_experts=None))
     lines = []
-    for family in wanted.families:
+    for family in chosen.experts:
         there, kept = _shared_blocks(every, family), _shared_blocks(chosen, family)
         if kept < there:
             lines.append(

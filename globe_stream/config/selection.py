@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from globe_stream.checkpoint.custom_layout import layout_text, rule_of
+from globe_stream.checkpoint.experts import ROLES
 from globe_stream.checkpoint.layouts import ModelType
 from globe_stream.config.options import Options
 from globe_stream.errors import InputError, option
@@ -13,8 +14,12 @@ from globe_stream.errors import InputError, option
 class SelectionConfig(Options):
     """Families, layers and experts to compress."""
 
-    families: Literal["up", "gate", "both"] = Field(
-        "both", description="Expert families to compress."
+    families: str = Field(
+        "both",
+        description="Expert families to compress: both is up and gate; a list may also name down, "
+        "whose matrices are taken transposed, and those of further sets of experts, such as "
+        "vision_up.",
+        json_schema_extra={"metavar": "up|gate|both|A,B"},
     )
     single_layer: int | None = Field(None, ge=0, description="Take experts from this layer only.")
     layers: str | None = Field(
@@ -56,8 +61,8 @@ class SelectionConfig(Options):
 
     @property
     def family_names(self) -> tuple[str, ...]:
-        """The families as a tuple."""
-        return ("up", "gate") if self.families == "both" else (self.families,)
+        """The families asked for; `both` may mean fewer (see `checkpoint.index.select`)."""
+        return ("up", "gate") if self.families == "both" else tuple(self.families.split(","))
 
     def unused(self) -> dict[str, str]:
         if self.max_experts is None:
@@ -65,6 +70,13 @@ class SelectionConfig(Options):
         return {}
 
     def check(self) -> None:
+        names = self.family_names
+        wrong = [name for name in names if name.rsplit("_", 1)[-1] not in ROLES]
+        if wrong or len(set(names)) < len(names):
+            raise InputError(
+                f"{option('families')} {self.families!r}: give up, gate or both, or a list of "
+                "different families such as up,gate,down (inspect lists a model's)"
+            )
         if self.single_layer is not None and self.layers is not None:
             raise InputError(
                 f"{option('single_layer')} and {option('layers')}: both choose layers. "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream.checkpoint.dequantize import FLOAT_DTYPES
-from globe_stream.checkpoint.experts import ExpertMatrix, split_shared
+from globe_stream.checkpoint.experts import ExpertMatrix, split_shared, upright
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.checkpoint.inventory import take_inventory
 from globe_stream.checkpoint.layouts import ModelType
@@ -185,15 +185,19 @@ def _places(
     )
     experts = [expert for family in inventory.experts.values() for expert in family]
     if any(expert.shared for expert in members):
-        sizes = {expert.role: expert.shape[expert.role == "down"] for expert in members}
+        sizes = {expert.family: expert.shape[0] for expert in members}
         experts += [
             block
-            for family in inventory.shared.values()
-            for expert in family
-            if expert.role in sizes
-            for block in split_shared(expert, sizes[expert.role])
+            for family, shared in inventory.shared.items()
+            for expert in shared
+            if family in sizes
+            for block in split_shared(expert, sizes[family])
         ]
-    return {key_of(expert): expert.storage.weight for expert in experts}
+    replaced = {key_of(expert) for expert in members}
+    return {
+        key_of(expert): (upright(expert) if key_of(expert) in replaced else expert).storage.weight
+        for expert in experts
+    }
 
 
 def _beyond(config: dict[str, Any], members: list[ExpertMatrix]) -> bool:

@@ -9,7 +9,7 @@ from itertools import groupby
 
 import torch
 
-from globe_stream.checkpoint.experts import ExpertMatrix
+from globe_stream.checkpoint.experts import ExpertMatrix, upright
 from globe_stream.config import SeedConfig
 from globe_stream.errors import InputError, option
 
@@ -84,7 +84,9 @@ def make_groups(
     Raises InputError when shapes differ, or bases and rank do not fit the experts.
     """
     return [
-        group for family in families for group in _family_groups(family, experts[family], config)
+        group
+        for family in families
+        for group in _family_groups(family, tuple(map(upright, experts[family])), config)
     ]
 
 

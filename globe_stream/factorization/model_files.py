@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from globe_stream.errors import InputError, option
 from globe_stream.factorization.activation import Activation
 
 FIELD = "globe_stream"
@@ -133,8 +134,15 @@ def members_by_layer(
 ) -> dict[int, dict[str, Members]]:
     """The routed experts by layer and family of groups (key, family, (layer, expert, shared)...).
 
-    Shared experts are left out: their reconstruction stands in their own matrices.
+    Shared experts are left out: their reconstruction stands in their own matrices. Raises
+    InputError for families whose modules cannot compute with factors.
     """
+    other = sorted({family for _, family, _ in groups} - set(FAMILIES))
+    if other:
+        raise InputError(
+            f"factors of {other[0]} cannot stand in a model: only those of up and gate can. "
+            f"Export with {option('format')} dense or factors, or seed without {other[0]}"
+        )
     found: dict[int, dict[str, tuple[str, list[int]]]] = {}
     for key, family, experts in groups:
         for layer, expert, shared in experts:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.custom_layout import rule_of
-from globe_stream.checkpoint.experts import ExpertMatrix
+from globe_stream.checkpoint.experts import ExpertMatrix, upright
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
 from globe_stream.checkpoint.index import ExpertIndex, Selection, open_index
 from globe_stream.errors import InputError
@@ -208,7 +208,8 @@ def _fitted(run: Run, index: ExpertIndex, record: GroupRecord, state: GroupState
     by_key = {key_of(expert): expert for expert in index.experts[record.family]}
     rows = arrays.read(run.array(f"{record.key}/experts")).tolist()
     experts = tuple(
-        by_key[record.family, layer, bool(shared), number] for layer, number, shared in rows
+        upright(by_key[record.family, layer, bool(shared), number])
+        for layer, number, shared in rows
     )
     group = ExpertGroup(record.key, record.family, experts, record.rank, record.bases)
     return FittedGroup(

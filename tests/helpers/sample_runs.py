@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from globe_stream.checkpoint.experts import upright
 from globe_stream.checkpoint.index import ExpertIndex, Selection, open_index
 from globe_stream.checkpoint.reader import read_expert
 from globe_stream.factorization.records import (
@@ -151,7 +152,7 @@ def make_run(folder: Path, model: Path, recipe: Recipe | None = None) -> Path:
 def _groups(index: ExpertIndex, recipe: Recipe) -> list[tuple[GroupRecord, list[Any]]]:
     groups = []
     for family in recipe.families:
-        members = index.experts[family]
+        members = [upright(expert) for expert in index.experts[family]]
         layers = sorted({expert.layer for expert in members})
         spans = [[layer] for layer in layers] if recipe.per_layer else [layers]
         for span in spans:
