@@ -1,7 +1,7 @@
 """What an interrupted command leaves behind, and what giving it again does."""
 
 _KEPT = "the same command continues"
-_AFRESH = "nothing is kept; the same command starts over"
+_DELETED = "nothing is kept; the same command starts over"
 _ENDINGS = {
     "seed": _KEPT,
     "train": _KEPT,
@@ -14,14 +14,14 @@ _ENDINGS = {
     "verify": "it changes nothing; give it again",
     "report": "no report was written; the same command starts over",
     "synth": "the folder is unfinished; the same command clears it and starts over",
-    "sweep": _AFRESH,
+    "sweep": _DELETED,
 }
 
 
 def after_interruption(arguments: list[str]) -> str:
-    """What to tell whoever interrupted the command line `arguments`."""
+    """What the command line `arguments`, now interrupted, leaves and does when given again."""
     command = next((word for word in arguments if not word.startswith("-")), "")
     if command == "eval":
         kept = any(word == "--work" or word.startswith("--work=") for word in arguments)
-        return "the same command continues with the exports in --work" if kept else _AFRESH
+        return "the same command continues with the exports in --work" if kept else _DELETED
     return _ENDINGS.get(command, "nothing was begun")

@@ -202,13 +202,13 @@ def errors(document: Document) -> str:
     heads = ("run", "family", "relF", "measured", "SVD relF", "best layer", "worst layer")
     rows = []
     for run, kinds in document["errors"].items():
-        for family, found in kinds["recorded"].items():
-            layers = found["by_layer"].values()
+        for family, errors in kinds["recorded"].items():
+            layers = errors["by_layer"].values()
             rows.append(
                 (
                     run,
                     family,
-                    f"{found['relative_frobenius_error']:.4f}",
+                    f"{errors['relative_frobenius_error']:.4f}",
                     _family_error(kinds, "measured", family),
                     _family_error(kinds, "svd_equal_parameters", family),
                     f"{min(layers):.4f}",

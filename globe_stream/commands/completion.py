@@ -13,7 +13,7 @@ from globe_stream.training.schedule import Schedule, ScheduleState
 
 
 def is_complete(run: Run, training: TrainConfig | None) -> bool:
-    """Whether every unit is seeded and, with `training`, trained as long as that asks for."""
+    """Whether every group is seeded and, with `training`, trained as long as that asks for."""
     return all(
         group_state(run, group.key) is not None
         and (training is None or _is_trained(run, group, training))

@@ -57,7 +57,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Session:
-    """The device that one command computes on, and how it is to be carried out."""
+    """The device that one command computes on, and its settings."""
 
     runtime: RuntimeConfig
     device: torch.device

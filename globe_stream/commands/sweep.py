@@ -181,7 +181,7 @@ def _measure(seeding: Seeding) -> SweepRow:
 
 
 def _perform(seeding: Seeding, stage: str) -> None:
-    """Carry out `stage` anew, with its own peak and price."""
+    """Carry out `stage` again, with its own peak and estimate."""
     context, name = seeding.context, seeding.stage_name(stage)
     context.meter.peaks.pop(name, None)
     context.estimates.pop(name, None)

@@ -22,9 +22,9 @@ def verify(path: Path, *, progress: ProgressCall | None = None) -> Verification:
         return verify_arrays(run, shapes, progress)
     if is_export(path):
         return verify_export(path, progress=progress)
-    said = "neither a run directory nor an export" if path.exists() else "does not exist"
+    reason = "neither a run directory nor an export" if path.exists() else "does not exist"
     raise InputError(
-        f"{path}: {said}. Give the {option('run')} of a seed or the {option('out')} of an export"
+        f"{path}: {reason}. Give the {option('run')} of a seed or the {option('out')} of an export"
     )
 
 

@@ -77,9 +77,11 @@ class Tally:
 
 
 @contextmanager
-def step_bar(title: str, *, unit: str = "experts", silent: bool = False) -> Iterator[ProgressCall]:
+def step_bar(
+    title: str, *, unit: str = "experts", progress: Progress | None = None, silent: bool = False
+) -> Iterator[ProgressCall]:
     """A bar driven by calls of (done, total, note); a count that falls begins another bar."""
-    progress, meter = Progress(silent=silent), Meter()
+    progress, meter = progress or Progress(silent=silent), Meter()
     bars: list[Bar] = []
     finished = 0
 

@@ -1,4 +1,4 @@
-"""One resumable pass over the experts of a unit.
+"""One resumable pass over the experts of a group.
 
 The reader hands out batches in file order; an accumulator takes each in turn. Between two
 batches, when a checkpoint is due or somebody asked to stop, the accumulator's state is committed
@@ -41,7 +41,7 @@ class Accumulator(Protocol):
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass over `experts` for one stage of one unit."""
+    """A pass over `experts` for one stage of one group."""
 
     group: str
     stage: str

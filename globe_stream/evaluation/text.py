@@ -38,7 +38,7 @@ def read_windows(
     starts = [k * windows.stride for k in range(windows.count)]
     if vocabulary == BYTE_VOCABULARY and not has_tokenizer(model_folder):
         cut = [data[start : start + windows.length] for start in starts]
-        found = [
+        read = [
             TokenWindow(torch.tensor(list(part)), len(part) - 1)
             for part in cut
             if len(part) == windows.length
@@ -46,18 +46,18 @@ def read_windows(
     else:
         tokenizer = _tokenizer(model_folder)
         span = windows.length * _BYTES_PER_TOKEN
-        found = [
+        read = [
             window
             for start in starts
             if start < len(data)
             for window in _tokenized(tokenizer, data[start : start + span], windows.length)
         ]
-    if not found:
+    if not read:
         raise InputError(
             f"{path}: {len(data)} bytes are too few for one window of "
             f"{windows.length} tokens. Use a longer text or a shorter window"
         )
-    return found
+    return read
 
 
 def read_text(path: Path) -> bytes:

@@ -46,7 +46,7 @@ def export_dense(
 ) -> ExportResult:
     """Write the checkpoint of the run in `run` to `out` with its experts reconstructed.
 
-    Up and gate matrices of the run's units are replaced; all else is copied byte for byte. Of a
+    Up and gate matrices of the run's groups are replaced; all else is copied byte for byte. Of a
     quantised checkpoint every tensor is written unquantised, and the scales and the quantisation
     settings are left out. The same call again continues. Dense export saves no size.
 
@@ -78,7 +78,7 @@ def export_svd(
 ) -> ExportResult:
     """As `export_dense`, but with every expert's truncated SVD of as many parameters.
 
-    The rank of a unit's experts is `scope.Sizes.svd_rank`. The run need not be trained: only its
+    The rank of a group's experts is `GroupSizes.svd_rank`. The run need not be trained: only its
     sizes are used. Source: docs/design.md, section Problem.
     """
     with open_trained_run(run, model=model, trained=False) as source:
@@ -103,7 +103,7 @@ def _banks(source: TrainedRun, plan: ExportPlan) -> Iterator[Provider]:
 
 @dataclass(frozen=True)
 class _Order:
-    """What is to be exported, and how."""
+    """What is to be exported, and its settings."""
 
     source: TrainedRun
     out: Path

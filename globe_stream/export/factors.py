@@ -187,7 +187,7 @@ def _write_group(
     batch: int,
     tally: Tally,
 ) -> float:
-    """Adapters of one unit in one shard; returns their squared error on the original scale."""
+    """Adapters of one group in one shard; returns their squared error on the original scale."""
     fitted = approximation.fitted
     chosen = [
         (position, entry)

@@ -1,4 +1,4 @@
-"""The model card: what an export is, how good, how large, and how it was made."""
+"""The model card: what an export is, its sizes and errors, and the command that made it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

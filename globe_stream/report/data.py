@@ -21,10 +21,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class GroupData:
-    """One unit. `errors` (N,) are relF by expert; `members` (N, 3) layer, expert, shared.
+    """One group of experts.
 
-    `curve` is (epoch, relF), seeding being epoch 0; `popularity` (m,) how many experts use an atom;
-    `eigenvalues` (N,) those of the proxies' Gram matrix, largest first, if they were kept.
+    `errors` (N,) are relF by expert; `members` (N, 3) layer, expert, shared. `curve` is (epoch,
+    relF), seeding being epoch 0; `popularity` (m,) counts the experts that use an atom;
+    `eigenvalues` (N,) are those of the proxies' Gram matrix, largest first, if they were kept.
     """
 
     key: str
@@ -102,24 +103,24 @@ def _group(run: Run, record: GroupRecord, state: GroupState, rows: list[MetricRo
 
 def _curve(rows: list[MetricRow], key: str) -> tuple[tuple[int, float], ...]:
     """relF by epoch; an epoch that was logged twice, by a resumed run, counts once."""
-    found: dict[int, float] = {}
+    curve: dict[int, float] = {}
     for row in rows:
         error = row.number("recon/relative_frobenius_error")
         if row.family == key and error is not None:
-            found[row.epoch or 0] = error
-    return tuple(sorted(found.items()))
+            curve[row.epoch or 0] = error
+    return tuple(sorted(curve.items()))
 
 
 def _memory(rows: list[MetricRow]) -> tuple[StageMemory, ...]:
-    found: dict[str, StageMemory] = {}
+    stages: dict[str, StageMemory] = {}
     for row in rows:
         estimate_bytes, peak = row.number("memory/price_bytes"), row.number("memory/peak_bytes")
         if estimate_bytes and peak:
             name = f"{row.family} {row.stage.removesuffix('/memory')}"
-            before = found.get(name, StageMemory(name, 0, 0))
-            found[name] = StageMemory(
+            before = stages.get(name, StageMemory(name, 0, 0))
+            stages[name] = StageMemory(
                 name,
                 max(int(estimate_bytes), before.estimate_bytes),
                 max(int(peak), before.peak),
             )
-    return tuple(found.values())
+    return tuple(stages.values())

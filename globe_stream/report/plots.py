@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from globe_stream.report.data import Array, GroupData, StageMemory
-from globe_stream.report.pooling import MANY_UNITS, pool_curves, spread
+from globe_stream.report.pooling import MANY_GROUPS, pool_curves, spread
 
 _COLOURS = {"up": "#1f5fa8", "gate": "#c4541a"}
 _STYLES = ("-", "--", ":", "-.")
@@ -21,10 +21,10 @@ _DPI = 130
 def error_curve(groups: Sequence[GroupData]) -> bytes:
     """relF by epoch, and the equal-parameter SVD as a horizontal line.
 
-    Many units are one line a family, with a band from the lowest to the highest.
+    Many groups are one line a family, with a band from the lowest to the highest.
     """
     figure, axes = _figure(6.4, 3.6)
-    if len(groups) > MANY_UNITS:
+    if len(groups) > MANY_GROUPS:
         _pooled_curves(axes, groups)
     else:
         _group_curves(axes, groups)
@@ -108,7 +108,7 @@ def supports(groups: Sequence[GroupData]) -> bytes:
 
 
 def popularity(groups: Sequence[GroupData]) -> bytes:
-    """How many experts use each atom, most used first; many units as a band a family."""
+    """How many experts use each atom, most used first; many groups as a band a family."""
     figure, axes = _figure(6.4, 3.0)
     _ranked(axes, groups, [np.sort(group.popularity)[::-1] for group in groups])
     axes.set(xlabel="atoms, most used first", ylabel="experts that use it", ylim=(0, None))
@@ -134,9 +134,9 @@ def _eigenvalues(group: GroupData) -> Array:
 
 
 def _ranked(axes: Axes, groups: Sequence[GroupData], rows: Sequence[Array]) -> None:
-    """One line a unit over 1, 2, ...; of many units the median of a family, and a band."""
+    """One line a group over 1, 2, ...; of many groups the median of a family, and a band."""
     _integer(axes.xaxis)
-    if len(groups) <= MANY_UNITS:
+    if len(groups) <= MANY_GROUPS:
         for number, (group, row) in enumerate(zip(groups, rows, strict=True)):
             colour, style = _look(group, number, groups)
             places = np.arange(1, len(row) + 1)
@@ -186,7 +186,7 @@ def _by_family(groups: Sequence[GroupData], name: str) -> dict[str, Array]:
 
 
 def _look(group: GroupData, number: int, groups: Sequence[GroupData]) -> tuple[str | None, str]:
-    """Families by colour, units of a family by line style."""
+    """Families by colour, groups of a family by line style."""
     same = [other.key for other in groups[:number] if other.family == group.family]
     return _COLOURS.get(group.family), _STYLES[len(same) % len(_STYLES)]
 

@@ -1,4 +1,4 @@
-"""Many units told in few lines: families pooled, and the highest of each kind of stage."""
+"""Many groups in few lines: families pooled, and the highest of each kind of stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ import numpy as np
 from globe_stream.factorization.error_sums import ErrorSums, pooled
 from globe_stream.report.data import Array, GroupData, StageMemory
 
-MANY_UNITS = 8
-"""More units than these are pooled by family."""
+MANY_GROUPS = 8
+"""More groups than these are pooled by family."""
 MANY_STAGES = 12
 """More stages than these are pooled by kind."""
 
 
 @dataclass(frozen=True)
 class FamilyCurve:
-    """relF of a family by epoch, and the lowest and highest of its units; the epochs of all."""
+    """relF of a family by epoch, and the lowest and highest of its groups; the epochs of all."""
 
     family: str
     epochs: tuple[int, ...]
@@ -27,7 +27,7 @@ class FamilyCurve:
 
 
 def pool_curves(groups: Sequence[GroupData]) -> list[FamilyCurve]:
-    """One curve a family, over the epochs that every unit of it has done."""
+    """One curve a family, over the epochs that every group of it has done."""
     families = dict.fromkeys(group.family for group in groups)
     return [_pool(name, [group for group in groups if group.family == name]) for name in families]
 
@@ -52,12 +52,12 @@ def pool_stages(stages: Sequence[StageMemory]) -> list[StageMemory]:
     """The stages, or where they are many the one with the highest peak of each kind."""
     if len(stages) <= MANY_STAGES:
         return list(stages)
-    found: dict[str, StageMemory] = {}
+    highest: dict[str, StageMemory] = {}
     for one in stages:
         kind = one.stage.split(" ", 1)[-1]
-        if kind not in found or one.peak > found[kind].peak:
-            found[kind] = StageMemory(kind, one.estimate_bytes, one.peak)
-    return list(found.values())
+        if kind not in highest or one.peak > highest[kind].peak:
+            highest[kind] = StageMemory(kind, one.estimate_bytes, one.peak)
+    return list(highest.values())
 
 
 def spread(rows: Sequence[Array]) -> tuple[Array, Array, Array]:

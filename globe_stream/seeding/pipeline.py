@@ -16,6 +16,7 @@ import torch
 
 from globe_stream.config import SeedConfig
 from globe_stream.engine.context import Context
+from globe_stream.engine.progress import step_bar
 from globe_stream.engine.records import PassCost
 from globe_stream.engine.stream import Pass, finished, stream
 from globe_stream.errors import GlobeError
@@ -183,7 +184,9 @@ class Seeding:
         tiles = self._proxy_tiles()
         norms = self._tensor("seed/proxy_norms")
         view = self._view(tiles)
-        atoms = run_method(self.config, view, self.group.bases)
+        title, bar = f"{self.group.key} dictionary", self.context.progress
+        with step_bar(title, unit="rounds at most", progress=bar) as progress:
+            atoms = run_method(self.config, view, self.group.bases, progress)
         fitted = codes_from_gram(view, atoms.combination, kind=self.config.codes)
         dense = fitted.codes * unit_mixture_scales(fitted.codes, fitted.atom_gram)[:, None]
         bank = build_bank(

@@ -164,6 +164,10 @@ def make_small_batches(setattr: Callable[[Any, str, Any], None] = setattr) -> No
     setattr(budget, "MAX_BATCH", 5)
 
 
+BEGUN = "-- begun\n"
+"""What `command` writes to its log before it does anything."""
+
+
 def command(arguments: list[str], log: Path, event: int | None = None, number: int = 0) -> None:
     """Run the command line with its output in `log`; at the `event`-th event send signal `number`.
 
@@ -178,6 +182,8 @@ def command(arguments: list[str], log: Path, event: int | None = None, number: i
     from globe_stream.cli.main import run
 
     count = _count_events(event, number)
+    with log.open("a") as file:
+        file.write(BEGUN)
     code = run(arguments)
     with log.open("a") as file:
         file.write(f"\nevents {count[0]}\n")

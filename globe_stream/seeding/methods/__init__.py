@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from globe_stream.config import METHOD_FACTS, ProxyKind, SeedConfig
+from globe_stream.engine.progress import ProgressCall
 from globe_stream.errors import InputError, option
 from globe_stream.seeding.methods.base import Atoms, SeedOptions
 from globe_stream.seeding.methods.gram_view import GramView, SupportsMatmul
@@ -83,10 +84,14 @@ def gram_products(config: SeedConfig, experts: int, bases: int) -> int | None:
     return min(bases + config.oversampling, experts)
 
 
-def run_method(config: SeedConfig, view: GramView, count: int) -> Atoms:
+def run_method(
+    config: SeedConfig, view: GramView, count: int, progress: ProgressCall | None = None
+) -> Atoms:
     """Make `count` atoms by the method and with the options of `config`.
+
+    `progress` is called after every round of a method that learns in rounds.
 
     Raises:
         InputError: see the methods.
     """
-    return REGISTRY[config.method].atoms(view, count, SeedOptions.of(config))
+    return REGISTRY[config.method].atoms(view, count, SeedOptions.of(config, progress))

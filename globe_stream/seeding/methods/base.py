@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from globe_stream.engine.progress import ProgressCall
 from globe_stream.errors import InputError, option
 from globe_stream.seeding.methods.gram_view import GramView
 
@@ -29,12 +30,13 @@ class SeedOptions:
     hybrid_variant: str = "kmeans"  # or "greedy": replace the worst PCA atoms
     dictionary_rounds: int = 30  # MOD + NNLS rounds at most
     dictionary_support: int | None = None  # atoms a code may use while learning; None: all
+    progress: ProgressCall | None = None  # of the rounds: done, at most, and the error
 
     @classmethod
-    def of(cls, config: object) -> Self:
+    def of(cls, config: object, progress: ProgressCall | None = None) -> Self:
         """The options among the attributes of `config`; defaults for those it lacks."""
         names = [item.name for item in fields(cls) if hasattr(config, item.name)]
-        return cls(**{name: getattr(config, name) for name in names})
+        return cls(**{name: getattr(config, name) for name in names}, progress=progress)
 
     def generator(self) -> torch.Generator:
         """A fresh generator for this seed."""

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from globe_stream.engine.progress import ProgressCall
 from globe_stream.kernels.nnls import nnls
 from globe_stream.seeding.methods.base import Atoms, SeedOptions, check_count, finish
 from globe_stream.seeding.methods.gram_view import GramView
@@ -40,7 +41,13 @@ def nn_dictionary(view: GramView, count: int, options: SeedOptions) -> Atoms:
     check_count(view, count)
     gram = view.matrix()
     start = cluster(gram, count, options, options.generator())
-    learned = learn(gram, start.combination, options.dictionary_rounds, options.dictionary_support)
+    learned = learn(
+        gram,
+        start.combination,
+        options.dictionary_rounds,
+        options.dictionary_support,
+        progress=options.progress,
+    )
     stats = {
         "kmeans/objective": start.objective,
         "kmeans/iterations": start.iterations,
@@ -58,6 +65,7 @@ def learn(
     rounds: int,
     support: int | None = None,
     coding_steps: int = CODING_STEPS,
+    progress: ProgressCall | None = None,
 ) -> Learned:
     """Alternate NNLS codes A (N, m) and ``P = A (A^T A + ridge)^-1``, unit-norm atoms.
 
@@ -72,15 +80,18 @@ def learn(
         support: atoms that a code may use; None: all.
         coding_steps: NNLS steps a round, from the last codes. The default was measured to learn
             as well as exact codes, ten times faster.
+        progress: called after every round with its number, `rounds`, and the proxies' error.
     """
     codes, left = _code(gram, combination, None, support, coding_steps)
     replaced = 0
     errors = [float(left.sum())]
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         combination, codes, dead = _update(gram, codes, left)
         replaced += dead
         codes, left = _code(gram, combination, codes, support, coding_steps)
         errors.append(float(left.sum()))
+        if progress:
+            progress(number, rounds, f"error {(errors[-1] / len(gram)) ** 0.5:.4f}")
         if not dead and errors[-2] - errors[-1] <= SETTLED * errors[-1]:
             break
     return Learned(combination, errors, replaced)

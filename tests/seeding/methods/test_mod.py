@@ -129,3 +129,15 @@ def test_stats_tell_the_course():
     stats = nn_dictionary(view, 7, SeedOptions(dictionary_rounds=4)).stats
     assert stats["dictionary/rounds"] == 4
     assert stats["dictionary/last_error"] < stats["dictionary/first_error"]
+
+
+def test_every_round_is_shown_with_its_error():
+    columns, _ = planted()
+    view, start = start_of(columns, 6)
+    shown = []
+    learned = learn(view.matrix(), start, 12, progress=lambda *call: shown.append(call))
+    assert [(done, total) for done, total, _ in shown] == [
+        (k, 12) for k in range(1, len(learned.errors))
+    ]
+    last = (learned.errors[-1] / columns.shape[1]) ** 0.5
+    assert shown[-1][2] == f"error {last:.4f}"
