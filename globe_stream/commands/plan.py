@@ -16,6 +16,7 @@ from globe_stream.memory import planner
 from globe_stream.memory.cost_model import safe_budget
 from globe_stream.memory.planner import Stage
 from globe_stream.seeding.methods import proxies_for
+from globe_stream.training.epoch import PROBES
 
 
 def plan(
@@ -69,11 +70,12 @@ def seed_bytes_read(group: ExpertGroup, config: SeedConfig) -> int:
 def epoch_operations(sizes: GroupSizes) -> float:
     """Floating-point operations of one surrogate epoch.
 
-    For each expert: compose and both bank products 6 m r d; H H^T 2 r^2 d; W H^T and A^T W 4 p r d;
-    A^T A and the solve 4 r^2 p; A^T A H 2 r^2 d; Cholesky r^3 / 3.
+    For each expert: compose and both bank products 6 m r d; H H^T by halves 5/4 r^2 d; W H^T, the
+    residual and A^T of it 6 p r d; the solve 2 r^2 p; 2 p r a curvature probe; Cholesky r^3 / 3.
     """
     m, r, p, d = sizes.bases, sizes.rank, sizes.p, sizes.d
-    each = 6 * m * r * d + 4 * r * r * d + 4 * p * r * d + 4 * r * r * p + r**3 / 3
+    products = 6 * m * r * d + 1.25 * r * r * d + 6 * p * r * d
+    each = products + 2 * r * r * p + 2 * PROBES * p * r + r**3 / 3
     return float(sizes.experts * each)
 
 
