@@ -1,5 +1,6 @@
 """`export`: a trained run as factors, as a model in compressed form, or as a dense checkpoint."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from globe_stream.commands.session import Document, memory_limit
@@ -10,9 +11,14 @@ from globe_stream.export.factors import export_factors
 from globe_stream.export.hub import push_to_hub as upload
 from globe_stream.export.hub import require_repository
 from globe_stream.export.model import export_model
+from globe_stream.export.result import ExportResult
 from globe_stream.memory import allocator
 
-FORMATS = {"factors": export_factors, "dense": export_dense, "model": export_model}
+FORMATS: dict[str, Callable[..., ExportResult]] = {
+    "factors": export_factors,
+    "dense": export_dense,
+    "model": export_model,
+}
 
 
 def export(
@@ -33,17 +39,20 @@ def export(
     """
     if push_to_hub is not None:
         require_repository(push_to_hub)
+    bits = wanted.quantized
     allocator.return_freed_memory()
     limit = memory_limit(runtime, None)
     with step_bar(f"export {wanted.format}", silent=silent) as progress:
-        document = FORMATS[wanted.format](
+        write = FORMATS[wanted.format]
+        document = write(
             path,
             wanted.out,
-            dtype=wanted.dtype,
+            dtype=wanted.stored,
             memory=limit,
             model=model,
             command=command,
             progress=progress,
+            **({"bits": bits} if bits else {}),
         ).document()
     if push_to_hub is not None:
         document["url"] = upload(wanted.out, push_to_hub)

@@ -1,11 +1,15 @@
 """Options of an export."""
 
+import re
 from pathlib import Path
 
 from pydantic import Field
 
-from globe_stream.config.names import DtypeName, ExportFormat
+from globe_stream.config.names import ExportDtype, ExportFormat
 from globe_stream.config.options import Options
+from globe_stream.errors import InputError, option
+
+_BITS = re.compile(r"([2-8]),([2-8])")
 
 
 class ExportConfig(Options):
@@ -17,6 +21,41 @@ class ExportConfig(Options):
         "saves no size."
     )
     out: Path = Field(strict=False, description="Folder to write.")
-    dtype: DtypeName | None = Field(
-        None, description="Type of what is written (default: the checkpoint's)."
+    dtype: ExportDtype | None = Field(
+        None,
+        description="Type of what is written (default: the checkpoint's); int8 is 8,8 bits.",
     )
+    bits: str | None = Field(
+        None,
+        description="Bits of an element of bank and adapters of a model, 2 to 8 each, as 8,4 "
+        "(default: not quantised).",
+        json_schema_extra={"metavar": "BANK,ADAPTERS"},
+    )
+
+    def check(self) -> None:
+        """Bits are two numbers, and for a model."""
+        _ = self.quantized
+
+    @property
+    def quantized(self) -> tuple[int, int] | None:
+        """Bits of bank and adapters; None where they are not quantised."""
+        text = "8,8" if self.dtype == "int8" and self.bits is None else self.bits
+        if text is None:
+            return None
+        match = _BITS.fullmatch(text)
+        if match is None:
+            raise InputError(
+                f"{option('bits')} {text!r}: give the bits of bank and adapters, 2 to 8 each, "
+                "as 8,4"
+            )
+        if self.format != "model":
+            raise InputError(
+                f"{option('bits')} {text}: {self.format} are not quantised. "
+                "Export in the format model"
+            )
+        return int(match[1]), int(match[2])
+
+    @property
+    def stored(self) -> str | None:
+        """The type of what is not quantised; None for the checkpoint's."""
+        return None if self.dtype == "int8" else self.dtype

@@ -17,6 +17,7 @@ from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.engine.precision import arithmetic_of
 from globe_stream.engine.progress import ProgressCall, Tally
 from globe_stream.export import auxiliary_files as companions
+from globe_stream.export.adapter_place import AdapterPlace
 from globe_stream.export.convert import write_matrix
 from globe_stream.export.model_card import model_card
 from globe_stream.export.model_plan import LayerFile, ModelPlan, place_of, plan_model, routed
@@ -29,14 +30,15 @@ from globe_stream.export.result import (
 from globe_stream.export.shard_rewriter import ShardRewriter
 from globe_stream.export.staging import ExportManifest, ExportWork, open_work
 from globe_stream.factorization import model_files as layout
-from globe_stream.factorization.bank_cache import BankCache
+from globe_stream.factorization.bank_cache import Bank, BankCache, Opener, stored_bank
+from globe_stream.factorization.packed_bank import PackedBank, write_packed
 from globe_stream.factorization.reconstruction import BankApproximation
 from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
 from globe_stream.io import files
 from globe_stream.io.dtypes import TORCH_DTYPES
 from globe_stream.io.records import Json
 from globe_stream.io.safetensors import TensorEntry
-from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter
+from globe_stream.io.safetensors_writer import SafetensorsWriter
 from globe_stream.memory.meter import Meter
 from globe_stream.memory.planner import ExportPlan, plan_export
 from globe_stream.store.bank import StoredBank
@@ -49,6 +51,7 @@ def export_model(
     out: Path,
     *,
     dtype: str | None = None,
+    bits: tuple[int, int] | None = None,
     memory: int | None = None,
     model: str | None = None,
     command: str = "",
@@ -62,6 +65,7 @@ def export_model(
     Args:
         dtype: of bank and adapters, and of experts stored anew: bf16, fp16 or fp32; default that
             of the checkpoint, or bf16 for a quantised one.
+        bits: of bank and adapters, 2 to 8 each, where they are to be quantised.
         memory: peak resident bytes of the process; None means no limit.
         model: where the checkpoint is now, if it moved since the run was made.
         command: the command line, for the model card.
@@ -77,6 +81,7 @@ def export_model(
             "state": source.identity(),
             "dtype": stored,
             "dtype_in_config": dtype is not None,
+            "bits": None if bits is None else list(bits),
             "shard_bytes": shard_bytes,
         }
         plan = plan_export([fitted.group for fitted in source.groups], memory)
@@ -88,10 +93,10 @@ def export_model(
         with work, arithmetic_of(source.run), meter.stage("export"):
             resumed = len(work.records())
             planned = plan_model(
-                source, out, stored, chosen=dtype is not None, shard_bytes=shard_bytes
+                source, out, stored, bits, chosen=dtype is not None, shard_bytes=shard_bytes
             )
             _require_space(work, source, planned)
-            _write(work, source, planned, plan, progress)
+            _write(work, source, planned, bits, plan, progress)
             errors = relative_errors(source, work.records())
             _publish(
                 work,
@@ -113,13 +118,14 @@ def _write(
     work: ExportWork,
     source: TrainedRun,
     planned: ModelPlan,
+    bits: tuple[int, int] | None,
     plan: ExportPlan,
     progress: ProgressCall | None,
 ) -> None:
     tally = Tally(sum(len(fitted.group.experts) for fitted in source.groups), progress)
-    write_banks(work, source, planned.banks)
-    with BankCache(plan.resident) as banks:
-        writer = _LayerWriter(source, banks, plan.batch, tally)
+    write_banks(work, source, planned)
+    with BankCache(plan.resident, _opener(work, planned)) as banks:
+        writer = _LayerWriter(source, banks, bits, plan.batch, tally)
         for file in planned.layers:
             writer.write(work, file)
         rewriter = ShardRewriter(
@@ -135,17 +141,45 @@ def _write(
             rewriter.write(work, shard)
 
 
-def write_banks(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> None:
-    """Write the file of all banks, one tensor each in the order of the groups, atom by atom."""
-    if work.record(work.name_of(planned)):
+def write_banks(work: ExportWork, source: TrainedRun, planned: ModelPlan) -> None:
+    """Write the file of all banks, group by group."""
+    if work.record(work.name_of(planned.banks)):
         return
-    with work.writing(planned, {}) as file:
-        for fitted, entry in zip(source.groups, planned.entries, strict=True):
+    entries = {entry.name: entry for entry in planned.banks.entries}
+    with work.writing(planned.banks, {}) as file:
+        for fitted in source.groups:
+            key = fitted.group.key
             with StoredBank(fitted.bank, resident=False) as bank:
-                each = entry.nbytes // fitted.group.bases
-                for atom in range(fitted.group.bases):
-                    values = bank.atom(atom).to(TORCH_DTYPES[entry.dtype])
-                    file.write_tensor(entry.start + atom * each, values)
+                if planned.description.banks[key].bits is None:
+                    _write_bank(file, bank, entries[layout.bank_tensor(key)])
+                    continue
+                parts = [entries[layout.bank_tensor(key, part)] for part in ("packed", "scales")]
+                codes = _dense_codes(fitted, list(range(len(fitted.group.experts))))
+                write_packed(file, bank, codes.T @ codes, parts[0], parts[1])
+
+
+def _write_bank(file: SafetensorsWriter, bank: StoredBank, entry: TensorEntry) -> None:
+    each = entry.nbytes // bank.shape[0]
+    for atom in range(bank.shape[0]):
+        values = bank.atom(atom).to(TORCH_DTYPES[entry.dtype])
+        file.write_tensor(entry.start + atom * each, values)
+
+
+def _opener(work: ExportWork, planned: ModelPlan) -> Opener:
+    """Banks as they were written where they are quantised, else as the run keeps them."""
+    entries = {entry.name: entry for entry in planned.banks.entries}
+
+    def open_bank(group: FittedGroup, resident: bool) -> Bank:
+        sizes = planned.description.banks[group.group.key]
+        if sizes.bits is None:
+            return stored_bank(group, resident)
+        packed, scales = (
+            entries[layout.bank_tensor(group.group.key, part)] for part in ("packed", "scales")
+        )
+        path = work.finished_path(work.name_of(planned.banks))
+        return PackedBank(path, packed, scales, sizes.d, resident=resident)
+
+    return open_bank
 
 
 @dataclass(frozen=True)
@@ -154,6 +188,7 @@ class _LayerWriter:
 
     source: TrainedRun
     banks: BankCache
+    bits: tuple[int, int] | None
     batch: int
     tally: Tally
 
@@ -195,22 +230,18 @@ class _LayerWriter:
         """Codes and adapters of a family of a layer; their squared error on the original scale."""
         family = fitted.group.family
         codes = file.entry(layer, f"{family}_codes")
-        adapters = file.entry(layer, f"{family}_adapters")
         assert codes is not None
-        assert adapters is not None
         out.write_tensor(codes.start, _dense_codes(fitted, positions))
         chosen = [fitted.group.experts[position] for position in positions]
         self.source.index.fetch(chosen)
         approximation = BankApproximation(fitted, self.banks.bank(fitted))
-        each, squared = adapters.nbytes // len(positions), 0.0
-        expected = fitted.expected(positions)
+        place = AdapterPlace.of(file, layer, family, self.bits)
+        expected, squared = fitted.expected(positions), 0.0
         with ExpertReader(chosen, self.batch, expected=expected) as reader:
             for part in reader.batches():
                 for slot, weights in zip(part.positions, part.weights, strict=True):
                     fit = approximation.fit(positions[slot], weights)
-                    adapter = fit.adapters[0].mul_(fitted.scale).to(TORCH_DTYPES[adapters.dtype])
-                    out.write_tensor(adapters.start + slot * each, adapter.contiguous())
-                    squared += float(fit.squared_error[0].clamp_min(0)) * fitted.scale**2
+                    squared += place.write(out, slot, fit, weights, fitted.scale)
                 self.tally.advance(len(part.positions), fitted.group.key)
         return squared
 

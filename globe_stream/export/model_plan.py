@@ -14,8 +14,10 @@ from globe_stream.factorization.trained_run import Key, TrainedRun
 from globe_stream.io.dtypes import ITEM_BYTES
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import PlannedFile, plan_file
+from globe_stream.kernels.quantize import GROUP
 
 _METADATA = {"format": "pt"}
+Bits = tuple[int, int] | None
 Spec = tuple[str, str, tuple[int, ...]]
 """Name, dtype and shape of a tensor."""
 
@@ -45,6 +47,23 @@ class ModelPlan:
     dequantised: dict[Key, StridedMatrix]
 
     @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of banks, codes, adapters and scales over the weights they stand for."""
+        stored = sum(entry.nbytes for entry in self.banks.entries)
+        stored += sum(
+            entry.nbytes
+            for file in self.layers
+            for entry in file.planned.entries
+            if not entry.name.endswith(("_dense", layout.DOWN))
+        )
+        weights = 0
+        for parts in self.description.layers.values():
+            for members in parts.values():
+                bank = self.description.banks[members.bank]
+                weights += len(members.experts) * bank.p * bank.d
+        return 8 * stored / weights
+
+    @property
     def files(self) -> list[PlannedFile]:
         """Every file of tensors."""
         layers = [file.planned for file in self.layers]
@@ -52,14 +71,15 @@ class ModelPlan:
 
 
 def plan_model(
-    source: TrainedRun, out: Path, dtype: str, *, chosen: bool, shard_bytes: int
+    source: TrainedRun, out: Path, dtype: str, bits: Bits, *, chosen: bool, shard_bytes: int
 ) -> ModelPlan:
     """Plan the folder `out` with factors and unquantised experts stored as `dtype`.
 
-    `chosen` says that the user asked for the dtype, which config.json then names. `shard_bytes` is
-    the size of a file beyond which the next layer begins another.
+    With `bits`, those of bank and adapters, these are quantised. `chosen` says that the user asked
+    for the dtype, which config.json then names. `shard_bytes` is the size of a file beyond which
+    the next layer begins another.
     """
-    description = describe(source)
+    description = describe(source, bits)
     members = [expert for fitted in source.groups for expert in fitted.group.experts]
     rewrite = plan_rewrite(source.index, members, dtype, out, chosen)
     kept = _kept(rewrite, _replaced_tensors(source, description))
@@ -81,13 +101,13 @@ def plan_model(
     return ModelPlan(description, config, banks, layer_files, tuple(moved), dequantised)
 
 
-def describe(source: TrainedRun) -> layout.ModelDescription:
+def describe(source: TrainedRun, bits: Bits) -> layout.ModelDescription:
     """The banks of a run and their members by layer, as config.json describes them."""
     banks, groups = {}, []
     for fitted in source.groups:
         sizes, key = fitted.group.sizes, fitted.group.key
         numbers = (sizes.p, sizes.d, sizes.rank, sizes.bases)
-        banks[key] = layout.BankSizes(*numbers, fitted.activation, 1.0, fitted.mean)
+        banks[key] = layout.BankSizes(*numbers, fitted.activation, 1.0, fitted.mean, bits)
         experts = [(e.layer, e.expert, e.shared) for e in fitted.group.experts]
         groups.append((key, fitted.group.family, experts))
     return layout.ModelDescription(banks, layout.members_by_layer(groups))
@@ -110,10 +130,16 @@ def routed(source: TrainedRun, family: str, layer: int) -> list[ExpertMatrix]:
 
 
 def _bank_specs(description: layout.ModelDescription, dtype: str) -> list[Spec]:
-    return [
-        (layout.bank_tensor(key), dtype, (bank.bases, bank.rank, bank.d))
-        for key, bank in description.banks.items()
-    ]
+    specs: list[Spec] = []
+    for key, bank in description.banks.items():
+        shape = (bank.bases, bank.rank)
+        if bank.bits is None:
+            specs.append((layout.bank_tensor(key), dtype, (*shape, bank.d)))
+            continue
+        groups, planes = -(-bank.d // GROUP), (bank.bits[0], -(-bank.d // 8))
+        specs.append((layout.bank_tensor(key, "scales"), "BF16", (*shape, groups)))
+        specs.append((layout.bank_tensor(key, "packed"), "U8", (*shape, *planes)))
+    return sorted(specs, key=lambda spec: -ITEM_BYTES[spec[1]])
 
 
 def _deal(
@@ -147,13 +173,23 @@ def _layer_specs(
         taken = 0
         if members is not None:
             bank, taken = description.banks[members.bank], len(members.experts)
-            specs.append((f"{prefix}{family}_adapters", dtype, (taken, bank.p, bank.rank)))
+            specs += _adapter_specs(prefix + family, bank, taken, dtype)
             specs.append((f"{prefix}{family}_codes", "F32", (taken, bank.bases)))
         if others := len(everyone) - taken:
             specs.append((f"{prefix}{family}_dense", dtype, (others, *everyone[0].shape)))
     down = routed(source, "down", layer)
     specs.append((prefix + layout.DOWN, dtype, (len(down), *down[0].shape)))
     return specs
+
+
+def _adapter_specs(prefix: str, bank: layout.BankSizes, count: int, dtype: str) -> list[Spec]:
+    if bank.bits is None:
+        return [(f"{prefix}_adapters", dtype, (count, bank.p, bank.rank))]
+    planes = (bank.bits[1], -(-bank.p * bank.rank // 8))
+    return [
+        (f"{prefix}_scales", "BF16", (count, bank.p, -(-bank.rank // GROUP))),
+        (f"{prefix}_packed", "U8", (count, *planes)),
+    ]
 
 
 def _spec_bytes(spec: Spec) -> int:

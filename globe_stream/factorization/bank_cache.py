@@ -1,26 +1,54 @@
 """The banks that are in memory while an export visits unit after unit."""
 
+from collections.abc import Callable
 from types import TracebackType
+from typing import Protocol
+
+from torch import Tensor
 
 from globe_stream.factorization.trained_run import FittedGroup
 from globe_stream.store.bank import StoredBank
 
 
+class Bank(Protocol):
+    """Atoms (m, r, d) that are read one by one."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """m, r and d."""
+
+    def atom(self, number: int) -> Tensor:
+        """Atom `number` (r, d) float32; the next call may overwrite it."""
+
+    def close(self) -> None:
+        """Close files and give memory back."""
+
+
+Opener = Callable[[FittedGroup, bool], Bank]
+"""Opens the bank of a group, in memory or not."""
+
+
+def stored_bank(group: FittedGroup, resident: bool) -> Bank:
+    """The bank of a group as the run keeps it."""
+    return StoredBank(group.bank, resident=resident)
+
+
 class BankCache:
     """Hands out banks, keeping the `resident` last used ones; 0 keeps them on disk."""
 
-    def __init__(self, resident: int) -> None:
+    def __init__(self, resident: int, opener: Opener = stored_bank) -> None:
         self._resident = resident
-        self._open: dict[str, StoredBank] = {}
+        self._opener = opener
+        self._open: dict[str, Bank] = {}
 
-    def bank(self, group: FittedGroup) -> StoredBank:
+    def bank(self, group: FittedGroup) -> Bank:
         """The bank of `unit`."""
         key = group.group.key
         bank = self._open.pop(key, None)
         if bank is None:
             while len(self._open) >= max(1, self._resident):
                 self._open.pop(next(iter(self._open))).close()
-            bank = StoredBank(group.bank, resident=self._resident > 0)
+            bank = self._opener(group, self._resident > 0)
         self._open[key] = bank
         return bank
 

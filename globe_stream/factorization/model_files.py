@@ -45,6 +45,8 @@ class BankSizes:
     activation: Activation
     scale: float
     offset: float
+    bits: tuple[int, int] | None = None
+    """Bits of bank and adapters where they are quantised; adapters are then those of L^-1 H."""
 
     @property
     def elements(self) -> int:
@@ -64,6 +66,7 @@ class BankSizes:
             "gain": phi.gamma,
             "scale": self.scale,
             "offset": self.offset,
+            "bits": self.bits,
         }
 
     @staticmethod
@@ -71,7 +74,8 @@ class BankSizes:
         """The record of its JSON form."""
         sizes = {name: document[name] for name in ("p", "d", "rank", "bases", "scale", "offset")}
         phi = Activation(document["activation"], document["lambda"], document["gain"])
-        return BankSizes(**sizes, activation=phi)
+        bits = document.get("bits")
+        return BankSizes(**sizes, activation=phi, bits=tuple(bits) if bits else None)
 
 
 @dataclass(frozen=True)
@@ -117,16 +121,20 @@ class ModelDescription:
             },
         )
 
-    def saved_elements(self) -> int:
-        """Elements of the matrices with factors less those of banks and adapters; may be < 0."""
-        kept = sum(bank.elements for bank in self.banks.values())
+    def saved_bytes(self, itemsize: int) -> int:
+        """Bytes of the matrices with factors less those of banks and adapters; may be < 0.
+
+        `itemsize` is that of what is not quantised.
+        """
+        sizes = {key: bank.bits or (8 * itemsize, 8 * itemsize) for key, bank in self.banks.items()}
+        kept = sum(sizes[key][0] * bank.elements for key, bank in self.banks.items())
         replaced = 0
         for parts in self.layers.values():
             for members in parts.values():
-                bank = self.banks[members.bank]
-                kept += len(members.experts) * bank.p * bank.rank
-                replaced += len(members.experts) * bank.p * bank.d
-        return replaced - kept
+                bank, count = self.banks[members.bank], len(members.experts)
+                kept += sizes[members.bank][1] * count * bank.p * bank.rank
+                replaced += 8 * itemsize * count * bank.p * bank.d
+        return (replaced - kept) // 8
 
 
 def members_by_layer(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from globe_stream.factorization.adapters import AdapterFit, fit_adapters
+from globe_stream.factorization.bank_cache import Bank
 from globe_stream.factorization.compose import compose_sparse
 from globe_stream.factorization.trained_run import FittedGroup
-from globe_stream.store.bank import StoredBank
 
 
 class Approximation(Protocol):
@@ -26,7 +26,7 @@ class Approximation(Protocol):
 class BankApproximation:
     """W_hat = scale A H + mean, with H = phi(gamma Z) and A refitted to the weights."""
 
-    def __init__(self, fitted: FittedGroup, bank: StoredBank) -> None:
+    def __init__(self, fitted: FittedGroup, bank: Bank) -> None:
         self.fitted = fitted
         self._bank = bank
         self._mixture = torch.empty(1, *bank.shape[1:])

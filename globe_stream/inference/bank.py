@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from globe_stream.factorization.model_files import BankSizes
+from globe_stream.kernels.quantize import GROUP, dequantize, unpack
 
 _TILE_BYTES = 4 << 20
 
@@ -20,29 +21,86 @@ class Bank(nn.Module):
     def __init__(self, sizes: BankSizes) -> None:
         super().__init__()
         self.sizes = sizes
+        self._register()
+
+    def _register(self) -> None:
+        sizes = self.sizes
         self.atoms = nn.Parameter(torch.empty(sizes.bases, sizes.rank, sizes.d))
+
+    @property
+    def stored(self) -> nn.Parameter:
+        """The parameter that holds the atoms."""
+        return self.atoms
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of a composed matrix."""
+        return self.atoms.itemsize
 
     @property
     def version(self) -> Hashable:
         """Changes when the atoms are changed in place."""
-        return self.atoms._version
+        return self.stored._version
 
     @property
     def trains(self) -> bool:
         """Whether a gradient is asked for."""
-        return self.atoms.requires_grad
+        return self.stored.requires_grad
 
     def forward(self, codes: Tensor) -> Tensor:
         """H (k, r, d) in the atoms' type from dense float32 codes (k, m) of k experts."""
-        codes = codes.to(self.atoms.device)
+        codes = codes.to(self.stored.device)
         used = codes.detach().any(0).nonzero()[:, 0]
-        few = 2 * len(used) <= len(self.atoms)
+        few = 2 * len(used) <= self.sizes.bases
         chosen = codes[:, used] if few else codes
         step = max(1, _TILE_BYTES // (4 * chosen.shape[1] * self.sizes.d + 1))
         parts = []
         for start in range(0, self.sizes.rank, step):
-            tile = self.atoms[:, start : start + step]
-            tile = (tile[used] if few else tile).float()
+            tile = self._rows(slice(start, start + step), used if few else slice(None))
             mixed = (chosen @ tile.flatten(1)).view(-1, *tile.shape[1:])
-            parts.append(self.sizes.activation.apply(mixed).to(self.atoms.dtype))
+            parts.append(self._finished(self.sizes.activation.apply(mixed)))
         return torch.cat(parts, 1)
+
+    def _rows(self, rows: slice, chosen: Tensor | slice) -> Tensor:
+        """Rows (m', t, d) float32 of the chosen atoms."""
+        return self.atoms[:, rows][chosen].float()
+
+    def _finished(self, hidden: Tensor) -> Tensor:
+        return hidden.to(self.atoms.dtype)
+
+
+class PackedBank(Bank):
+    """A bank in few bits an element; what it composes is float32. It is not trained."""
+
+    def _register(self) -> None:
+        sizes = self.sizes
+        assert sizes.bits is not None
+        shape, planes = (sizes.bases, sizes.rank), (sizes.bits[0], -(-sizes.d // 8))
+        packed = torch.empty(*shape, *planes, dtype=torch.uint8)
+        scales = torch.empty(*shape, -(-sizes.d // GROUP), dtype=torch.bfloat16)
+        self.packed = nn.Parameter(packed, requires_grad=False)
+        self.scales = nn.Parameter(scales, requires_grad=False)
+        self._itemsize = torch.get_default_dtype().itemsize
+
+    @property
+    def stored(self) -> nn.Parameter:
+        """The parameter that holds the bits."""
+        return self.packed
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of a composed matrix: those of the type the model was made with."""
+        return self._itemsize
+
+    @property
+    def trains(self) -> bool:
+        """Never."""
+        return False
+
+    def _rows(self, rows: slice, chosen: Tensor | slice) -> Tensor:
+        assert self.sizes.bits is not None
+        numbers = unpack(self.packed[:, rows][chosen], self.sizes.d)
+        return dequantize(numbers, self.scales[:, rows][chosen], self.sizes.bits[0])
+
+    def _finished(self, hidden: Tensor) -> Tensor:
+        return hidden

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from globe_stream.factorization.model_files import FAMILIES, BankSizes
 from globe_stream.inference.bank import Bank
 from globe_stream.inference.cache import ComposedCache, Key
+from globe_stream.kernels.quantize import dequantize, orthonormal_rows, unpack
 
 _WORK_BYTES = 64 << 20
 """Composed matrices of one layer and family, in float32, that are made at a time."""
@@ -66,10 +67,15 @@ class ComposedExperts(nn.Module):
     def composed_bytes(self, family: str) -> int:
         """Bytes of one composed matrix of a family."""
         bank = self._parts[family].bank
-        return bank.sizes.rank * bank.sizes.d * bank.atoms.itemsize
+        rows = bank.sizes.rank if bank.sizes.bits is None else bank.sizes.p
+        return rows * bank.sizes.d * bank.itemsize
 
     def composed(self, family: str, experts: list[int]) -> dict[int, Tensor]:
-        """H (r, d) by expert, of those of `experts` that have factors."""
+        """H (r, d) by expert, of those of `experts` that have factors; W_hat (p, d) if quantised.
+
+        Where bank and adapters are quantised, an adapter is worth nothing without the Cholesky
+        factor of H H^T, so it is the whole matrix that is made and kept.
+        """
         part = self._parts[family]
         wanted = [expert for expert in experts if expert in part.rows]
         if not wanted:
@@ -89,8 +95,23 @@ class ComposedExperts(nn.Module):
     def _compose(self, family: str, experts: list[int]) -> dict[int, Tensor]:
         part = self._parts[family]
         codes: Tensor = getattr(self, f"{family}_codes")
-        made: Tensor = part.bank(codes[[part.rows[expert] for expert in experts]])
+        rows = [part.rows[expert] for expert in experts]
+        made: Tensor = part.bank(codes[rows])
+        if part.sizes.bits is not None:
+            made = self._whole(family, rows, made)
         return dict(zip(experts, made.unbind(), strict=True))
+
+    def _whole(self, family: str, rows: list[int], hidden: Tensor) -> Tensor:
+        """W_hat (k, p, d) in the model's type of the experts in `rows`, with H (k, r, d)."""
+        sizes = self._parts[family].sizes
+        assert sizes.bits is not None
+        packed: Tensor = getattr(self, f"{family}_packed")
+        scales: Tensor = getattr(self, f"{family}_scales")
+        numbers = unpack(packed[rows], sizes.p * sizes.rank).view(-1, sizes.p, sizes.rank)
+        adapters = dequantize(numbers, scales[rows], sizes.bits[1])
+        whole = adapters @ orthonormal_rows(hidden).to(adapters.device)
+        down: Tensor = self.down_proj  # type: ignore[assignment]
+        return whole.mul_(sizes.scale).add_(sizes.offset).to(down.dtype)
 
     def project(self, family: str, inputs: Tensor, expert: int, hidden: Tensor | None) -> Tensor:
         """inputs (t, d) times W_hat^T (d, p) of one expert, whose H is `hidden` if it has one."""
@@ -98,6 +119,8 @@ class ComposedExperts(nn.Module):
         if hidden is None:
             dense: Tensor = getattr(self, f"{family}_dense")
             return nn.functional.linear(inputs, dense[part.dense_rows[expert]])
+        if part.sizes.bits is not None:
+            return nn.functional.linear(inputs, hidden.to(inputs.device))
         adapters: Tensor = getattr(self, f"{family}_adapters")
         thin = nn.functional.linear(inputs, hidden.to(inputs.device))
         out = nn.functional.linear(thin, adapters[part.rows[expert]]) * part.sizes.scale
@@ -113,7 +136,7 @@ class ComposedExperts(nn.Module):
         outputs = torch.zeros_like(hidden_states)
         # A number beyond the last marks a token that no expert of this process takes.
         routed = [e for e in torch.unique(top_k_index).tolist() if e < self.num_experts]
-        largest = max(part.sizes.rank * part.sizes.d for part in self._parts.values())
+        largest = max(part.sizes.p * part.sizes.d for part in self._parts.values())
         step = max(1, _WORK_BYTES // (4 * largest))
         for first in range(0, len(routed), step):
             chosen = routed[first : first + step]
@@ -139,8 +162,9 @@ class ComposedExperts(nn.Module):
         return own.post_expert_norm(out) if self.has_post_expert_norm else out
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ComposedExperts":
-        """As `nn.Module`, but codes stay float32 when the model's type is changed."""
-        names = [f"{family}_codes" for family in FAMILIES if hasattr(self, f"{family}_codes")]
+        """As `nn.Module`, but codes and scales keep their type when the model's is changed."""
+        kept = [f"{family}_{part}" for family in FAMILIES for part in ("codes", "scales")]
+        names = [name for name in kept if hasattr(self, name)]
         exact = {name: getattr(self, name).data for name in names}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in exact.items():

@@ -160,7 +160,7 @@ def _config_class(model_type: str) -> Any:
 def install(model: Any, description: ModelDescription) -> None:
     """Give a freshly made model of transformers layers with factors, to be filled."""
     banks = make_banks(description)
-    budget = description.saved_elements() * torch.get_default_dtype().itemsize // 2
+    budget = description.saved_bytes(torch.get_default_dtype().itemsize) // 2
     shared = ComposedCache(max(0, budget))
     modules = checked_modules(model, description)
     for layer, (_, module) in modules.items():

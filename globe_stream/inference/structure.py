@@ -14,9 +14,10 @@ from globe_stream.factorization.model_files import (
     ModelDescription,
     bank_module,
 )
-from globe_stream.inference.bank import Bank
+from globe_stream.inference.bank import Bank, PackedBank
 from globe_stream.inference.cache import ComposedCache
 from globe_stream.inference.layers import ComposedExperts, FamilyPart
+from globe_stream.kernels.quantize import GROUP
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.")
 _NEEDED = (
@@ -75,7 +76,12 @@ def checked_modules(model: nn.Module, description: ModelDescription) -> dict[int
 
 def make_banks(description: ModelDescription) -> nn.ModuleDict:
     """Banks to be filled, by the names of their modules."""
-    return nn.ModuleDict({bank_module(key): Bank(one) for key, one in description.banks.items()})
+    return nn.ModuleDict(
+        {
+            bank_module(key): Bank(one) if one.bits is None else PackedBank(one)
+            for key, one in description.banks.items()
+        }
+    )
 
 
 def replace_experts(
@@ -123,10 +129,19 @@ def _part(
 def _register(module: nn.Module, family: str, part: FamilyPart, p: int, d: int) -> None:
     sizes: BankSizes = part.sizes
     if part.rows:
-        adapters = torch.empty(len(part.rows), p, sizes.rank)
-        codes = torch.empty(len(part.rows), sizes.bases, dtype=torch.float32)
-        module.register_parameter(f"{family}_adapters", nn.Parameter(adapters))
-        module.register_parameter(f"{family}_codes", nn.Parameter(codes))
+        count = len(part.rows)
+        if sizes.bits is None:
+            adapters = torch.empty(count, p, sizes.rank)
+            module.register_parameter(f"{family}_adapters", nn.Parameter(adapters))
+        else:
+            packed = torch.empty(count, sizes.bits[1], -(-p * sizes.rank // 8), dtype=torch.uint8)
+            scales = torch.empty(count, p, -(-sizes.rank // GROUP), dtype=torch.bfloat16)
+            for name, values in (("packed", packed), ("scales", scales)):
+                one = nn.Parameter(values, requires_grad=False)
+                module.register_parameter(f"{family}_{name}", one)
+        codes = torch.empty(count, sizes.bases, dtype=torch.float32)
+        trained = sizes.bits is None
+        module.register_parameter(f"{family}_codes", nn.Parameter(codes, requires_grad=trained))
     if part.dense_rows:
         dense = torch.empty(len(part.dense_rows), p, d)
         module.register_parameter(f"{family}_dense", nn.Parameter(dense))

@@ -1,9 +1,12 @@
 """`export --format model` against the dense export of the same run, loaded by transformers."""
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -12,6 +15,7 @@ from sample_runs import Recipe, make_run, tiny_of_type
 from globe_stream.errors import InputError
 from globe_stream.export.dense import export_dense
 from globe_stream.export.model import export_model
+from globe_stream.kernels.quantize import levels
 from globe_stream.memory.planner import ExportPlan
 
 TOKENS = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(5))
@@ -121,3 +125,75 @@ def test_the_budget_changes_no_byte(
     export_model(run, tmp_path / "tight")
     roomy, tight = tensors(tmp_path / "roomy"), tensors(tmp_path / "tight")
     assert all(torch.equal(roomy[name], tight[name]) for name in roomy)
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (6, 3)])
+@pytest.mark.parametrize("name", ["global", "layers"])
+def test_quantised_logits_and_errors_are_those_of_what_was_written(
+    tmp_path: Path, model: Path, name: str, bits: tuple[int, int]
+) -> None:
+    """Against W_hat made with numpy from the tensors in the folder, put into the original."""
+    recipe = RECIPES[name]
+    run = make_run(tmp_path / "run", model, recipe)
+    made = export_model(run, tmp_path / "model", dtype="fp32", bits=bits)
+    stored, config = tensors(tmp_path / "model"), read_config(tmp_path / "model")
+    dense, originals = load(model), tensors(model)
+    squared = dict.fromkeys(recipe.families, 0.0)
+    norms = dict.fromkeys(recipe.families, 0.0)
+    for layer, parts in config["layers"].items():
+        fused = dense.model.layers[int(layer)].mlp.experts.gate_up_proj
+        for family, part in parts.items():
+            for row, expert in enumerate(part["experts"]):
+                whole = numpy_matrix(
+                    stored, config["units"][part["unit"]], layer, part, family, row
+                )
+                source = f"model.layers.{layer}.mlp.experts.{expert}.{family}_proj.weight"
+                squared[family] += float(((originals[source].double().numpy() - whole) ** 2).sum())
+                norms[family] += float(originals[source].double().square().sum())
+                half = slice(0, 24) if family == "gate" else slice(24, 48)
+                with torch.no_grad():
+                    fused[expert, half] = torch.from_numpy(whole)
+    for family in recipe.families:
+        expected = (squared[family] / norms[family]) ** 0.5
+        assert made.relative_errors[family] == pytest.approx(expected, rel=1e-4)
+    found = logits(load(tmp_path / "model"))
+    torch.testing.assert_close(found, logits(dense), rtol=1e-3, atol=1e-3)
+
+
+def read_config(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text())["globe_stream"]
+
+
+def numpy_values(packed: Any, scales: Any, shape: tuple[int, ...], bits: int) -> Any:
+    """Values of bit planes (bits, bytes) and scales by rows of `shape`, groups of 64."""
+    planes = np.unpackbits(packed.numpy(), axis=-1, bitorder="little")[..., : math.prod(shape)]
+    numbers = (planes * (1 << np.arange(bits))[:, None]).sum(0).reshape(shape)
+    spread = scales.double().numpy().repeat(64, axis=-1)[..., : shape[-1]]
+    return levels(bits).double().numpy()[numbers] * spread
+
+
+def numpy_matrix(
+    stored: dict[str, torch.Tensor], unit: Any, layer: str, part: Any, family: str, row: int
+) -> Any:
+    """W_hat (p, d) by the definition: adapters times L^-1 H."""
+    bank_bits, adapter_bits = unit["bits"]
+    name = re.sub(r"\W", "_", part["unit"])
+    packed, scales = (stored[f"globe_banks.{name}.{kind}"] for kind in ("packed", "scales"))
+    r, d = unit["rank"], unit["d"]
+    atoms = np.stack(
+        [
+            np.stack([numpy_values(p, s, (d,), bank_bits) for p, s in zip(ps, ss, strict=True)])
+            for ps, ss in zip(packed, scales, strict=True)
+        ]
+    )
+    own = f"globe_layers.{layer}.{family}"
+    code = stored[f"{own}_codes"][row].double().numpy()
+    mixed = unit["gain"] * np.einsum("j,jrd->rd", code, atoms)
+    curved = np.tanh(mixed) if unit["activation"] == "tanh" else mixed / (1 + np.exp(-mixed))
+    hidden = (1 - unit["lambda"]) * mixed + unit["lambda"] * curved
+    gram = hidden @ hidden.T
+    triangular = np.linalg.cholesky(gram + 1e-6 * np.trace(gram) / r * np.eye(r))
+    adapters = numpy_values(
+        stored[f"{own}_packed"][row], stored[f"{own}_scales"][row], (unit["p"], r), adapter_bits
+    )
+    return unit["scale"] * adapters @ np.linalg.solve(triangular, hidden) + unit["offset"]
