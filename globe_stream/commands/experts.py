@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import ExpertIndex, open_index, require_revisions
-from globe_stream.checkpoint.selection import Selection, parse_layers
+from globe_stream.checkpoint.selection import Selection, parse_exclude, parse_layers
 from globe_stream.commands.compatibility import source_changes
 from globe_stream.config import SeedConfig, SelectionConfig
 from globe_stream.errors import InputError, option
@@ -53,6 +53,7 @@ def group_experts(
         max_experts=selection.max_experts,
         sample_method=selection.sample_method,
         include_shared=selection.include_shared,
+        exclude=() if selection.exclude is None else parse_exclude(selection.exclude),
     )
     chosen = index.select(wanted)
     groups = make_groups(chosen.experts, tuple(chosen.experts), seeding)

@@ -76,10 +76,15 @@ def _seed(
             if not (path / "config.toml").exists():
                 write_config(run, None)
             experts.fetch()
+            seedings = []
             for group in experts.groups:
                 key = f"{group.key}:plans:seed"
                 chosen = recorded_plans(run, key, plans[group.key], resources.limit)
-                Seeding(context, group, seeding, chosen).run()
+                seedings.append(Seeding(context, group, seeding, chosen))
+            for one in seedings:  # so that weights that cannot be used are found before all else
+                one.scan()
+            for one in seedings:
+                one.run()
         return status_document(run)
 
 

@@ -33,6 +33,11 @@ class SelectionConfig(Options):
         False,
         description="Also take shared experts, cut into blocks of the routed experts' height.",
     )
+    exclude: str | None = Field(
+        None,
+        description="Leave these routed experts as they are: layer:expert, * for all.",
+        json_schema_extra={"metavar": "L:E,..."},
+    )
     include_mtp: bool = Field(
         False, description="Also take the experts of multi-token-prediction layers."
     )

@@ -54,7 +54,7 @@ from globe_stream.seeding.records import (
     StageRecord,
     StatisticsRecord,
 )
-from globe_stream.seeding.statistics import StatisticsAccumulator, evenly
+from globe_stream.seeding.statistics import StatisticsAccumulator, evenly, require_usable
 from globe_stream.store import arrays, codes, digests
 from globe_stream.store.tiles import Tiles
 
@@ -71,6 +71,15 @@ class Seeding:
     plans: dict[str, StagePlan]
     kinds: frozenset[str] = frozenset()
     """Kinds of proxies that the statistics are to serve; empty: the method's own."""
+
+    def scan(self) -> None:
+        """Carry out the first pass over the experts, if it is not done yet.
+
+        Raises InputError for an expert that cannot be used: NaN, Inf, zero, or too large.
+        """
+        done = group_state(self.context.run, self.group.key) is not None
+        if not done and self.done("statistics", STAGES["statistics"]) is None:
+            self.run_stage("statistics")
 
     def run(self) -> None:
         """Carry out every stage that is not done yet."""
@@ -126,6 +135,7 @@ class Seeding:
         task = self._pass("statistics")
         cost = stream(self.context, task, accumulator)
         statistics = accumulator.result()
+        require_usable(experts, statistics.norms)
         normalization = statistics.normalization(self.config.normalize)
         put: dict[str, arrays.Storable] = {
             "norms": statistics.norms,

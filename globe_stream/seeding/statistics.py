@@ -6,7 +6,7 @@ s the row sums. The Procrustes mean is of the raw weights: their mean is a negli
 in it. Source: docs/design.md, sections Normalization and Proxies.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from globe_stream.checkpoint.digests import DIGEST_BYTES
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import Batch
+from globe_stream.errors import InputError, option
 from globe_stream.factorization.normalization import Normalization
 from globe_stream.io.records import Scalars
 from globe_stream.seeding.procrustes import SAMPLE, ProcrustesMean
@@ -157,6 +158,22 @@ class StatisticsAccumulator:
             subset=len(self._subset),
             width=self._width,
             **kept,
+        )
+
+
+def require_usable(experts: Sequence[ExpertMatrix], norms: Tensor) -> None:
+    """Raise InputError for the first expert whose squared norm, of `norms` (N,), is 0 or too large.
+
+    Larger than a millionth of float32's range, products of the weights overflow.
+    """
+    largest = 1e-6 * torch.finfo(torch.float32).max
+    for expert, norm in zip(experts, norms.tolist(), strict=True):
+        if 0 < norm < largest:
+            continue
+        what = "is zero everywhere" if norm == 0 else "has elements too large to compute with"
+        raise InputError(
+            f"{expert.where}: {expert.name} {what}. Leave it as it is with "
+            f"{option('exclude')} {expert.layer}:{expert.expert}, or download the shard again"
         )
 
 
