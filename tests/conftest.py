@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 import support
 import torch
+from hypothesis import HealthCheck, settings
 from sample_runs import make_run, tiny_model
 
 from globe_stream.cli.main import run as run_command_line
+
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 
 @dataclass(frozen=True)

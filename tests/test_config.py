@@ -165,9 +165,13 @@ def test_an_export_must_say_what_and_where():
     assert not options["dtype"].required
 
 
-plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
 values = st.recursive(
-    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+    plain,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
 )
 
 

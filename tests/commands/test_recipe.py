@@ -173,7 +173,11 @@ def test_a_checkpoint_that_no_synth_made_is_left_alone(tmp_path, tell):
 
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
 values = st.recursive(
-    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+    plain,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
 )
 FIELDS = sorted({*SeedConfig.specs(), *TrainConfig.specs(), *ExportConfig.specs()})
 tables = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), values, max_size=4)
