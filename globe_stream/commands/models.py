@@ -19,6 +19,7 @@ from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.formatting import parse_size
 from globe_stream.inference.patch import patch_model
 from globe_stream.io.dtypes import CONFIG_NAMES, DTYPES
+from globe_stream.io.records import Json
 from globe_stream.memory.forward_pass import ForwardPass
 from globe_stream.memory.model_memory import ModelMemory, estimate_model
 
@@ -48,9 +49,9 @@ class Loading:
             raise InputError(f"{option('dtype')} {self.dtype!r} is not known: use one of {known}")
         return names.get(self.dtype, self.dtype)
 
-    def options(self, name: str) -> dict[str, Any]:
+    def options(self, name: str) -> Json:
         """Arguments of `from_pretrained`, for a model called `name`."""
-        options: dict[str, Any] = {"dtype": self.torch_dtype}
+        options: Json = {"dtype": self.torch_dtype}
         if self.offload is not None:
             options |= {"device_map": "auto", "offload_folder": str(self.offload / name)}
             if self.held is not None:

@@ -4,7 +4,6 @@ Whatever follows from the recipe and the folders it names is checked before any 
 """
 
 from pathlib import Path
-from typing import Any
 
 from globe_stream.commands.completion import is_complete
 from globe_stream.commands.experts import group_experts
@@ -17,12 +16,13 @@ from globe_stream.commands.wording import in_words_of_recipes
 from globe_stream.config import ExportConfig, SyntheticModel
 from globe_stream.engine.progress import Progress
 from globe_stream.errors import InputError
+from globe_stream.io.records import Json
 from globe_stream.store.run import Run
 from globe_stream.synthetic.checkpoints import is_unfinished, write_synthetic
 from globe_stream.synthetic.record import made_otherwise, planned_index
 
 
-def run_recipe(recipe: Recipe, *, command: str, silent: bool = False) -> dict[str, Any]:
+def run_recipe(recipe: Recipe, *, command: str, silent: bool = False) -> Json:
     """Do everything in `recipe` that is not done yet; returns the status and what was written."""
     with in_words_of_recipes(str(recipe.run)):
         if recipe.synth is not None:
@@ -35,7 +35,7 @@ def run_recipe(recipe: Recipe, *, command: str, silent: bool = False) -> dict[st
             report(recipe.run, recipe.report)
     return {
         **status,
-        "exports": exports,
+        "exports": list(exports),
         "report": None if recipe.report is None else str(recipe.report),
     }
 
@@ -78,7 +78,7 @@ def _require_room_for_exports(recipe: Recipe) -> None:
             )
 
 
-def _learn(recipe: Recipe, silent: bool) -> dict[str, Any]:
+def _learn(recipe: Recipe, silent: bool) -> Json:
     status = seed(
         recipe.model, recipe.run, recipe.selection, recipe.seed, recipe.runtime, silent=silent
     )
@@ -87,7 +87,7 @@ def _learn(recipe: Recipe, silent: bool) -> dict[str, Any]:
     return status
 
 
-def _export(recipe: Recipe, item: ExportConfig, command: str, silent: bool) -> dict[str, Any]:
+def _export(recipe: Recipe, item: ExportConfig, command: str, silent: bool) -> Json:
     return export(
         recipe.run,
         item,

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from globe_stream.commands.experts import open_experts
 from globe_stream.commands.session import Plans, Resources, Session
@@ -19,7 +18,7 @@ from globe_stream.engine.stream import Pass, finished, stream
 from globe_stream.errors import InputError, Interrupted, option
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.svd_baseline import BaselineAccumulator, sampled_experts
-from globe_stream.io.records import Record
+from globe_stream.io.records import Json, Record
 from globe_stream.memory import planner
 from globe_stream.seeding.methods import gram_products, proxies_for
 from globe_stream.seeding.pipeline import Seeding
@@ -58,18 +57,18 @@ class SweepResult:
     rows: tuple[SweepRow, ...]
     svd: dict[str, float]  # its relative error by group
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Json:
         """As one JSON document."""
         return {
             "format": 1,
             "model": self.model,
             "memory_budget_bytes": self.memory_budget_bytes,
-            "svd_equal_parameters_relative_error": self.svd,
+            "svd_equal_parameters_relative_error": dict(self.svd),
             "rows": [_row_document(row) for row in self.rows],
         }
 
 
-def _row_document(row: SweepRow) -> dict[str, Any]:
+def _row_document(row: SweepRow) -> Json:
     values = asdict(row)
     return {"unit": values.pop("group"), **values}
 

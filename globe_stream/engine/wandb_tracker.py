@@ -53,7 +53,7 @@ class WandbTracker:
     def write(self, row: MetricRow) -> None:
         """Log the row: numbers and series as such, distributions as histograms."""
         found = tracked(row)
-        values: dict[str, Any] = dict(found.numbers)
+        values: dict[str, object] = dict(found.numbers)
         for name, numbers in found.distributions.items():
             values[name] = self._wandb.Histogram(numbers)
         stamps = {"epoch": row.epoch, "step": row.step}

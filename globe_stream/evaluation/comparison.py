@@ -1,10 +1,10 @@
 """The scores of the original, of runs of several sizes, and of their SVDs, as rows."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from globe_stream.config import Windows
 from globe_stream.evaluation.perplexity import Score
+from globe_stream.io.records import Json
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,6 @@ class ModelComparison:
     dtype: str
     rows: tuple[Row, ...]
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Json:
         """As one JSON document."""
         return {"format": 1, **asdict(self), "windows": self.windows.model_dump()}

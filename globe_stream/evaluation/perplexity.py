@@ -13,6 +13,7 @@ from torch import Tensor
 from globe_stream.config import Windows
 from globe_stream.engine.progress import ProgressCall
 from globe_stream.evaluation.text import TokenWindow, bits_per_byte, read_windows
+from globe_stream.io.records import Json
 from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
 from globe_stream.memory.forward_pass import LOSS_POSITIONS, ForwardPass
 from globe_stream.memory.meter import Meter
@@ -34,7 +35,7 @@ class Score:
     peak_memory_bytes: int
     price_bytes: int
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Json:
         """As plain values."""
         return asdict(self)
 

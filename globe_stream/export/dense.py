@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from globe_stream.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from globe_stream.engine.precision import arithmetic_of
@@ -30,6 +29,7 @@ from globe_stream.factorization.reconstruction import Approximation, BankApproxi
 from globe_stream.factorization.svd_baseline import SvdApproximation
 from globe_stream.factorization.trained_run import TrainedRun, open_trained_run
 from globe_stream.io import files
+from globe_stream.io.records import Json
 from globe_stream.memory.meter import Meter
 from globe_stream.memory.planner import ExportPlan, plan_export, plan_svd
 
@@ -89,7 +89,7 @@ def export_svd(
         def provide(number: int) -> Approximation:
             return SvdApproximation(ranks[number])
 
-        order = _Order(source, out, "svd", {"ranks": ranks}, dtype, command, plan)
+        order = _Order(source, out, "svd", {"ranks": list(ranks)}, dtype, command, plan)
         return _carry_out(order, nullcontext(provide), progress)
 
 
@@ -108,7 +108,7 @@ class _Order:
     source: TrainedRun
     out: Path
     kind: str
-    settings: dict[str, Any]
+    settings: Json
     dtype: str | None
     command: str
     plan: ExportPlan
@@ -126,7 +126,7 @@ class _Order:
         return SINGLE_NAME if single else INDEX_NAME
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         """What the bytes of the export depend on."""
         return {
             "kind": self.kind,

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from globe_stream.errors import InputError, option
 from globe_stream.export.model_card import NO_SAVING
@@ -11,6 +10,7 @@ from globe_stream.export.staging import FileRecord, read_manifest
 from globe_stream.factorization.error_sums import ErrorSums, pooled_by
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io.dtypes import DTYPES
+from globe_stream.io.records import Json
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ExportResult:
     peak_bytes: int
     note: str
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Json:
         """As one JSON document."""
         return {"format": 1, **asdict(self), "out": str(self.out)}
 
