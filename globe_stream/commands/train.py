@@ -15,7 +15,7 @@ from globe_stream.engine.context import Context
 from globe_stream.engine.records import TRAINING, TrainingOptions
 from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import ExpertGroup
-from globe_stream.factorization.records import GroupState, group_state, run_header
+from globe_stream.factorization.records import GroupState, group_state, run_header, seeded_state
 from globe_stream.memory import planner
 from globe_stream.store.run import Run
 from globe_stream.training.trainer import Trainer
@@ -54,6 +54,9 @@ def train(
                 key = f"{group.key}:plans:train"
                 chosen = recorded_plans(run, key, plans[group.key], resources.limit)
                 Trainer(context, group, training, chosen["train"]).run()
+            for group in experts.groups:
+                for line in seeded_state(run, group.key).warnings:
+                    context.progress.say(worded(f"{group.key}: {line}"))
         return status_document(run)
 
 

@@ -97,7 +97,8 @@ class TrainConfig(Options):
         1e-3,
         ge=0.0,
         le=1.0,
-        description="Codes below this share of an expert's largest are dropped (epsilon).",
+        description="With a wanted or capped support: atoms whose weight after the `coding` "
+        "mapping is below this share of an expert's largest are dropped (epsilon).",
     )
     support_cap: int | None = Field(
         None, ge=1, description="At most this many atoms an expert (top-k)."
@@ -113,7 +114,11 @@ class TrainConfig(Options):
     )
     lambda_t: float = Field(1e-3, ge=0.0, description="Ridge of the pinv targets, relative.")
     coherence: float = Field(
-        0.0, ge=0.0, le=1.0, description="Strength of the penalty on similar atoms."
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Strength of the repulsion of similar atoms; 1 takes the largest eigenvalue "
+        "of their Gram matrix to one in an epoch.",
     )
     tolerance: float = Field(
         1e-5,
@@ -122,7 +127,11 @@ class TrainConfig(Options):
         "below which an epoch is still.",
     )
     patience: int = Field(
-        10, ge=0, description="Early stop after this many still epochs; 0 never stops."
+        10,
+        ge=0,
+        description="Early stop after this many epochs in a row with relF still and supports "
+        "stable; 0 never stops. May be raised on a run that stopped.",
+        json_schema_extra=RUNTIME,
     )
 
     def check(self) -> None:

@@ -76,7 +76,10 @@ class FamilyStatus(Record):
 
 @dataclass(frozen=True)
 class StatusDocument(Record):
-    """Where a run stands. `relative_frobenius_error` is that of all families together."""
+    """Where a run stands. `relative_frobenius_error` is that of all families together.
+
+    `warnings` name what was asked of training and not reached, group by group.
+    """
 
     format: int
     run: str
@@ -89,6 +92,7 @@ class StatusDocument(Record):
     seconds: float
     machine: Machine | None
     relative_frobenius_error: float | None
+    warnings: tuple[str, ...]
     families: dict[str, FamilyStatus | FamilySeeding]
 
 
@@ -116,6 +120,9 @@ def run_status(run: Run) -> StatusDocument:
         seconds=sum(state.seconds for _, state in standing),
         machine=run.state(MACHINE, Machine),
         relative_frobenius_error=global_error(run),
+        warnings=tuple(
+            f"{group.key}: {line}" for group, state in standing for line in state.warnings
+        ),
         families={
             family: _family(run, header, family, standing)
             for family in dict.fromkeys(group.family for group in header.groups)

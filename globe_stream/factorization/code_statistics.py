@@ -103,6 +103,14 @@ def _share_statistics(codes: Tensor) -> tuple[float, Tensor]:
     return entropy / len(codes), largest
 
 
+def support_stability(old: Tensor, new: Tensor) -> float:
+    """Mean Jaccard similarity of every expert's supports before and after, codes (N, m) each."""
+    before, after = old != 0, new != 0
+    common = (before & after).sum(1).double()
+    union = (before | after).sum(1).double()
+    return float(torch.where(union > 0, common / union.clamp_min(1), 1.0).mean())
+
+
 def support_overlap(used: Tensor) -> float:
     """Mean Jaccard similarity of the supports (N, m) of different experts, panel by panel."""
     members, count = used.float(), len(used)

@@ -68,7 +68,8 @@ class GroupState(Record):
     that of the saved bank and codes with refitted adapters, `squared_norm` the sum of ||W_i||_F^2
     that it is relative to, `svd_relative_error` that of the equal-parameter SVD, over the
     `svd_sampled` experts that it was computed for. Weights are normalized by `mean` and `scale`;
-    the activation is applied to `gamma` times a mixture.
+    the activation is applied to `gamma` times a mixture. `warnings` name what was asked of training
+    and not reached.
     """
 
     stage: Stage
@@ -90,6 +91,7 @@ class GroupState(Record):
     seeding_method: str
     bytes_read: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
     @property
     def errors(self) -> ErrorSums:

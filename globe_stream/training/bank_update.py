@@ -1,7 +1,9 @@
 """The dictionary step: MOD with momentum, unit-Frobenius atoms, codes that keep every product.
 
-    V <- mu V + (SA + lambda_B I)^-1 (F + D B),   B <- B + V - kappa (K - I) B
+    V <- mu V + s (SA + lambda_B I)^-1 (F + D B),   B <- B + V - kappa (K - I) B / (l + sqrt(l))
 
+with l the largest eigenvalue of K. The repulsion takes an eigenvalue e of K to
+e (1 - kappa (e - 1) / (l + sqrt(l)))^2, so kappa = 1 takes the largest to one and none below zero.
 Everything is a loop over tiles of rows. Source: docs/design.md, section Bank update.
 """
 
@@ -25,7 +27,8 @@ class BankUpdateSettings:
 
     momentum: float
     ridge: float
-    coherence: float
+    coherence: float  # kappa
+    length: float = 1.0  # s
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,10 @@ def update_bank(
     system = moments.code_moment + settings.ridge * moments.code_moment.diagonal().mean() * _eye(
         moments.code_moment
     )
-    solver = torch.linalg.inv(system)
+    solver = settings.length * torch.linalg.inv(system)
     from_bank = (solver @ moments.code_change_moment).to(bank.device, torch.float32)
     from_gradient = solver.to(bank.device, torch.float32)
-    repel = (settings.coherence * (gram - _eye(gram))).to(bank.device, torch.float32)
+    repel = _repulsion(gram, settings.coherence).to(bank.device, torch.float32)
     momentum = Tiles(bank.shape, bank.tile_shape(0)[1], device=bank.device, path=momentum_path)
     squares = torch.zeros(bank.shape[0], dtype=torch.float64)
     broken = 0
@@ -107,6 +110,15 @@ def update_bank(
         float((norms - 1).abs().max()),
         dead.numel(),
     )
+
+
+def _repulsion(gram: Tensor, coherence: float) -> Tensor:
+    """kappa (K - I) / (l + sqrt(l)) (m, m) for K (m, m) with largest eigenvalue l."""
+    if not coherence:
+        return torch.zeros_like(gram)
+    largest = float(torch.linalg.eigvalsh(gram)[-1])
+    share: float = coherence / (largest + largest**0.5)
+    return share * (gram - _eye(gram))
 
 
 def _usable(squares: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Measured:
 
 
 def progressed(saved: GroupState, after: ScheduleState, cost: PassCost, over: bool) -> GroupState:
-    """`saved` after one more epoch; `over` says that training ends with it."""
+    """`saved` after one more epoch that cost `cost`; `over` says that training ends with it."""
     return replace(
         saved,
         stage="trained" if over else "training",
@@ -83,10 +83,14 @@ def schedule_metrics(
     }
 
 
-def step_metrics(update: BankUpdate, candidates: int) -> MetricValues:
-    """What the bank's step did, and the codes that go with it, of `candidates` before pruning."""
+def step_metrics(update: BankUpdate, candidates: int, stability: float) -> MetricValues:
+    """What the bank's step did, and the codes that go with it, of `candidates` before pruning.
+
+    `stability` is the mean Jaccard similarity of their supports with those before.
+    """
     kept = int((update.codes != 0).sum())
     return {
+        "alpha/support_stability": stability,
         "alpha/pruned_fraction": 1 - kept / candidates if candidates else 0.0,
         "bank/norm_deviation_max": update.largest_norm_change,
         "bank/revived_atoms": update.revived,

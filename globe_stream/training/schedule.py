@@ -21,6 +21,9 @@ from globe_stream.training.code_update import Coding, first_temperature, next_te
 from globe_stream.training.epoch import EpochSettings
 
 MAX_DAMPING = 4.0
+"""Damping never grows beyond this, or beyond four times a configured one that is above it."""
+STABLE_SUPPORT = 0.95
+"""Supports that overlap those of the epoch before by so much on average (Jaccard) are stable."""
 MOMENTUM_DELAY = 3
 """Momentum grows as k / (k + 3) over the k bank steps since it was last dropped."""
 LONE_STEPS = 2
@@ -53,6 +56,7 @@ class ScheduleState(Record):
     lam_rest: int = 0  # epochs until lambda may rise again
     temperature: float = 1.0
     still: int = 0  # epochs in a row without improvement
+    settled: int = 0  # epochs in a row with stable supports
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Schedule:
             return start
         low, high = config.temperature_min, config.temperature_max
         warm = first_temperature(codes, target, self._coding(start), low, high)
-        return replace(start, temperature=max(1.0, warm))
+        return replace(start, temperature=min(max(1.0, warm), high))
 
     def in_warmup(self, now: ScheduleState) -> bool:
         """Whether the epoch to come is a warm-up epoch."""
@@ -106,13 +110,14 @@ class Schedule:
 
     def epoch_settings(self, now: ScheduleState) -> EpochSettings:
         """The numbers of the epoch to come."""
-        config, warm = self.config, self.in_warmup(now)
+        config = self.config
+        share = self._warmup_length(now) if self.in_warmup(now) else config.coding_share
         return EpochSettings(
             targets=config.targets,
             beta=self.beta(now),
             activation=self.activation(now.lam),
             damping=now.damping,
-            coding_share=1.0 if warm else config.coding_share,
+            coding_share=share,
             coding=self._coding(now),
             ridge=config.lambda_a,
             target_ridge=config.lambda_t,
@@ -123,8 +128,18 @@ class Schedule:
         """The numbers of the step that ends the epoch to come."""
         config, steps = self.config, now.steps
         grown = min(config.momentum, steps / (steps + MOMENTUM_DELAY))
-        momentum = config.warmup_momentum if self.in_warmup(now) else grown
-        return BankUpdateSettings(momentum if steps else 0.0, config.lambda_b, config.coherence)
+        warm = self.in_warmup(now)
+        momentum = config.warmup_momentum if warm else grown
+        return BankUpdateSettings(
+            momentum if steps else 0.0,
+            config.lambda_b,
+            config.coherence,
+            self._warmup_length(now) if warm else 1.0,
+        )
+
+    def _warmup_length(self, now: ScheduleState) -> float:
+        """Part of the way to its targets that a warm-up epoch goes: less after a rejection."""
+        return self.config.damping / now.damping
 
     def is_worse(self, now: ScheduleState, error: float) -> bool:
         """Whether the state that measured `error` is to be rejected for the saved one."""
@@ -134,17 +149,25 @@ class Schedule:
         """Longer steps again while the error falls, shorter ones when it has risen a little."""
         risen = now.error is not None and error > now.error and now.lam == now.saved_lam
         if risen and not self.in_warmup(now):
-            return min(MAX_DAMPING, RISEN * now.damping)
+            return self._shorter(now, RISEN)
         return max(self.config.damping, RECOVERY * now.damping)
 
     def reject(self, now: ScheduleState) -> ScheduleState:
-        """Back to the saved state: no momentum, lambda as it was, a lone step shorter."""
-        back = replace(self._counted(now, now.error), steps=0, rejected=now.rejected + 1)
+        """Back to the saved state: no momentum, lambda as it was, a lone step shorter.
+
+        The supports are those of the saved state again, which counts as stable.
+        """
+        back = replace(
+            self._counted(now, now.error),
+            steps=0,
+            rejected=now.rejected + 1,
+            settled=now.settled + 1,
+        )
         if now.lam == now.saved_lam:
-            if self.in_warmup(now):
+            lone = now.steps <= LONE_STEPS
+            if self.in_warmup(now) and not lone:
                 return back
-            more = LONE_SHORTER if now.steps <= LONE_STEPS else SHORTER
-            return replace(back, damping=min(MAX_DAMPING, more * now.damping))
+            return replace(back, damping=self._shorter(now, LONE_SHORTER if lone else SHORTER))
         return replace(
             back,
             lam=now.saved_lam,
@@ -152,8 +175,17 @@ class Schedule:
             lam_rest=LAMBDA_REST,
         )
 
-    def accept(self, now: ScheduleState, error: float, median_support: float) -> ScheduleState:
-        """On to the next state after an epoch that measured `error` and left `median_support`."""
+    def _shorter(self, now: ScheduleState, factor: float) -> float:
+        """The damping raised by `factor`, up to a limit."""
+        return min(max(MAX_DAMPING, 4 * self.config.damping), factor * now.damping)
+
+    def accept(
+        self, now: ScheduleState, error: float, median_support: float, stability: float
+    ) -> ScheduleState:
+        """On to the next state after an epoch that measured `error` and left `median_support`.
+
+        `stability` is the mean Jaccard similarity of the supports before and after it.
+        """
         config = self.config
         ahead = replace(
             self._counted(now, error),
@@ -162,6 +194,7 @@ class Schedule:
             saved_lam=now.lam,
             damping=self._damping(now, error),
             lam_rest=max(0, now.lam_rest - 1),
+            settled=now.settled + 1 if stability >= STABLE_SUPPORT else 0,
         )
         ahead = replace(ahead, lam=self._next_lambda(ahead))
         target = self.support_target()
@@ -180,8 +213,8 @@ class Schedule:
         )
 
     def stopped(self, now: ScheduleState) -> bool:
-        """Whether relF has been still for long enough to stop early."""
-        return 0 < self.config.patience <= now.still
+        """Whether relF and the supports have been still for long enough to stop early."""
+        return 0 < self.config.patience <= min(now.still, now.settled)
 
     def _next_lambda(self, ahead: ScheduleState) -> float:
         """lambda rises by a step an epoch once it may, while epochs improve the error."""

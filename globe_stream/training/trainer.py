@@ -19,7 +19,11 @@ from globe_stream.engine.context import Context
 from globe_stream.engine.metrics import MetricValues
 from globe_stream.engine.records import PassCost
 from globe_stream.engine.stream import Pass, finished, stream
-from globe_stream.factorization.code_statistics import code_statistics, median_support
+from globe_stream.factorization.code_statistics import (
+    code_statistics,
+    median_support,
+    support_stability,
+)
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.normalization import Normalization
 from globe_stream.factorization.records import GroupState, global_error, seeded_state
@@ -39,6 +43,7 @@ from globe_stream.training.epoch_record import (
 from globe_stream.training.metric import Metric, metric_gram, plain_gram
 from globe_stream.training.moments import EpochMoments
 from globe_stream.training.schedule import Schedule, ScheduleState
+from globe_stream.training.warnings import missed_targets
 
 
 @dataclass
@@ -115,7 +120,8 @@ class Trainer:
             after = self._reject(current, task, cost)
         else:
             after, update = self._accept(current, accumulator, measured, task, cost)
-            step = step_metrics(update, accumulator.candidates)
+            stability = support_stability(current.codes, accumulator.new_codes)
+            step = step_metrics(update, accumulator.candidates, stability)
         values: dict[str, JsonValue] = {
             **measured.metrics(rejected=rejected),
             "recon/relative_frobenius_error": after.schedule_state.error,
@@ -144,7 +150,9 @@ class Trainer:
         """Save the measured state, take the dictionary step, save what comes next."""
         before = current.schedule_state
         median = median_support(accumulator.new_codes)
-        after = self.schedule.accept(before, accumulator.log.relative_error, median)
+        stability = support_stability(current.codes, accumulator.new_codes)
+        error = accumulator.log.relative_error
+        after = self.schedule.accept(before, error, median, stability)
         update = self._step(current, accumulator)
         moments = accumulator.moments
         put: dict[str, arrays.Storable] = {
@@ -158,8 +166,8 @@ class Trainer:
         states, drop = finished(task)
         self.context.run.commit(
             {
-                self.group.key: accepted(
-                    self._progressed(after, cost), self.schedule, before, measured
+                self.group.key: self._warned(
+                    accepted(self._progressed(after, cost), self.schedule, before, measured), after
                 ),
                 self._next_key: after,
                 **states,
@@ -181,7 +189,7 @@ class Trainer:
         put = {"next/bank": current.bank, **codes.named("next", dense)}
         self.context.run.commit(
             {
-                self.group.key: self._progressed(after, cost),
+                self.group.key: self._warned(self._progressed(after, cost), after),
                 self._next_key: after,
                 **states,
             },
@@ -283,6 +291,11 @@ class Trainer:
     def _progressed(self, after: ScheduleState, cost: PassCost) -> GroupState:
         saved = seeded_state(self.context.run, self.group.key)
         return progressed(saved, after, cost, self._over(after))
+
+    def _warned(self, state: GroupState, after: ScheduleState) -> GroupState:
+        """`state` with what training ends without, if it ends with the epoch before `after`."""
+        missed = missed_targets(self.config, after, self.group.bases, state.median_support)
+        return replace(state, warnings=tuple(missed) if self._over(after) else ())
 
     @property
     def _next_key(self) -> str:

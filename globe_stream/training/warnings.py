@@ -1,7 +1,11 @@
-"""Settings of training that are allowed, but do not do what they seem to."""
+"""Settings of training that do not do what they seem to, and targets that were not reached."""
 
 from globe_stream.config import TrainConfig
 from globe_stream.errors import option
+from globe_stream.training.schedule import ScheduleState
+
+MISSED = 0.25
+"""A median support farther than this share from the target (and than one atom) missed it."""
 
 
 def training_warnings(config: TrainConfig, bases: int) -> list[str]:
@@ -24,3 +28,32 @@ def training_warnings(config: TrainConfig, bases: int) -> list[str]:
             f"{config.epochs}: all epochs are warm-up, with orthonormal adapters and no activation"
         )
     return lines
+
+
+def missed_targets(
+    config: TrainConfig, state: ScheduleState, bases: int, median: float
+) -> list[str]:
+    """One line for each target that training ended without, with what was reached and why.
+
+    `median` is the median support of the saved codes, over a bank of `bases` atoms.
+    """
+    target = config.support_target()
+    if target is None or target >= bases or abs(median - target) <= max(1.0, MISSED * target):
+        return []
+    return [
+        f"{option('target_support')} {target} was not reached: the median support is {median:.0f} "
+        f"after {state.epoch} epochs. {_why_missed(config, state, median > target)}"
+    ]
+
+
+def _why_missed(config: TrainConfig, state: ScheduleState, above: bool) -> str:
+    if state.rejected:
+        return (
+            f"{state.rejected} of them raised relF by more than {option('guard')} {config.guard} "
+            f"and were taken back: ask for a larger support, or allow more with {option('guard')}"
+        )
+    limit = config.temperature_min if above else config.temperature_max
+    if state.temperature == limit:
+        name = option("temperature_min" if above else "temperature_max")
+        return f"The temperature is at its limit, {name} {limit:g}"
+    return f"It had not settled: more {option('epochs')} may reach it"

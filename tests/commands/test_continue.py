@@ -225,3 +225,26 @@ def test_the_error_curve_rises_by_no_more_than_a_hundredth(tmp_path, tell, check
     assert len(errors) == 20
     assert all(new <= 1.01 * old for old, new in itertools.pairwise(errors))
     assert errors[-1] < 0.8 * errors[0]
+
+
+def test_a_target_that_is_missed_is_in_the_status_and_on_stderr(tell, seeded):
+    stuck = ("--target-support", 1, "--temperature-min", 50, "--temperature-max", 50)
+    told = tell("train", seeded, "--epochs", 2, *stuck, "--json")
+    assert told.code == 0, told.err
+    document = json.loads(told.out)
+    assert document["state"] == "trained"
+    (line,) = [one for one in document["warnings"] if one.startswith("up: ")]
+    assert "target_support 1 was not reached: the median support is" in line
+    assert "--target-support 1 was not reached" in told.err
+    assert json.loads(tell("status", seeded, "--json").out)["warnings"] == document["warnings"]
+
+
+def test_patience_may_be_raised_on_a_run_that_stopped(tell, seeded):
+    still = ("--target-support", "none", "--activation", "none", "--tolerance", 0.99)
+    still = (*still, "--warmup-epochs", 1)
+    assert tell("train", seeded, "--epochs", 30, *still, "--patience", 2).code == 0
+    done = json.loads(tell("status", seeded, "--json").out)["families"]["up"]["epoch"]
+    assert done < 30
+    told = tell("train", seeded, "--epochs", done + 3, *still, "--patience", 0)
+    assert told.code == 0, told.err
+    assert json.loads(tell("status", seeded, "--json").out)["families"]["up"]["epoch"] == done + 3

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from globe_stream.factorization import code_statistics as code_metrics
-from globe_stream.factorization.code_statistics import code_statistics, support_overlap
+from globe_stream.factorization.code_statistics import (
+    code_statistics,
+    support_overlap,
+    support_stability,
+)
 
 N, M = 17, 6
 
@@ -69,3 +73,14 @@ def test_overlap_extremes():
     assert support_overlap(torch.ones(5, 3, dtype=torch.bool)) == pytest.approx(1)
     assert support_overlap(torch.eye(5, dtype=torch.bool)) == 0
     assert support_overlap(torch.ones(1, 3, dtype=torch.bool)) == 1
+
+
+def test_stability_is_the_mean_jaccard_similarity_of_each_expert_with_itself():
+    old, new = codes(), codes().roll(1, 1)
+    pairs = [
+        (set(a.nonzero()[:, 0].tolist()), set(b.nonzero()[:, 0].tolist()))
+        for a, b in zip(old, new, strict=True)
+    ]
+    expected = sum(len(a & b) / len(a | b) if a | b else 1.0 for a, b in pairs) / N
+    assert support_stability(old, new) == pytest.approx(expected)
+    assert support_stability(old, 3 * old) == 1.0

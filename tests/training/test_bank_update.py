@@ -1,5 +1,7 @@
 """Epoch sums and the dictionary step against a dense float64 MOD with explicit targets."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -171,11 +173,41 @@ def test_the_coherence_penalty_pushes_similar_atoms_apart(tmp_path):
     case.bank[1] /= case.bank[1].norm()
     flat = case.bank.flatten(1)
     gram = flat @ flat.T
-    update = case.step(tmp_path, BankUpdateSettings(0.0, 1e-6, 0.1))
-    expected = flat - 0.1 * (gram - torch.eye(M, dtype=torch.float64)) @ flat
+    update = case.step(tmp_path, BankUpdateSettings(0.0, 1e-6, 0.3))
+    largest = float(torch.linalg.eigvalsh(gram)[-1])
+    share = 0.3 / (largest + largest**0.5)
+    expected = flat - share * (gram - torch.eye(M, dtype=torch.float64)) @ flat
     expected /= expected.norm(dim=1, keepdim=True)
     torch.testing.assert_close(content(update.bank).flatten(1), expected, atol=1e-5, rtol=0)
     assert float(update.gram[0, 1]) < float(gram[0, 1]) - 0.01
+
+
+@pytest.mark.parametrize("coherence", [0.3, 1.0])
+def test_the_coherence_penalty_is_stable_however_similar_the_atoms_are(tmp_path, coherence):
+    """Atoms that share nearly everything: a fixed step is unstable above 2 / (l - 1)."""
+    case = Case()
+    case.gradients *= 0
+    case.new = case.old
+    common = torch.ones_like(case.bank[0])
+    case.bank = common + 0.2 * case.bank / case.bank.std()
+    worst = [1.0]
+    for step in range(6):
+        case.bank /= case.bank.flatten(1).norm(dim=1)[:, None, None]
+        settings = BankUpdateSettings(0.0, 1e-6, coherence)
+        update = case.step(tmp_path, settings, name=f"step-{step}")
+        off = update.gram - torch.diag(update.gram.diagonal())
+        worst.append(float(off.abs().max()))
+        case.bank = content(update.bank).double()
+    assert worst[-1] < worst[1] - 0.15
+    assert all(after < before + 0.05 for before, after in pairwise(worst))
+
+
+def test_a_shorter_step_goes_part_of_the_way(tmp_path):
+    case = Case()
+    update = case.step(tmp_path, BankUpdateSettings(0.0, 1e-6, 0.0, 0.25))
+    moved = case.bank + 0.25 * mod(case, 1e-6)
+    expected = moved / moved.flatten(1).norm(dim=1)[:, None, None]
+    torch.testing.assert_close(content(update.bank), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_without_forces_and_changes_of_code_nothing_moves(tmp_path):
