@@ -56,7 +56,7 @@ def train(
                 Trainer(context, group, training, chosen["train"]).run()
             for group in experts.groups:
                 for line in seeded_state(run, group.key).warnings:
-                    context.progress.say(worded(f"{group.key}: {line}"))
+                    context.progress.say(f"{group.key}: {line}")
         return status_document(run)
 
 

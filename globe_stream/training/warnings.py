@@ -35,13 +35,13 @@ def missed_targets(
 ) -> list[str]:
     """One line for each target that training ended without, with what was reached and why.
 
-    `median` is the median support of the saved codes, over a bank of `bases` atoms.
+    Options are named as fields, for the run keeps these lines. `median` is the median support of the saved codes, over a bank of `bases` atoms.
     """
     target = config.support_target()
     if target is None or target >= bases or abs(median - target) <= max(1.0, MISSED * target):
         return []
     return [
-        f"{option('target_support')} {target} was not reached: the median support is {median:.0f} "
+        f"target_support {target} was not reached: the median support is {median:.0f} "
         f"after {state.epoch} epochs. {_why_missed(config, state, median > target)}"
     ]
 
@@ -49,11 +49,11 @@ def missed_targets(
 def _why_missed(config: TrainConfig, state: ScheduleState, above: bool) -> str:
     if state.rejected:
         return (
-            f"{state.rejected} of them raised relF by more than {option('guard')} {config.guard} "
-            f"and were taken back: ask for a larger support, or allow more with {option('guard')}"
+            f"{state.rejected} of them raised relF by more than guard {config.guard} "
+            f"and were taken back: ask for a larger support, or allow more with guard"
         )
     limit = config.temperature_min if above else config.temperature_max
     if state.temperature == limit:
-        name = option("temperature_min" if above else "temperature_max")
+        name = "temperature_min" if above else "temperature_max"
         return f"The temperature is at its limit, {name} {limit:g}"
-    return f"It had not settled: more {option('epochs')} may reach it"
+    return "It had not settled: more epochs may reach it"

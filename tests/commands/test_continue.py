@@ -235,7 +235,7 @@ def test_a_target_that_is_missed_is_in_the_status_and_on_stderr(tell, seeded):
     assert document["state"] == "trained"
     (line,) = [one for one in document["warnings"] if one.startswith("up: ")]
     assert "target_support 1 was not reached: the median support is" in line
-    assert "--target-support 1 was not reached" in told.err
+    assert "target_support 1 was not reached" in told.err
     assert json.loads(tell("status", seeded, "--json").out)["warnings"] == document["warnings"]
 
 
