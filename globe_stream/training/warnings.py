@@ -35,7 +35,8 @@ def missed_targets(
 ) -> list[str]:
     """One line for each target that training ended without, with what was reached and why.
 
-    Options are named as fields, for the run keeps these lines. `median` is the median support of the saved codes, over a bank of `bases` atoms.
+    Options are named as fields, for the run keeps these lines. `median` is the median support of
+    the saved codes, over a bank of `bases` atoms.
     """
     target = config.support_target()
     if target is None or target >= bases or abs(median - target) <= max(1.0, MISSED * target):
