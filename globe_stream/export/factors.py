@@ -1,15 +1,19 @@
 """An export of factors: bank, codes, adapters, one streamed pass, resumable by shard.
 
 The scale of the normalisation is folded into the adapters (so the recorded scale is 1); the mean
-is a rank-one term that an adapter cannot carry, and is recorded as the offset.
+is a rank-one term that an adapter cannot carry, and is recorded as the offset. In a narrow dtype
+the bank is rounded first, so that the mixtures stay close, and the adapters are refitted to what
+was written; the errors reported are those of the rounded factors.
 Source: docs/design.md, section Export formats.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.engine.precision import arithmetic_of
@@ -23,13 +27,15 @@ from globe_stream.export.result import (
 )
 from globe_stream.export.staging import ExportManifest, ExportWork, open_work
 from globe_stream.factorization import factor_files as layout
-from globe_stream.factorization.bank_cache import BankCache
+from globe_stream.factorization.bank_cache import WrittenBank
 from globe_stream.factorization.factors_config import CONFIG, describe, prefix
 from globe_stream.factorization.reconstruction import BankApproximation
+from globe_stream.factorization.rounding import round_columns
 from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
 from globe_stream.io import files
 from globe_stream.io.dtypes import TORCH_DTYPES
 from globe_stream.io.records import Json
+from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter, plan_file
 from globe_stream.memory.meter import Meter
 from globe_stream.memory.planner import ExportPlan, plan_export
@@ -80,7 +86,7 @@ def export_factors(
             _require_space(work, [*small, *(shard.planned for shard in adapters)])
             _write_bank(work, source, small[0])
             _write_codes(work, source, small[1])
-            _write_adapters(work, source, adapters, plan, progress)
+            _write_adapters(work, source, small[0].entries, adapters, plan, progress)
             errors = relative_errors(source, work.records())
             _publish(
                 work,
@@ -114,10 +120,20 @@ def _write_bank(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> N
     with work.writing(planned, {}) as file:
         for fitted, entry in zip(source.groups, planned.entries, strict=True):
             with StoredBank(fitted.bank, resident=False) as bank:
-                each = entry.nbytes // fitted.group.bases
-                for atom in range(fitted.group.bases):
-                    values = bank.atom(atom).to(TORCH_DTYPES[entry.dtype])
-                    file.write_tensor(entry.start + atom * each, values)
+                _write_rounded(file, entry, bank, fitted.codes.moment(fitted.group.bases))
+
+
+def _write_rounded(
+    file: SafetensorsWriter, entry: TensorEntry, bank: StoredBank, code_moment: Tensor
+) -> None:
+    """A bank in the dtype of `entry`, rounded so that the mixtures of its codes stay close."""
+    dtype, (m, r, d) = TORCH_DTYPES[entry.dtype], bank.shape
+    for first, last in bank.row_ranges:
+        values = bank.rows(first, last).view(m, -1).T
+        rounded = round_columns(values, code_moment, dtype).T
+        for atom, rows in enumerate(rounded):
+            start = (atom * r + first) * d * dtype.itemsize
+            file.write_tensor(entry.start + start, rows)
 
 
 def _plan_codes(source: TrainedRun, out: Path) -> PlannedFile:
@@ -155,12 +171,19 @@ def _write_codes(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> 
 def _write_adapters(
     work: ExportWork,
     source: TrainedRun,
+    bank_entries: Sequence[TensorEntry],
     shards: list[layout.AdapterFile],
     plan: ExportPlan,
     progress: ProgressCall | None,
 ) -> None:
+    """Adapters refitted to the banks as they were written."""
     tally = Tally(sum(len(shard.members) for shard in shards), progress)
-    with BankCache(plan.resident) as banks:
+    with ExitStack() as stack:
+        path = work.finished(layout.BANK)
+        banks = {
+            fitted.group.key: stack.enter_context(WrittenBank(path, entry))
+            for fitted, entry in zip(source.groups, bank_entries, strict=True)
+        }
         for shard in shards:
             name = shard.planned.path.name
             if work.record(name) is not None:
@@ -170,7 +193,7 @@ def _write_adapters(
             with work.writing(shard.planned, squared) as file:
                 for fitted in _groups_of(shard, source):
                     source.index.fetch(fitted.group.experts)
-                    approximation = BankApproximation(fitted, banks.bank(fitted))
+                    approximation = BankApproximation(fitted, banks[fitted.group.key])
                     error = _write_group(file, shard, approximation, plan.batch, tally)
                     squared[fitted.group.family] = squared.get(fitted.group.family, 0.0) + error
 
@@ -187,7 +210,7 @@ def _write_group(
     batch: int,
     tally: Tally,
 ) -> float:
-    """Adapters of one group in one shard; returns their squared error on the original scale."""
+    """Adapters of one group in one shard; returns the squared error of what was written."""
     fitted = approximation.fitted
     chosen = [
         (position, entry)
@@ -203,8 +226,10 @@ def _write_group(
                 position, entry = chosen[slot]
                 fit = approximation.fit(position, weights)
                 adapter = fit.adapters[0].mul_(fitted.scale)
-                file.write_tensor(entry.start, adapter.to(TORCH_DTYPES[entry.dtype]).contiguous())
-                squared += float(fit.squared_error[0].clamp_min(0)) * fitted.scale**2
+                rounded = round_columns(adapter, fit.hidden_gram[0], TORCH_DTYPES[entry.dtype])
+                file.write_tensor(entry.start, rounded)
+                left = weights.mul_(fitted.scale).addmm_(rounded.float(), fit.hidden[0], alpha=-1)
+                squared += float(left.norm().double().square())
             tally.advance(len(part.positions), fitted.group.key)
     return squared
 

@@ -108,6 +108,11 @@ class ExportWork:
         """What was finished under `name`, if anything."""
         return self.records().get(name)
 
+    def finished(self, name: str) -> Path:
+        """Where the finished file `name` is, published already or not."""
+        ready = self._folder / _READY / name
+        return ready if ready.exists() else self.out / name
+
     def remaining(self, planned: Mapping[str, int]) -> int:
         """Bytes still to be written of the files in `planned` (name to size)."""
         return sum(size for name, size in planned.items() if self.record(name) is None)

@@ -1,12 +1,18 @@
-"""The banks that are in memory while an export visits unit after unit."""
+"""The banks that an export reads atoms from: those of the run, and those that it has written."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from globe_stream.factorization.trained_run import FittedGroup
+from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
+from globe_stream.io.files import read_exactly
+from globe_stream.io.safetensors import TensorEntry
 from globe_stream.store.bank import StoredBank
 
 
@@ -18,7 +24,7 @@ class Bank(Protocol):
         """m, r and d."""
 
     def atom(self, number: int) -> Tensor:
-        """Atom `number` (r, d) float32; the next call may overwrite it."""
+        """Atom `number` (r, d), of any floating dtype; the next call may overwrite it."""
 
     def close(self) -> None:
         """Close files and give memory back."""
@@ -42,7 +48,7 @@ class BankCache:
         self._open: dict[str, Bank] = {}
 
     def bank(self, group: FittedGroup) -> Bank:
-        """The bank of `unit`."""
+        """The bank of `group`."""
         key = group.group.key
         bank = self._open.pop(key, None)
         if bank is None:
@@ -59,6 +65,41 @@ class BankCache:
         self._open.clear()
 
     def __enter__(self) -> "BankCache":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class WrittenBank:
+    """The bank (m, r, d) of the tensor `entry` as it was written to the file `path`, by atoms.
+
+    Memory: one atom.
+    """
+
+    def __init__(self, path: Path, entry: TensorEntry) -> None:
+        m, r, d = entry.shape
+        self.shape = (m, r, d)
+        self._path, self._start = path, entry.start
+        self._buffer = torch.empty(r, d, dtype=TORCH_DTYPES[entry.dtype])
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def atom(self, number: int) -> Tensor:
+        """Atom `number` (r, d) as stored, in a buffer that the next call overwrites."""
+        view = bytes_of(self._buffer)
+        read_exactly(self._descriptor, self._start + number * len(view), view, self._path)
+        return self._buffer
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> "WrittenBank":
         return self
 
     def __exit__(

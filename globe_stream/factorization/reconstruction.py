@@ -38,7 +38,7 @@ class BankApproximation:
         return self.fitted.normalization.undo_(weights)
 
     def fit(self, position: int, weights: Tensor) -> AdapterFit:
-        """Adapters and error of `weights` (p, d), which are normalised in place."""
+        """Adapters and error of `weights` (p, d), which are normalized in place."""
         self.fitted.normalization.apply_(weights)
         compose_sparse(*self.fitted.codes.of(position), self._bank.atom, self._mixture[0])
         return fit_adapters(weights[None], self._mixture, self.fitted.activation, self.fitted.ridge)

@@ -27,6 +27,7 @@ from globe_stream.factorization.records import (
     seeded_state,
 )
 from globe_stream.store import arrays, digests
+from globe_stream.store.codes import unpack
 from globe_stream.store.run import Run
 
 Key = tuple[str, int, bool, int]
@@ -49,6 +50,11 @@ class PackedCodes:
         """Atoms and values of one expert."""
         start, stop = int(self.offsets[position]), int(self.offsets[position + 1])
         return self.indices[start:stop], self.values[start:stop]
+
+    def moment(self, bases: int) -> Tensor:
+        """sum_i alpha_i alpha_i^T (m, m) float32 over all experts, with m = `bases`."""
+        dense = unpack(self.offsets.diff(), self.indices, self.values, bases)
+        return dense.T @ dense
 
 
 @dataclass(frozen=True)

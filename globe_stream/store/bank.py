@@ -48,6 +48,23 @@ class StoredBank:
         self._read(number, self._buffer[0])
         return self._buffer[0]
 
+    @property
+    def row_ranges(self) -> list[tuple[int, int]]:
+        """The half-open ranges of rows that its chunks hold."""
+        r, rows = self.shape[1], self._chunks[1]
+        return [(first, min(first + rows, r)) for first in range(0, r, rows)]
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """The rows of one of `row_ranges` of every atom (m, last - first, d), a copy."""
+        m, _, d = self.shape
+        atoms, rows, _ = self._chunks
+        values = torch.empty(m, last - first, d)
+        for number, target in enumerate(values):
+            offset = (number % atoms) * rows * d * target.itemsize
+            chunk = self._files[number // atoms, first // rows]
+            read_exactly(chunk, offset, bytes_of(target), self._path)
+        return values
+
     def close(self) -> None:
         """Close the files and give the memory back."""
         for descriptor in self._files.values():

@@ -120,3 +120,35 @@ def test_the_card_pools_the_errors_of_banks_by_norm(model, tmp_path):
         )  # fmt: skip
     expected = ((0.1**2 * 9 + 0.7**2 * 1) / 10) ** 0.5
     assert f"| up | 0.2500 | {expected:.4f} | 3 |" in card
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_the_error_reported_is_that_of_the_factors_as_written(tmp_path, run, model, dtype):
+    result = export_factors(run, tmp_path / dtype, dtype=dtype)
+    factors, index = load_factors(tmp_path / dtype), open_index(str(model))
+    for family, reported in result.relative_errors.items():
+        squares = norms = 0.0
+        for expert in index.experts[family]:
+            weights = read_expert(expert)
+            rebuilt = factors.reconstruct(family, expert.layer, expert.expert)
+            squares += float((rebuilt - weights).double().square().sum())
+            norms += float(weights.double().square().sum())
+        assert reported == pytest.approx((squares / norms) ** 0.5, rel=1e-6)
+
+
+def test_narrow_factors_are_closer_than_factors_rounded_to_the_nearest(tmp_path, run):
+    export_factors(run, tmp_path / "fp32", dtype="fp32")
+    export_factors(run, tmp_path / "bf16", dtype="bf16")
+    exact, narrow = (load_factors(tmp_path / name) for name in ("fp32", "bf16"))
+    group = exact.groups[0]
+    ours = nearest = 0.0
+    for position, (layer, expert, _) in enumerate(group.members.tolist()):
+        rebuilt = exact.reconstruct(group.family, layer, expert)
+        other = narrow.reconstruct(group.family, layer, expert)
+        bank = exact.bank(group).bfloat16().float()
+        mixture = torch.einsum("j,jrd->rd", group.codes([position])[0], bank)
+        adapter = exact.adapter(group, position).bfloat16().float()
+        plain = group.scale * adapter @ group.activation.apply(mixture) + group.offset
+        ours += float((other - rebuilt).square().sum())
+        nearest += float((plain - rebuilt).square().sum())
+    assert ours < 0.8 * nearest
