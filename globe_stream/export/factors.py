@@ -73,7 +73,9 @@ def export_factors(
             "dtype": stored,
             "shard_bytes": shard_bytes,
         }
-        plan = plan_export([fitted.group for fitted in source.groups], memory)
+        plan = plan_export(
+            [fitted.group for fitted in source.groups], memory, rounds=stored != "F32"
+        )
         meter = Meter()
         with meter.stage("export"):
             work = open_work(out, identity, layout.INDEX)

@@ -261,19 +261,24 @@ def batches(sizes: GroupSizes, bytes_each: int) -> list[int]:
     return sizes_down
 
 
-def estimate_export(sizes: GroupSizes, reader: int, banks: int) -> int:
+def estimate_export(sizes: GroupSizes, reader: int, banks: int, *, rounds: bool = False) -> int:
     """Bytes of an export above the base, for `banks` resident bytes of banks and a `reader`.
 
     One expert's mixture and fit (see `fit_bytes`) and two more (r, d) in a curved activation; its
     adapter scaled (p, r); its gate-and-up block as stored (2 p, d), at most float32; one atom; the
-    copy buffer twice; codes as supports. Rounding holds of an adapter (p, r), or of a tile of the
-    bank, three more in float32 and five matrices of its side in float64; of a bank dense codes too.
+    copy buffer twice; codes as supports. An export that `rounds` holds of an adapter (p, r), or of
+    a tile of the bank, three more in float32 and five matrices of its side in float64, and for a
+    bank dense codes.
     """
     r, p, d, m = sizes.rank, sizes.p, sizes.d, sizes.bases
     codes = 8 * sizes.experts * m
-    one = fit_bytes(sizes) + 4 * (3 * r * d + p * r + 2 * p * d) + 4 * 3 * p * r + 8 * 5 * r * r
-    bank = 4 * bank_tile_bytes(sizes) + 8 * 5 * m * m + 4 * sizes.experts * m
-    return max(banks + reader + one + 4 * r * d, bank) + 2 * PIECE_BYTES + codes
+    one = fit_bytes(sizes) + 4 * (3 * r * d + p * r + 2 * p * d)
+    working = banks + reader + one + 4 * r * d
+    if rounds:
+        working += 4 * 3 * p * r + 8 * 5 * r * r
+        bank = 4 * bank_tile_bytes(sizes) + 8 * 5 * m * m + 4 * sizes.experts * m
+        working = max(working, bank)
+    return working + 2 * PIECE_BYTES + codes
 
 
 def estimate_svd_export(p: int, d: int, reader: int) -> int:

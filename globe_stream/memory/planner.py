@@ -116,7 +116,9 @@ def require(stages: Iterable[Stage], limit: int, base: int, advice: str = _FEWER
 # -- exports -----------------------------------------------------------------------------------
 
 
-def plan_export(groups: Sequence[ExpertGroup], memory: int | None) -> ExportPlan:
+def plan_export(
+    groups: Sequence[ExpertGroup], memory: int | None, *, rounds: bool = False
+) -> ExportPlan:
     """The largest choice that fits `memory` bytes, base included; None means no limit.
 
     Raises InputError when even one expert at a time does not fit.
@@ -127,7 +129,10 @@ def plan_export(groups: Sequence[ExpertGroup], memory: int | None) -> ExportPlan
     def estimate_bytes(choice: tuple[int, int]) -> int:
         return max(
             cost_model.estimate_export(
-                group.sizes, _largest_reader(group.experts, choice[1]), resident[choice[0]]
+                group.sizes,
+                _largest_reader(group.experts, choice[1]),
+                resident[choice[0]],
+                rounds=rounds,
             )
             for group in groups
         )

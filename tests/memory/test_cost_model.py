@@ -164,8 +164,12 @@ def test_batches_halve_from_the_largest_useful_one(bytes_each, expected):
 
 
 def test_exports():
-    one = budget.fit_bytes(SMALL) + 4 * (3 * RD + PR + 2 * 5 * 11) + 4 * 3 * PR + 8 * 5 * RR
+    one = budget.fit_bytes(SMALL) + 4 * (3 * RD + PR + 2 * 5 * 11)
     fixed = one + 4 * RD + 2 * budget.PIECE_BYTES + 8 * 7 * 2
     assert budget.estimate_export(SMALL, 4000, 3 * BANK) == 4000 + 3 * BANK + fixed
+    rounding = 4 * 3 * PR + 8 * 5 * RR
+    assert budget.estimate_export(SMALL, 4000, 3 * BANK, rounds=True) == (
+        4000 + 3 * BANK + fixed + rounding
+    )
     svd = 8 * (5 * 11 + 4 * 25) + 4 * 3 * 5 * 11 + 2 * budget.PIECE_BYTES
     assert budget.estimate_svd_export(5, 11, 4000) == 4000 + svd
