@@ -44,8 +44,8 @@ class StatisticsRecord(StageRecord):
 class ProxiesRecord(StageRecord):
     """The proxies: the share of the normalized weights' energy that they hold, and chosen rows.
 
-    `agreement` is ||mean||_F of the aligned row spaces, for Procrustes proxies, whose energy is that
-    of experts turned by nearly orthonormal rotations.
+    `agreement` is ||mean||_F of the aligned row spaces, for Procrustes proxies, whose energy is
+    that of experts turned by nearly orthonormal rotations.
     """
 
     energy_captured: float

@@ -53,7 +53,7 @@ def content(tiles):
 
 @pytest.mark.parametrize("kind", ["rows", "left_gram", "procrustes", "svd"])
 def test_the_energy_captured_is_that_of_the_proxies(tmp_path, kind):
-    """Every kind projects orthogonally, nearly or exactly: ||X_i||^2 is what is left of ||W_i||^2."""
+    """Every kind projects orthogonally, nearly or exactly: ||X_i||^2 is kept of ||W_i||^2."""
     normal = normal_experts()
     arrays = {
         "seed/row_energy": torch.from_numpy((normal**2).sum((0, 2))),
