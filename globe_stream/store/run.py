@@ -223,6 +223,8 @@ class Run:
             self._apply(self.commits[-1])
         for leftover in (STAGING, TRASH):
             files.remove(self.path / leftover)
+        for torn in (self.path / STORE).rglob("*.partial"):  # what Zarr was writing when killed
+            files.remove(torn)
 
     def _apply(self, commit: Commit) -> None:
         """Carry out the moves of `commit`; safe to repeat after a crash at any point."""

@@ -205,7 +205,7 @@ def test_a_device_that_is_not_there(tmp_path, tell, checkpoint):
 
 
 @pytest.mark.parametrize("options", [
-    ["--rank", "many"], ["--method", "magic"], ["--families", "down"], ["--no-such-option"],
+    ["--rank", "many"], ["--method", "magic"], ["--row-selection", "best"], ["--no-such-option"],
     ["--sample-method", "worst"], ["--codes", "none"],
 ])  # fmt: skip
 def test_what_click_refuses(tmp_path, tell, checkpoint, options):
