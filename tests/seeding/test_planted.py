@@ -14,7 +14,6 @@ from globe_stream.config import (
 from globe_stream.synthetic.checkpoints import write_synthetic
 
 BASES, RANK = 16, 24
-pytestmark = pytest.mark.usefixtures("quick")
 HOW = RuntimeConfig(device="cpu")
 UP = SelectionConfig(families="up")
 
