@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ from globe_stream.checkpoint.read_plan import ReadPlan, bound_bytes, plan_read
 from globe_stream.checkpoint.shards import ShardFiles, should_drop
 from globe_stream.checkpoint.strided import StridedMatrix
 from globe_stream.errors import InputError, option
+from globe_stream.io.closing import Closing
 
 _ALIGNMENT = 64
 
@@ -64,7 +64,7 @@ class _Part:
         return self.plan.select(slot[self.offset : self.offset + self.plan.nbytes])
 
 
-class ExpertReader:
+class ExpertReader(Closing):
     """Reads `experts`, all of one shape, `batch` at a time, all rows or only `rows` of each.
 
     The order is that of the bytes in the files, and the partition into batches depends on
@@ -140,17 +140,6 @@ class ExpertReader:
         self._pool.shutdown()
         self._files.close()
         self._buffers = None
-
-    def __enter__(self) -> "ExpertReader":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @staticmethod
     def buffer_bytes(expert: ExpertMatrix, batch: int, rows: int | Rows = None) -> int:

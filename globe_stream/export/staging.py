@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.export.content import TensorList, require_content
 from globe_stream.io import files
+from globe_stream.io.closing import Closing
 from globe_stream.io.records import Json, Record
 from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter
 from globe_stream.io.system_errors import explained
@@ -84,7 +84,7 @@ class Finished(LedgerRow):
     record: FileRecord
 
 
-class ExportWork:
+class ExportWork(Closing):
     """The state of one export into `out`; opened by `open_work`."""
 
     def __init__(self, out: Path, identity: Mapping[str, Any], made: Sequence[Path] = ()) -> None:
@@ -196,21 +196,10 @@ class ExportWork:
 
     def close(self) -> None:
         """Let go of the lock; where nothing was finished, leave no trace."""
-        self._lock.release()
+        self._lock.close()
         if self._folder.exists() and not self.records():
             files.remove(self._folder)
             files.remove_empty(self._made)
-
-    def __enter__(self) -> "ExportWork":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _partial(self, name: str) -> Path:
         return self._folder / f"{name.replace('/', '-')}.partial"

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from globe_stream.factorization.trained_run import FittedGroup
+from globe_stream.io.closing import Closing
 from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
 from globe_stream.io.files import read_exactly
 from globe_stream.io.safetensors import TensorEntry
@@ -39,7 +39,7 @@ def stored_bank(group: FittedGroup, resident: bool) -> Bank:
     return StoredBank(group.bank, resident=resident)
 
 
-class BankCache:
+class BankCache(Closing):
     """Hands out banks, keeping the `resident` last used ones; 0 keeps them on disk."""
 
     def __init__(self, resident: int, opener: Opener = stored_bank) -> None:
@@ -64,19 +64,8 @@ class BankCache:
             bank.close()
         self._open.clear()
 
-    def __enter__(self) -> "BankCache":
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class WrittenBank:
+class WrittenBank(Closing):
     """The bank (m, r, d) of the tensor `entry` as it was written to the file `path`, by atoms.
 
     Memory: one atom.
@@ -98,14 +87,3 @@ class WrittenBank:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
-
-    def __enter__(self) -> "WrittenBank":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from globe_stream.factorization.records import (
     run_header,
     seeded_state,
 )
+from globe_stream.io.closing import Closing
 from globe_stream.store import arrays, digests
 from globe_stream.store.codes import unpack
 from globe_stream.store.run import Run
@@ -107,7 +107,7 @@ class FittedGroup:
 
 
 @dataclass(frozen=True)
-class TrainedRun:
+class TrainedRun(Closing):
     """A run held under its lock, the checkpoint it was made from, and its units."""
 
     run: Run
@@ -130,15 +130,8 @@ class TrainedRun:
         text = json.dumps([source, states, commits[-1:]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def __enter__(self) -> "TrainedRun":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the run."""
         self.run.close()
 
 

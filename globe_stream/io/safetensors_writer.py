@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from globe_stream.errors import GlobeError
 from globe_stream.io import files
+from globe_stream.io.closing import Closing
 from globe_stream.io.dtypes import ITEM_BYTES, bytes_of
 from globe_stream.io.safetensors import PREFIX_BYTES, TensorEntry
 from globe_stream.io.system_errors import explained
@@ -79,7 +79,7 @@ def _header(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> by
     return len(text).to_bytes(PREFIX_BYTES, "little") + text
 
 
-class SafetensorsWriter:
+class SafetensorsWriter(Closing):
     """A planned file being written at `path`; it is complete only after `finish`."""
 
     def __init__(self, planned: PlannedFile, path: Path) -> None:
@@ -131,17 +131,6 @@ class SafetensorsWriter:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> "SafetensorsWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _mark(self, start: int, stop: int) -> None:
         """Add `start` to `stop` to the sorted, disjoint spans written so far."""

@@ -7,13 +7,13 @@ a tiled bank, is one contiguous byte range of a chunk.
 import os
 from itertools import product
 from pathlib import Path
-from types import TracebackType
 
 import google_crc32c
 import torch
 from torch import Tensor
 
 from globe_stream.errors import GlobeError, option
+from globe_stream.io.closing import Closing
 from globe_stream.io.dtypes import bytes_of
 from globe_stream.io.files import read_exactly
 from globe_stream.store import arrays
@@ -22,7 +22,7 @@ _CRC_BYTES = 4
 _PIECE = 4 << 20
 
 
-class StoredBank:
+class StoredBank(Closing):
     """The bank (m, r, d) float32 of one unit; `resident` keeps all of it in memory.
 
     Memory: m r d elements when resident, one atom otherwise. Every chunk's checksum is verified
@@ -71,17 +71,6 @@ class StoredBank:
             os.close(descriptor)
         self._files = {}
         self._buffer = torch.empty(0)
-
-    def __enter__(self) -> "StoredBank":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _read(self, number: int, out: Tensor) -> None:
         """Atom `number` into `out` (r, d), chunk by chunk of rows."""

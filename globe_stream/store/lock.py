@@ -3,11 +3,11 @@
 import os
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock, Timeout
 
 from globe_stream.errors import InputError
+from globe_stream.io.closing import Closing
 
 _LOCK, _HOLDER = "lock", "lock.pid"
 
@@ -15,8 +15,8 @@ LOCK_FILES = (_LOCK, _HOLDER)
 """Names of the files that a lock keeps in its directory."""
 
 
-class RunLock:
-    """An advisory lock on `directory`, held until `release` or the end of the process."""
+class RunLock(Closing):
+    """An advisory lock on `directory`, held until `close` or the end of the process."""
 
     def __init__(self, directory: Path) -> None:
         self._lock = FileLock(directory / _LOCK, thread_local=False)
@@ -31,20 +31,9 @@ class RunLock:
         with suppress(OSError):  # a full disk: the lock holds, only its holder stays unknown
             holder.write_text(str(os.getpid()), encoding="ascii")
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Let go of the lock; calling it twice does no harm."""
         self._lock.release()
-
-    def __enter__(self) -> "RunLock":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
 
 
 def _read(holder: Path) -> str:

@@ -9,13 +9,13 @@ Source: docs/design.md, section Run directory.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 import zarr
 
 from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.io import files
+from globe_stream.io.closing import Closing
 from globe_stream.io.records import Json, Record
 from globe_stream.io.system_errors import explained
 from globe_stream.store import arrays
@@ -36,7 +36,7 @@ def _nothing() -> dict[str, Record]:
     return {}
 
 
-class Run:
+class Run(Closing):
     """One run directory, opened for reading or, under its lock, for writing."""
 
     def __init__(self, path: Path, *, writable: bool) -> None:
@@ -171,18 +171,7 @@ class Run:
     def close(self) -> None:
         """Release the lock."""
         if self._lock is not None:
-            self._lock.release()
-
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+            self._lock.close()
 
     def _open(self, writable: bool) -> None:
         _require_format(self.path)

@@ -63,6 +63,6 @@ def test_the_same_process_is_refused_too_until_release(tmp_path):
     first = RunLock(tmp_path)
     with pytest.raises(InputError, match=str(os.getpid())):
         RunLock(tmp_path)
-    first.release()
-    first.release()
-    RunLock(tmp_path).release()
+    first.close()
+    first.close()
+    RunLock(tmp_path).close()
