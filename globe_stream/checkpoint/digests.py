@@ -1,7 +1,7 @@
 """What an expert's stored bytes were when they were first read: a digest for each expert.
 
 xxh3 with 128 bits: 14 GiB/s on one core where blake2b makes 0.6, so that digests cost little beside
-the reading, also from a fast disk. It tells accidents, not forgeries.
+the reading, also from a fast disk. It detects accidents, not forgeries.
 """
 
 from collections.abc import Iterable

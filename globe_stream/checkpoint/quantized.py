@@ -1,4 +1,4 @@
-"""Which quantisation a stored matrix has: told from the dtypes and shapes of what lies beside it.
+"""Which quantisation a stored matrix has, from the dtypes and shapes of what lies beside it.
 
 A matrix is its weight and, by the names of `names.PARTS`, its scales. Readable are 8-bit elements
 with a scale for the tensor, each row, each group of a row, or each block; 4-bit integers and 4-bit

@@ -136,7 +136,7 @@ def stacked_kind(group: Group) -> str:
     """The one of the model type's stacked kinds whose names and shapes are those of the tensors.
 
     With gate_up and down together the shapes tell C from D even for p = d and 2p = d; D and E look
-    alike, and only the model type tells. G and H have names of their own, and so has mxfp4.
+    alike, and only the model type decides. G and H have names of their own, and so has mxfp4.
     """
     if any(part in ("blocks", "scales") for _, part, _ in group.tensors):
         return "E mxfp4"

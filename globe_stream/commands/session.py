@@ -125,7 +125,7 @@ class Session:
     ) -> Iterator[Context]:
         """`working_on` for a run that is kept: machine, metrics and peaks are recorded in it.
 
-        Trackers are told the command's `options` by section, and shown the pictures at the end.
+        Trackers record the command's `options` by section, and shown the pictures at the end.
         """
         if run.state(MACHINE, devices.Machine) != resources.machine:
             run.commit({MACHINE: resources.machine})

@@ -1,4 +1,4 @@
-"""The trackers of a run: which were asked for, what they are told of it, its pictures."""
+"""The trackers of a run: which were asked for, what they record of it, its pictures."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack

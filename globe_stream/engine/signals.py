@@ -33,7 +33,7 @@ def graceful_interrupts(
 ) -> Iterator[Interrupt]:
     """Handle SIGINT and SIGTERM as requests inside the block (main thread only).
 
-    `answer` tells whoever asked what happens now.
+    `answer` says to whoever asked what happens now.
     """
     interrupt = Interrupt(answer)
     if threading.current_thread() is not threading.main_thread():

@@ -23,7 +23,7 @@ from globe_stream.store.run import Run
 
 @dataclass(frozen=True)
 class GroupErrors:
-    """Squared Frobenius errors and norms (N,) float64 of a unit's experts.
+    """Squared Frobenius errors and norms (N,) float64 of a group's experts.
 
     `members` (N, 3) int are layer, expert and whether it is shared.
     """
@@ -105,7 +105,7 @@ def measured_errors(
 def svd_errors(
     run: Path, *, memory: int | None = None, progress: ProgressCall | None = None
 ) -> list[GroupErrors]:
-    """Errors of every expert's truncated SVD with the unit's parameters, in one streamed pass.
+    """Errors of every expert's truncated SVD with the group's parameters, in one streamed pass.
 
     The rank is `scope.Sizes.svd_rank`. Source: docs/design.md, section Problem.
     """

@@ -49,7 +49,7 @@ class ShardRewriter:
         self.source.index.fetch_files(sorted(paths))
 
     def _replace_group(self, file: SafetensorsWriter, shard: Shard, number: int) -> float:
-        """Replace one unit's experts in one shard; returns their squared error as stored."""
+        """Replace one group's experts in one shard; returns their squared error as stored."""
         group = self.source.groups[number].group
         positions = [
             position

@@ -18,7 +18,7 @@ SHARD_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """One shard of adapters: the plan, and for each tensor its unit and position."""
+    """One shard of adapters: the plan, and for each tensor its group and position."""
 
     planned: PlannedFile
     members: tuple[tuple[FittedGroup, int], ...]
@@ -31,7 +31,7 @@ def adapter_name(expert: ExpertMatrix) -> str:
 
 
 def plan_adapters(source: TrainedRun, out: Path, dtype: str, shard_bytes: int) -> list[AdapterFile]:
-    """Deal the adapters, unit by unit and by position, to shards of at most `shard_bytes`."""
+    """Deal the adapters, group by group and by position, to shards of at most `shard_bytes`."""
     shards: list[list[tuple[FittedGroup, int]]] = [[]]
     filled = 0
     for fitted in source.groups:

@@ -1,4 +1,4 @@
-"""Units: one family within one bank's scope, the thing that has a bank.
+"""Groups of experts: one family within one bank's scope, the thing that has a bank.
 
 Source: docs/design.md, section Problem.
 """
@@ -32,7 +32,7 @@ class GroupSizes:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the unit's experts in the checkpoint."""
+        """Bytes of the group's experts in the checkpoint."""
         return self.experts * self.p * self.d * self.itemsize
 
     @property
@@ -79,7 +79,7 @@ class ExpertGroup:
 def make_groups(
     experts: Mapping[str, Sequence[ExpertMatrix]], families: Sequence[str], config: SeedConfig
 ) -> list[ExpertGroup]:
-    """Cut the selected experts into units.
+    """Cut the selected experts into groups.
 
     Raises InputError when shapes differ, or bases and rank do not fit the experts.
     """

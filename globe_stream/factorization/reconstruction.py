@@ -1,4 +1,4 @@
-"""The adapters of single experts, refitted one by one to a unit's bank and codes.
+"""The adapters of single experts, refitted one by one to a group's bank and codes.
 
 One expert at a time: the arithmetic of an expert does not depend on which others are in the
 batch, so an export has the same bytes whatever the memory budget and wherever it was resumed.
@@ -17,7 +17,7 @@ from globe_stream.factorization.trained_run import FittedGroup
 
 
 class Approximation(Protocol):
-    """Anything that replaces the experts of a unit, given their weights."""
+    """Anything that replaces the experts of a group, given their weights."""
 
     def replace(self, position: int, weights: Tensor) -> Tensor:
         """The replacement (p, d) float32 of expert `position`, whose `weights` may be changed."""

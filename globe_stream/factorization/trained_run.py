@@ -1,4 +1,4 @@
-"""A run made ready for export: its units with bank, codes and normalisation, and its source."""
+"""A run made ready for export: its groups with bank, codes and normalisation, and its source."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ class PackedCodes:
 
 @dataclass(frozen=True)
 class FittedGroup:
-    """One unit of a run and everything its reconstruction needs.
+    """One group of a run and everything its reconstruction needs.
 
     W_hat_i = scale A_i phi(gamma sum_j codes_ij B_j) + mean, with A_i refitted to the original.
     """
@@ -108,7 +108,7 @@ class FittedGroup:
 
 @dataclass(frozen=True)
 class TrainedRun(Closing):
-    """A run held under its lock, the checkpoint it was made from, and its units."""
+    """A run held under its lock, the checkpoint it was made from, and its groups."""
 
     run: Run
     header: RunHeader
@@ -157,7 +157,7 @@ def open_trained_run(
 
 
 def _ready_states(run: Run, header: RunHeader, trained: bool) -> dict[str, GroupState]:
-    """The state of every unit; InputError unless all are seeded, or `trained`."""
+    """The state of every group; InputError unless all are seeded, or `trained`."""
     states = {}
     for record in header.groups:
         state = seeded_state(run, record.key)
@@ -221,7 +221,7 @@ def _fitted(run: Run, index: ExpertIndex, record: GroupRecord, state: GroupState
 
 
 def read_codes(run: Run, key: str) -> PackedCodes:
-    """The codes of unit `key`."""
+    """The codes of group `key`."""
     count, indices, values = (
         torch.from_numpy(arrays.read(run.array(f"{key}/codes/{name}")))
         for name in ("count", "indices", "values")

@@ -91,7 +91,7 @@ class Factors:
     def find(
         self, family: str, layer: int, expert: int, *, shared: bool = False
     ) -> tuple[FactorGroup, int]:
-        """The unit that holds an expert, and its position there."""
+        """The group that holds an expert, and its position there."""
         try:
             return self._where[family, layer, shared, expert]
         except KeyError:
@@ -117,13 +117,13 @@ class Factors:
         return self._read(f"layers.{layer}.{kind}.{expert}.{group.family}.adapter")
 
     def atom(self, group: FactorGroup, number: int) -> Tensor:
-        """Atom `number` (r, d) of a unit's bank, as stored."""
+        """Atom `number` (r, d) of a group's bank, as stored."""
         entry = self._entries[f"{group.prefix}.bank"]
         each = entry.nbytes // group.bases
         return _read_range(entry, entry.start + number * each, (group.rank, group.d))
 
     def bank(self, group: FactorGroup) -> Tensor:
-        """The whole bank (m, r, d) of a unit, as stored."""
+        """The whole bank (m, r, d) of a group, as stored."""
         return self._read(f"{group.prefix}.bank")
 
     def _read(self, name: str) -> Tensor:

@@ -59,7 +59,7 @@ def explained(path: Path, doing: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        told = error_of(error, path, doing)
-        if told is None:
+        explained_error = error_of(error, path, doing)
+        if explained_error is None:
             raise
-        raise told from error
+        raise explained_error from error

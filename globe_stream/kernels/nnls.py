@@ -49,7 +49,7 @@ def nnls(
     """Minimise ``1/2 a^T K a - b_i^T a`` over ``a >= 0`` for every row i.
 
     Works in float64 (on the CPU for devices without it). A row whose residual is not below
-    ``tolerance`` after ``max_iterations`` is returned as it stands; ``kkt_residual`` tells.
+    ``tolerance`` after ``max_iterations`` is returned as it stands; ``kkt_residual`` says how far.
     Exact solves add the rounding error of the given dtypes, relative to the mean diagonal,
     to the diagonal of K, so that dependent atoms (a singular K) do no harm.
 

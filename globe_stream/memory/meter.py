@@ -96,9 +96,9 @@ class _ResettablePeak:
 
 
 class _SampledPeak:
-    def __init__(self, gauge: Callable[[], int]) -> None:
-        self._gauge = gauge
-        self._highest = gauge()
+    def __init__(self, read: Callable[[], int]) -> None:
+        self._read = read
+        self._highest = read()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -115,4 +115,4 @@ class _SampledPeak:
 
     def _watch(self) -> None:
         while not self._stop.wait(_SAMPLE_SECONDS):
-            self._highest = max(self._highest, self._gauge())
+            self._highest = max(self._highest, self._read())

@@ -1,4 +1,4 @@
-"""The warm start of one unit, stage by stage; a stage that the ledger has is not done again.
+"""The warm start of one group, stage by stage; a stage that the ledger has is not done again.
 
     statistics -> proxies -> gram -> atoms (and codes) -> measure -> baseline
 
@@ -63,7 +63,7 @@ Stage = TypeVar("Stage", bound=StageRecord)
 
 @dataclass(frozen=True)
 class Seeding:
-    """What the stages of one unit share."""
+    """What the stages of one group share."""
 
     context: Context
     group: ExpertGroup

@@ -1,7 +1,7 @@
-"""A common right factor that experts of any left gauge agree on: generalised Procrustes analysis.
+"""A common right factor of experts that differ by left rotations: generalised Procrustes analysis.
 
 An adapter absorbs any rotation of its expert's rows, so two experts may hold the same factor in
-different gauges, and a basis A0 shared by all of them then mixes what belongs together. The
+different rotations, and a basis A0 shared by all of them then mixes what belongs together. The
 Procrustes mean T (r, d) is the mean of the experts, each rotated to lie nearest to it:
 S_i = Q_i W_i / ||W_i|| with Q_i = polar(T W_i^T); the proxies are the S_i. T is updated after
 every expert, T <- T + (S_i - T) / k, so that one pass makes it and the batch does not matter.
@@ -45,7 +45,7 @@ class ProcrustesMean:
         self.count = 0
 
     def add(self, matrix: Tensor) -> None:
-        """Take in one expert W (p, d). The first sets the gauge; one of zeros is passed over."""
+        """Take in one expert W (p, d). The first sets the rotation; one of zeros is passed over."""
         norm = torch.linalg.matrix_norm(matrix)
         if not float(norm):
             return

@@ -23,7 +23,7 @@ _PIECE = 4 << 20
 
 
 class StoredBank(Closing):
-    """The bank (m, r, d) float32 of one unit; `resident` keeps all of it in memory.
+    """The bank (m, r, d) float32 of one group; `resident` keeps all of it in memory.
 
     Memory: m r d elements when resident, one atom otherwise. Every chunk's checksum is verified
     once, on opening. Raises GlobeError when a chunk is missing or damaged.

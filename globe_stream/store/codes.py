@@ -1,4 +1,4 @@
-"""Codes as supports and values: what `<unit>/codes` holds.
+"""Codes as supports and values: what `<group>/codes` holds.
 
 For N experts with nnz non-zero codes in all: `count` (N,) int32 support sizes, `indices` (nnz,)
 int32 atoms and `values` (nnz,) float32, expert after expert, atoms ascending.
@@ -31,12 +31,12 @@ def unpack(count: Tensor, indices: Tensor, values: Tensor, bases: int) -> Tensor
 
 
 def named(group: str, codes: Tensor) -> dict[str, arrays.Storable]:
-    """The arrays of `unit`'s codes (N, m), ready for `Run.commit`."""
+    """The arrays of `group`'s codes (N, m), ready for `Run.commit`."""
     return {f"{group}/codes/{name}": values for name, values in pack(codes).items()}
 
 
 def load(run: Run, group: str, bases: int) -> Tensor:
-    """`unit`'s dense codes (N, m) from `run`."""
+    """`group`'s dense codes (N, m) from `run`."""
     count, indices, values = (
         torch.from_numpy(arrays.read(run.array(f"{group}/codes/{name}")))
         for name in ("count", "indices", "values")

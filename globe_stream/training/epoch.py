@@ -53,7 +53,7 @@ class EpochSettings:
 
 
 class EpochAccumulator:
-    """Carries one epoch through the experts of a unit."""
+    """Carries one epoch through the experts of a group."""
 
     def __init__(
         self,

@@ -48,12 +48,12 @@ class Metric:
         return cls(*(part.float().to(device) for part in parts))
 
     def apply(self, atoms: Tensor) -> Tensor:
-        """M X C of atoms X (k, r, d): from displacement to force."""
+        """M X C of atoms X (k, r, d): from displacement to gradient."""
         product = torch.matmul(self.left, atoms)
         return product if self.right is None else torch.matmul(product, self.right)
 
     def solve(self, gradients: Tensor) -> Tensor:
-        """M^-1 F C^-1 of forces F (k, r, d): from force to displacement."""
+        """M^-1 F C^-1 of gradients F (k, r, d): from gradient to displacement."""
         if self.right_inverse is None:
             return torch.matmul(self.left_inverse, gradients)
         return torch.matmul(torch.matmul(self.left_inverse, gradients), self.right_inverse)

@@ -5,7 +5,7 @@ expert i's mixture wants to be. With S_i = Z_i + M^-1 F_i C^-1 / L_i the right-h
 
     sum_i L_i alpha_i (S_i - Z_i(new codes)) = M^-1 [sum_i alpha_i F_i] C^-1 + D B,
 
-D = sum_i L_i alpha_i (old_i - alpha_i)^T, so one bank-sized sum of forces is all a pass keeps.
+D = sum_i L_i alpha_i (old_i - alpha_i)^T, so one bank-sized sum of gradients is all a pass keeps.
 Source: docs/design.md, section Bank update.
 """
 
@@ -40,7 +40,7 @@ class EpochMoments:
 
     @classmethod
     def empty(cls, gradients: Tiles) -> "EpochMoments":
-        """All zero, for a bank of the shape of `forces`."""
+        """All zero, for a bank of the shape of `gradients`."""
         m, r, d = gradients.shape
         gradients.zero()
         device = gradients.device
@@ -76,9 +76,9 @@ class EpochMoments:
     def note_worst(
         self, positions: list[int], squared_error: Tensor, preconditioned: PreconditionedGradient
     ) -> None:
-        """Remember the pull of the batch's worst expert if it is the worst so far.
+        """Remember the step of the batch's worst expert if it is the worst so far.
 
-        An expert without atoms has no pull and is passed over.
+        An expert without atoms has no step and is passed over.
         """
         moving = (preconditioned.weight > torch.finfo(preconditioned.weight.dtype).tiny).to(
             squared_error.device

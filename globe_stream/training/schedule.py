@@ -61,14 +61,14 @@ class ScheduleState(Record):
 
 @dataclass(frozen=True)
 class Schedule:
-    """The decisions for one unit with m = `bases` atoms and argument scale `gamma`."""
+    """The decisions for one group with m = `bases` atoms and argument scale `gamma`."""
 
     config: TrainConfig
     bases: int
     gamma: float
 
     def first(self, codes: Tensor) -> ScheduleState:
-        """The trajectory of a unit that was only seeded, with `codes` (N, m)."""
+        """The state of a group that was only seeded, with `codes` (N, m)."""
         config = self.config
         begins_curved = config.warmup_epochs == 0 and config.activation_start == 0
         step = 0.0 if config.activation == "none" else 1 / config.activation_steps

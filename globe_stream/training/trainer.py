@@ -1,4 +1,4 @@
-"""Training of one unit: epochs, their commits and their metrics.
+"""Training of one group: epochs, their commits and their metrics.
 
 The saved state (bank, codes) is the one that the last epoch measured; what training continues
 from (next bank, next codes, momentum, metric) is kept beside it under `next`. So the error in
@@ -58,7 +58,7 @@ class TrainerState:
 
 
 class Trainer:
-    """Trains one unit until `config.epochs` or until it stands still."""
+    """Trains one group until `config.epochs` or until it stands still."""
 
     def __init__(
         self, context: Context, group: ExpertGroup, config: TrainConfig, plan: StagePlan
@@ -238,7 +238,7 @@ class Trainer:
 
     def _load(self, schedule_state: ScheduleState) -> TrainerState:
         origin = "next/" if schedule_state.epoch else ""
-        bank, gradients = self._tiles("bank"), self._tiles("forces")
+        bank, gradients = self._tiles("bank"), self._tiles("gradients")
         arrays.read_into(self.context.run.array(self._name(f"{origin}bank")), bank)
         group = self._name("next") if schedule_state.epoch else self.group.key
         dense = codes.load(self.context.run, group, self.group.bases)

@@ -42,7 +42,7 @@ def test_seeding_and_training_recover_it(planted, tmp_path):
     assert found["svd_equal_parameters_relative_error"] > 0.4
 
 
-def test_only_a_consensus_sees_through_the_gauges(planted, tmp_path):
+def test_only_a_consensus_sees_through_the_rotations(planted, tmp_path):
     """Independent adapters leave nothing for a left basis that all experts share."""
     aligned = seeded(planted, tmp_path / "aligned")["relative_frobenius_error"]
     shared = seeded(planted, tmp_path / "shared", proxies="left_gram")["relative_frobenius_error"]

@@ -1,4 +1,4 @@
-"""Generalised Procrustes proxies against scipy's, and what they are for: gauges do not matter."""
+"""Generalised Procrustes proxies against scipy's, and their use: rotations do not matter."""
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ def test_the_procrustes_mean_is_the_running_mean_of_rotated_experts():
     np.testing.assert_allclose(consensus_of(weights).mean, mean, atol=1e-5)
 
 
-def test_copies_in_any_gauge_become_one():
+def test_copies_in_any_rotation_become_one():
     weights = turned(np.repeat(experts()[:1], N, axis=0))
     assert float(cosines(weights).min()) > 0.9999
 

@@ -23,7 +23,7 @@ def normal(*shape, seed):
 
 
 class Case:
-    """A bank, codes before and after coding, forces, weights and a metric, all in float64."""
+    """A bank, codes before and after coding, gradients, weights and a metric, all in float64."""
 
     def __init__(self, adapter_moment=True):
         self.bank = normal(M, R, D, seed=0)
@@ -58,7 +58,7 @@ class Case:
     def step(self, tmp_path, settings, *, previous=None, spilled=False, name="momentum"):
         tiles = Tiles((M, R, D), ROWS, path=tmp_path / f"{name}-bank" if spilled else None)
         tiles.put_items(0, self.bank.float())
-        moments = self.moments(tmp_path / f"{name}-forces" if spilled else None)
+        moments = self.moments(tmp_path / f"{name}-gradients" if spilled else None)
         return update_bank(
             tiles,
             previous,
@@ -210,7 +210,7 @@ def test_a_shorter_step_goes_part_of_the_way(tmp_path):
     torch.testing.assert_close(content(update.bank), expected, atol=1e-4, rtol=1e-3)
 
 
-def test_without_forces_and_changes_of_code_nothing_moves(tmp_path):
+def test_without_gradients_and_changes_of_code_nothing_moves(tmp_path):
     case = Case()
     case.gradients *= 0
     case.new = case.old

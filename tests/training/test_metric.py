@@ -83,7 +83,7 @@ def test_condition_is_that_of_the_metric():
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("chunk_atoms", [1, 3, 100])
-def test_gram_matrices_and_raised_forces(tmp_path, monkeypatch, rows, chunk_atoms):
+def test_gram_matrices_and_raised_gradients(tmp_path, monkeypatch, rows, chunk_atoms):
     monkeypatch.setattr(metric, "ATOM_CHUNK_BYTES", chunk_atoms * 4 * R * D)
     atoms = normal(M, R, D, seed=3).float().double()
     found = Metric.from_moments(adapter_moment(), row_projector(), CPU)
