@@ -8,6 +8,7 @@ and 2p = d, where no shape tells an orientation from its transpose.
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,18 +44,20 @@ def _run(matrices: dict[str, Tensor], x: Tensor, gated: Gated) -> Tensor:
     return gated(*hidden) @ matrices["down"].T
 
 
-def _check(index: ExpertIndex, model: nn.Module) -> Gated:
-    """Every routed expert; the activation of the main ones."""
+def _check(index: ExpertIndex, model: nn.Module, section: str = "") -> Gated:
+    """Every routed expert of the model, read from `section`; the activation of the main ones."""
     x = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(1))
     stored = {
         (expert.family, expert.layer, expert.expert): expert
         for experts in index.experts.values()
         for expert in experts
+        if expert.section == section or not section
     }
     count, gated = 0, None
     with torch.no_grad():
         for expert in memory_experts(model):
-            families = {role: family_name(role, expert.section) for role in ("gate", "up", "down")}
+            part = section or expert.section
+            families = {role: family_name(role, part) for role in ("gate", "up", "down")}
             matrices = {
                 role: read_expert(stored[family, expert.layer, expert.expert])
                 for role, family in families.items()
@@ -136,6 +139,50 @@ def test_model_type_in_every_form(tmp_path: Path, model_type: str, dtype: torch.
             _saved(tmp_path / f"saved-{p}-{shards}", model_type, p, dtype, shards)
             if model_type in FUSED:
                 _fused(tmp_path / f"fused-{p}-{shards}", model_type, p, dtype, shards)
+
+
+def _prefixed(root: Path, model_type: str, prefix: str) -> tuple[dict[str, Tensor], Any]:
+    """Tensors of the type's tiny model as on disk, below `prefix`, and its config."""
+    model = tiny_model(model_type, HIDDEN, torch.bfloat16).to(torch.bfloat16)
+    model.save_pretrained(root, max_shard_size="1GB")
+    tensors = load_file(root / "model.safetensors")
+    named = {prefix + name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    return named, json.loads(model.config.to_json_string())
+
+
+OUTER = {outer: inner for outer, inner in SAME_AS.items() if inner == f"{outer}_text"}
+
+
+@pytest.mark.parametrize("outer", OUTER)
+def test_a_model_of_several_parts(tmp_path: Path, outer: str) -> None:
+    """The text model within an image model, beside tensors that are not experts."""
+    tensors, config = _prefixed(tmp_path / "text", OUTER[outer], "model.language_model.")
+    tensors["model.visual.patch_embed.proj.weight"] = torch.randn(4, 4)
+    config = {"model_type": outer, "text_config": config}
+    index = open_index(str(write_checkpoint(tmp_path / "whole", tensors, config, 3)))
+    _check(index, tiny_model(OUTER[outer], HIDDEN, torch.bfloat16))
+
+
+def test_thinker_and_talker_do_not_collide(tmp_path: Path) -> None:
+    """Both have experts of the same names in layers of the same numbers."""
+    types = {"thinker": "qwen3_omni_moe_text", "talker": "qwen3_omni_moe_talker_text"}
+    tensors, config = {}, {"model_type": "qwen3_omni_moe"}
+    for part, model_type in types.items():
+        found, text = _prefixed(tmp_path / part, model_type, f"{part}.model.")
+        tensors |= found
+        config[f"{part}_config"] = {"text_config": text}
+    index = open_index(str(write_checkpoint(tmp_path / "whole", tensors, config, 3)))
+    models = {part: tiny_model(types[part], HIDDEN, torch.bfloat16) for part in types}
+    main = {family for family in index.experts if not family.startswith("talker_")}
+    assert main == {"up", "gate", "down"}
+    _check(index, models["talker"], "talker")
+    alone = open_index(str(tmp_path / "thinker"))
+    assert {(e.layer, e.expert) for e in index.experts["up"]} == {
+        (e.layer, e.expert) for e in alone.experts["up"]
+    }
+    for family in sorted(main):
+        for inside, expert in zip(index.experts[family], alone.experts[family], strict=True):
+            torch.testing.assert_close(read_expert(inside), read_expert(expert), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("p", [HIDDEN, HIDDEN // 2, 12])
