@@ -25,9 +25,9 @@ _TAILS = {
 }
 
 
-def how_to_add(entries: Iterable[TensorEntry]) -> str:
+def how_to_add(entries: Sequence[TensorEntry]) -> str:
     """What was seen of experts, the rule that comes nearest, and how to give one of one's own."""
-    seen = _seen(entries)
+    seen = _seen(entries) or _numbered(entries)
     if not seen:
         return f"If it has experts, give a rule for their names with {option('layout')} FILE."
     name, rule = nearest(list(seen))
@@ -45,6 +45,16 @@ def _seen(entries: Iterable[TensorEntry]) -> dict[str, list[int]]:
     for entry in entries:
         if looks_like_expert(entry.name, entry.shape) or parser.parse(entry.name):
             found.setdefault(pattern_of(entry.name), list(entry.shape))
+    return found
+
+
+def _numbered(entries: Iterable[TensorEntry]) -> dict[str, list[int]]:
+    """As `_seen`, of matrices with a second number in their names, and stacks of matrices."""
+    found: dict[str, list[int]] = {}
+    for entry in entries:
+        pattern = pattern_of(entry.name)
+        if len(entry.shape) == 3 or (len(entry.shape) == 2 and "{E}" in pattern):
+            found.setdefault(pattern, list(entry.shape))
     return found
 
 

@@ -121,6 +121,21 @@ def test_an_unknown_type_says_what_was_seen_and_what_is_nearest(tmp_path: Path) 
     assert "layout FILE (docs/layouts.md)" in text
 
 
+def test_numbered_matrices_are_shown_where_nothing_is_called_an_expert(tmp_path: Path) -> None:
+    tensors = {
+        f"model.layers.{layer}.ffn.pool.{e}.{name}.weight": random_tensor(P, D)
+        for layer in range(2)
+        for e in range(E)
+        for name in ("open", "wide")
+    } | {"model.layers.0.attn.q_proj.weight": random_tensor(P, D)}
+    with pytest.raises(InputError) as caught:
+        open_index(str(write_checkpoint(tmp_path, tensors, NEW)))
+    text = str(caught.value)
+    assert "no tensor is named like one. Seen: model.layers.{L}.ffn.pool.{E}.open.weight [4" in text
+    assert "q_proj" not in text
+    assert "The nearest rule is that of" in text
+
+
 def test_the_nearest_rule() -> None:
     assert pattern_of("a.layers.3.experts.17.w1.weight") == "a.layers.{L}.experts.{E}.w1.weight"
     cases = {
