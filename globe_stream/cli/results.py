@@ -71,10 +71,21 @@ def sweep(model: str, methods: str, path: Path | None, as_json: bool, **values: 
 )
 @click.option(
     "--models",
-    default="original,dense,svd",
-    show_default=True,
     metavar="A,B,...",
-    help="Models to score: original, dense, patched, svd.",
+    help="Models to score: original, dense, patched, model, svd; rounded to nearest in B bits: "
+    "rtn-B, svd-rtn-B, dense-rtn-B; quantised: model-B-A (default: original,dense,svd).",
+)
+@click.option(
+    "--frontier",
+    is_flag=True,
+    help="Bits per byte against bits a weight: score what the same bits could be spent on "
+    "(default of --models: all of it at 2 to 8 bits).",
+)
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="PNG or SVG file to draw bits per byte against bits a weight in.",
 )
 @click.option(
     "--measure",
@@ -106,7 +117,9 @@ def sweep(model: str, methods: str, path: Path | None, as_json: bool, **values: 
 def evaluate(
     runs: tuple[Path, ...],
     text: Path | None,
-    models: str,
+    models: str | None,
+    frontier: bool,
+    picture: Path | None,
     measure: bool,
     dtype: str,
     offload: Path | None,
@@ -114,18 +127,25 @@ def evaluate(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Errors of RUNS by family, layer and expert; with --text, bits per byte of the models."""
-    from globe_stream.commands.evaluate import Scoring
+    """Errors of RUNS by family, layer and expert; with --text, bits per byte of the models.
+
+    RUNS may hold exports in the format model; they are scored.
+    """
     from globe_stream.commands.evaluate import evaluate as evaluate_runs
     from globe_stream.commands.models import Loading
+    from globe_stream.commands.scoring import Scoring
+    from globe_stream.commands.variants import FRONTIER, SCORED
 
+    if frontier and text is None:
+        raise click.UsageError("--frontier needs --text: bits per byte are those of a text")
     scoring = None
     if text is not None:
         windows = record_from(Windows, values)
         loading = Loading(dtype=dtype, offload=offload)
-        scoring = Scoring(text, tuple(_names(models)), windows, loading, work)
+        names = _names(models or (FRONTIER if frontier else SCORED))
+        scoring = Scoring(text, tuple(names), windows, loading, work, frontier)
     runtime = record_from(RuntimeConfig, values)
-    document = evaluate_runs(runs, runtime, measure=measure, scoring=scoring)
+    document = evaluate_runs(runs, runtime, measure=measure, scoring=scoring, picture=picture)
     click.echo(json.dumps(document) if as_json else render.evaluation(document))
 
 

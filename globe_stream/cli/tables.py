@@ -226,16 +226,20 @@ _MODELS = {
     "original": "original",
     "dense": "bank, dense export",
     "patched": "bank, patched",
+    "model": "bank, as a model",
     "svd": "truncated SVD, equal parameters",
+    "rtn": "round to nearest",
+    "svd-rtn": "truncated SVD, round to nearest",
+    "dense-rtn": "bank, dense, round to nearest",
 }
 
 
 def comparison(document: Document) -> str:
     """The scores of `eval --text`, in Markdown."""
     lines = [
-        "| run | model | m x r | parameters kept | relF | bits per byte | perplexity | "
-        "tokens/s | peak memory |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| run | model | m x r | parameters kept | bits a weight | relF | bits per byte | "
+        "perplexity | tokens/s | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows, windows = document["rows"], document["windows"]
     scored, wanted = rows[0]["score"]["windows"], windows["count"]
@@ -248,13 +252,21 @@ def comparison(document: Document) -> str:
 def _scored_model(row: Document) -> str:
     size = f"{row['bases']} x {row['rank']}" if row["bases"] else ""
     kept = f"{row['parameters_kept']:.1%}" if row["parameters_kept"] else ""
+    bits = f"{row['bits_per_weight']:.2f}" if row["bits_per_weight"] else ""
     errors = ", ".join(f"{name} {value:.4f}" for name, value in row["relative_errors"].items())
     score = row["score"]
     return (
-        f"| {row['run']} | {_MODELS[row['model']]} | {size} | {kept} | {errors} | "
+        f"| {row['run']} | {_model_name(row['model'])} | {size} | {kept} | {bits} | {errors} | "
         f"{score['bits_per_byte']:.4f} | {score['perplexity']:.4f} | "
         f"{score['tokens_per_second']:.0f} | {format_bytes(score['peak_memory_bytes'])} |"
     )
+
+
+def _model_name(name: str) -> str:
+    """A variant in words: `rtn-4` is "round to nearest, 4 bits"."""
+    kind = name.rstrip("-0123456789")
+    bits = name[len(kind) + 1 :].replace("-", ",")
+    return _MODELS[kind] + (f", {bits} bits" if bits else "")
 
 
 def verification(document: Document) -> str:

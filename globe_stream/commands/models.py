@@ -2,7 +2,8 @@
 
 import gc
 import importlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,19 @@ from typing import Any
 import torch
 
 from globe_stream.checkpoint.index import ExpertIndex
-from globe_stream.engine.progress import ProgressCall
 from globe_stream.errors import InputError, option
-from globe_stream.export.dense import export_dense, export_svd
-from globe_stream.export.factors import export_factors
-from globe_stream.export.result import ExportResult
+from globe_stream.export.staging import MANIFEST, read_manifest
+from globe_stream.factorization.factors_config import read_factors_config
+from globe_stream.factorization.model_files import FIELD, ModelDescription, bits_per_weight
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.formatting import parse_size
 from globe_stream.inference.patch import patch_model
 from globe_stream.io.dtypes import CONFIG_NAMES, DTYPES
 from globe_stream.io.records import Json
+from globe_stream.io.safetensors import TensorEntry, read_header
 from globe_stream.memory.forward_pass import ForwardPass
 from globe_stream.memory.model_memory import ModelMemory, estimate_model
 
-VARIANTS = ("original", "dense", "patched", "svd")
 _AS_STORED = "auto"
 """The type that the checkpoint is stored in."""
 
@@ -87,10 +87,19 @@ def estimate_loading(
     """
     model = build_empty(index.root, loading)
     cache = loading.cache if isinstance(loading.cache, int) else parse_size(loading.cache)
-    needs = estimate_model(model, index, sources, cache, ForwardPass.of(model).bytes(1, length))
+    stored = sum(header.size for header in index.headers)
+    needs = estimate_model(model, stored, sources, cache, ForwardPass.of(model).bytes(1, length))
     del model
     gc.collect()
     return needs
+
+
+def estimate_folder(folder: Path, loading: Loading, length: int) -> ModelMemory:
+    """What loading and scoring a model in compressed form takes, its composed matrices included."""
+    model = build_empty(folder, loading)
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    kept = model.globe_cache.budget + ForwardPass.of(model).bytes(1, length)
+    return estimate_model(model, stored, [], 0, kept)
 
 
 def load_plain(folder: Path, name: str, loading: Loading) -> Any:
@@ -107,21 +116,33 @@ def load_patched(original: Path, factors: Path, name: str, loading: Loading) -> 
     return patch_model(model, factors, cache=loading.cache, offload_folder=offload)
 
 
-def export_variant(
-    variant: str, run: Path, out: Path, memory: int | None, progress: ProgressCall | None
-) -> ExportResult:
-    """Make what `variant` is loaded from in `out`, unless it is there already."""
-    make = {"dense": export_dense, "patched": export_factors, "svd": export_svd}[variant]
-    return make(run, out, memory=memory, progress=progress)
+def is_model_folder(path: Path) -> bool:
+    """Whether `path` is the folder of a model in compressed form."""
+    file = path / "config.json"
+    return file.is_file() and FIELD in json.loads(file.read_text(encoding="utf-8"))
 
 
-def require_variants(names: tuple[str, ...]) -> None:
-    """InputError for a name that is not one of VARIANTS."""
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown or not names:
-        raise InputError(
-            f"{option('models')} {','.join(names)!r}: use some of {','.join(VARIANTS)}"
-        )
+def folder_bits(folder: Path) -> float:
+    """Stored bits a weight of the experts with factors in an export as model or factors."""
+    if is_model_folder(folder):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        description = ModelDescription.from_document(config[FIELD])
+        return bits_per_weight(description, _tensors(folder))
+    groups = read_factors_config(folder).units.values()
+    weights = sum(group.experts * group.p * group.d for group in groups)
+    return 8 * sum(entry.nbytes for entry in _tensors(folder)) / weights
+
+
+def folder_errors(folder: Path) -> dict[str, float]:
+    """relF by family that an export says of itself; empty where it says nothing."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    return read_manifest(folder).relative_frobenius_error
+
+
+def _tensors(folder: Path) -> Iterator[TensorEntry]:
+    for path in sorted(folder.glob("*.safetensors")):
+        yield from read_header(path).tensors
 
 
 def _transformers() -> Any:

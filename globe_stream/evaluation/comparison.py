@@ -1,4 +1,4 @@
-"""The scores of the original, of runs of several sizes, and of their SVDs, as rows."""
+"""The scores of the original, of what runs make of it, and of what they compete with, as rows."""
 
 from dataclasses import asdict, dataclass
 
@@ -9,9 +9,10 @@ from globe_stream.io.records import Json
 
 @dataclass(frozen=True)
 class Row:
-    """One model of the comparison; `run` is empty for the original.
+    """One model of the comparison; `run` is empty for what no run decides.
 
-    `parameters_kept` is of the families replaced; errors are relative Frobenius, by family.
+    `parameters_kept` and `bits_per_weight`, as stored, are of the families replaced; errors are
+    relative Frobenius, by family.
     """
 
     run: str
@@ -21,6 +22,7 @@ class Row:
     parameters_kept: float | None
     relative_errors: dict[str, float]
     score: Score
+    bits_per_weight: float | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ allows, the banks. Source: docs/design.md, section Export formats.
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,12 @@ from globe_stream.export.shard_plan import Rewrite, expected_tensors, plan_rewri
 from globe_stream.export.shard_rewriter import Provider, ShardRewriter
 from globe_stream.export.staging import ExportManifest, ExportWork, open_work
 from globe_stream.factorization.bank_cache import BankCache
-from globe_stream.factorization.reconstruction import Approximation, BankApproximation
-from globe_stream.factorization.svd_baseline import SvdApproximation
+from globe_stream.factorization.reconstruction import BankApproximation
 from globe_stream.factorization.trained_run import TrainedRun, open_trained_run
 from globe_stream.io import files
 from globe_stream.io.records import Json
 from globe_stream.memory.meter import Meter
-from globe_stream.memory.planner import ExportPlan, plan_export, plan_svd
+from globe_stream.memory.planner import ExportPlan, plan_export
 
 
 def export_dense(
@@ -62,39 +61,13 @@ def export_dense(
     """
     with open_trained_run(run, model=model) as source:
         plan = plan_export([fitted.group for fitted in source.groups], memory)
-        order = _Order(source, out, "dense", {}, dtype, command, plan)
-        return _carry_out(order, _banks(source, plan), progress)
-
-
-def export_svd(
-    run: Path,
-    out: Path,
-    *,
-    dtype: str | None = None,
-    memory: int | None = None,
-    model: str | None = None,
-    command: str = "",
-    progress: ProgressCall | None = None,
-) -> ExportResult:
-    """As `export_dense`, but with every expert's truncated SVD of as many parameters.
-
-    The rank of a group's experts is `GroupSizes.svd_rank`. The run need not be trained: only its
-    sizes are used. Source: docs/design.md, section Problem.
-    """
-    with open_trained_run(run, model=model, trained=False) as source:
-        ranks = [fitted.group.sizes.svd_rank for fitted in source.groups]
-        plans = [plan_svd(fitted.group.experts, memory) for fitted in source.groups]
-        plan = max(plans, key=lambda one: one.estimate_bytes)
-
-        def provide(number: int) -> Approximation:
-            return SvdApproximation(ranks[number])
-
-        order = _Order(source, out, "svd", {"ranks": list(ranks)}, dtype, command, plan)
-        return _carry_out(order, nullcontext(provide), progress)
+        order = DenseOrder(source, out, "dense", {}, dtype, command, plan)
+        return write_dense(order, bank_provider(source, plan), progress)
 
 
 @contextmanager
-def _banks(source: TrainedRun, plan: ExportPlan) -> Iterator[Provider]:
+def bank_provider(source: TrainedRun, plan: ExportPlan) -> Iterator[Provider]:
+    """Reconstructions from the run's banks, of which `plan` says how many stay in memory."""
     with BankCache(plan.resident) as banks:
         yield lambda number: BankApproximation(
             source.groups[number], banks.bank(source.groups[number])
@@ -102,7 +75,7 @@ def _banks(source: TrainedRun, plan: ExportPlan) -> Iterator[Provider]:
 
 
 @dataclass(frozen=True)
-class _Order:
+class DenseOrder:
     """What is to be exported, and its settings."""
 
     source: TrainedRun
@@ -137,9 +110,10 @@ class _Order:
         }
 
 
-def _carry_out(
-    order: _Order, provider: AbstractContextManager[Provider], progress: ProgressCall | None
+def write_dense(
+    order: DenseOrder, provider: AbstractContextManager[Provider], progress: ProgressCall | None
 ) -> ExportResult:
+    """Write the checkpoint of `order` with what `provider` puts in the experts' place."""
     source, out = order.source, order.out
     meter = Meter()
     with meter.stage("export"):
@@ -163,7 +137,7 @@ def _carry_out(
     return finished_result(out, source, order.plan.estimate_bytes, meter.peak, resumed)
 
 
-def _publish(work: ExportWork, order: _Order, rewrite: Rewrite, size: int) -> None:
+def _publish(work: ExportWork, order: DenseOrder, rewrite: Rewrite, size: int) -> None:
     index = order.source.index
     errors = relative_errors(order.source, work.records())
     card = model_card(

@@ -26,6 +26,7 @@ _TITLES = {
     "model": "in compressed form",
     "dense": "experts rebuilt from a shared bank",
     "svd": "experts replaced by a truncated SVD of equal parameters",
+    "rounded": "experts rounded to nearest",
 }
 _STATE = (
     "seeding_method",

@@ -47,23 +47,6 @@ class ModelPlan:
     dequantised: dict[Key, StridedMatrix]
 
     @property
-    def bits_per_weight(self) -> float:
-        """Stored bits of banks, codes, adapters and scales over the weights they stand for."""
-        stored = sum(entry.nbytes for entry in self.banks.entries)
-        stored += sum(
-            entry.nbytes
-            for file in self.layers
-            for entry in file.planned.entries
-            if not entry.name.endswith(("_dense", layout.DOWN))
-        )
-        weights = 0
-        for parts in self.description.layers.values():
-            for members in parts.values():
-                bank = self.description.banks[members.bank]
-                weights += len(members.experts) * bank.p * bank.d
-        return 8 * stored / weights
-
-    @property
     def files(self) -> list[PlannedFile]:
         """Every file of tensors."""
         layers = [file.planned for file in self.layers]

@@ -90,4 +90,4 @@ def _source_bytes(source: TrainedRun, kind: str) -> int:
 
 def _note(kind: str, complete: bool) -> str:
     parts = ["It was complete already."] if complete else []
-    return " ".join([*parts, NO_SAVING if kind in ("dense", "svd") else ""]).strip()
+    return " ".join([*parts, NO_SAVING if kind in ("dense", "svd", "rounded") else ""]).strip()

@@ -7,12 +7,13 @@ projections, in the shapes that are computed with; so loading copies nothing. Ba
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from globe_stream.errors import InputError, option
 from globe_stream.factorization.activation import Activation
+from globe_stream.io.safetensors import TensorEntry
 
 FIELD = "globe_stream"
 """Where config.json describes the factors."""
@@ -135,6 +136,26 @@ class ModelDescription:
                 kept += sizes[members.bank][1] * count * bank.p * bank.rank
                 replaced += 8 * itemsize * count * bank.p * bank.d
         return (replaced - kept) // 8
+
+    @property
+    def weights(self) -> int:
+        """Elements of the matrices with factors."""
+        return sum(
+            len(members.experts) * self.banks[members.bank].p * self.banks[members.bank].d
+            for parts in self.layers.values()
+            for members in parts.values()
+        )
+
+
+def bits_per_weight(description: ModelDescription, tensors: Iterable[TensorEntry]) -> float:
+    """Stored bits of banks, codes, adapters and scales among `tensors`, over `weights`."""
+    ours = (f"{BANKS}.", f"{LAYERS}.")
+    stored = sum(
+        entry.nbytes
+        for entry in tensors
+        if entry.name.startswith(ours) and not entry.name.endswith(("_dense", DOWN))
+    )
+    return 8 * stored / description.weights
 
 
 def members_by_layer(

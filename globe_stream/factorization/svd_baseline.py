@@ -88,11 +88,20 @@ class SvdApproximation:
 
 def truncate(weights: Tensor, rank: int) -> Tensor:
     """W (p, d) cut to rank `rank`, float32."""
+    left, right = truncated_factors(weights, rank)
+    return (left @ right).float()
+
+
+def truncated_factors(weights: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors (p, k) and (k, d) float64 of W (p, d) cut to rank k = `rank`.
+
+    One of them has orthonormal columns or rows, that of the shorter side of W.
+    """
     wide = _wide(weights)
     _, vectors = torch.linalg.eigh(wide @ wide.T)
     leading = vectors[:, max(0, len(vectors) - rank) :]
-    cut: Tensor = (leading @ (leading.T @ wide)).float()
-    return cut if len(weights) == len(wide) else cut.T.contiguous()
+    other = leading.T @ wide
+    return (leading, other) if weights.shape == wide.shape else (other.T, leading.T)
 
 
 def lost_energy(weights: Tensor, rank: int) -> float:

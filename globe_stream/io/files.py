@@ -89,10 +89,15 @@ def sha256_of(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, which then has all of it, or is as it was before."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`, for any content."""
     partial = path.with_name(path.name + PARTIAL)
     with explained(path, "writing"):
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content)
             _sync(partial)
             partial.replace(path)
             _sync(path.parent)

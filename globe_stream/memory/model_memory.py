@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.errors import InputError, option
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.formatting import format_bytes
@@ -43,9 +42,9 @@ class ModelMemory:
 
 
 def estimate_model(
-    model: Any, index: ExpertIndex, sources: Sequence[TrainedRun], cache: int, scoring: int
+    model: Any, stored: int, sources: Sequence[TrainedRun], cache: int, scoring: int
 ) -> ModelMemory:
-    """What the checkpoint of `index` takes, `model` being its structure on the meta device.
+    """What a checkpoint of `stored` bytes takes, `model` being its structure on the meta device.
 
     While a model is loaded its stored bytes stay mapped beside the weights that are made of them.
     Of `sources` (runs to patch it with) the largest comes on top: see `factors_bytes`, `cache`
@@ -53,7 +52,6 @@ def estimate_model(
     """
     sizes = [tensor.numel() * tensor.element_size() for tensor in _tensors(model)]
     vocabulary = int(model.config.get_text_config().vocab_size)
-    stored = sum(header.size for header in index.headers)
     factors = max((factors_bytes(one, model.dtype.itemsize, cache) for one in sources), default=0)
     working = max(2 * max(sizes), scoring)
     weights = sum(sizes) + stored + factors

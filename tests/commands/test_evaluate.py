@@ -9,8 +9,8 @@ import torch
 from sample_runs import Recipe, make_run, tiny_model
 
 from globe_stream.cli.tables import comparison
-from globe_stream.commands.evaluate import Scoring, compare_models
 from globe_stream.commands.models import Loading, estimate_loading
+from globe_stream.commands.scoring import Scoring, compare_models
 from globe_stream.config import Windows
 from globe_stream.errors import InputError
 from globe_stream.factorization.trained_run import open_trained_run
@@ -131,7 +131,7 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(
     monkeypatch: pytest.MonkeyPatch,
     models: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr("globe_stream.commands.evaluate.load_plain", _never_loaded)
+    monkeypatch.setattr("globe_stream.commands.scoring.load_plain", _never_loaded)
     monkeypatch.setattr("globe_stream.commands.models.load_plain", _never_loaded)
     work = tmp_path / "work"
     said = r"memory 100\.00 MiB: scoring needs .* Raise memory, give offload"
@@ -177,7 +177,7 @@ def test_a_work_folder_that_cannot_be_made(run: Path, text: Path, tmp_path: Path
 def test_checks_come_before_any_model(
     run: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("globe_stream.commands.evaluate.load_plain", _never_loaded)
+    monkeypatch.setattr("globe_stream.commands.scoring.load_plain", _never_loaded)
     with pytest.raises(InputError, match="too few for one window"):
         compare_models(
             [run],
@@ -190,7 +190,7 @@ def test_checks_come_before_any_model(
 def test_a_window_that_does_not_fit_is_refused_before_loading(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("globe_stream.commands.evaluate.load_plain", _never_loaded)
+    monkeypatch.setattr("globe_stream.commands.scoring.load_plain", _never_loaded)
     (tmp_path / "long").write_bytes(b"abcdefgh" * 5_000)
     with open_trained_run(run, trained=False) as source:
         short = estimate_loading(source.index, [], Loading(), 256)

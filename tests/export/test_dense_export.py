@@ -9,7 +9,8 @@ from sample_runs import Recipe, make_run, run_oracle, tiny_model
 
 from globe_stream.checkpoint.index import Selection, open_index
 from globe_stream.checkpoint.reader import read_expert
-from globe_stream.export.dense import export_dense, export_svd
+from globe_stream.export.baseline import export_svd
+from globe_stream.export.dense import export_dense
 from globe_stream.io.safetensors import read_header
 
 

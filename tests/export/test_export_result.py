@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from sample_runs import Recipe, make_run
 
-from globe_stream.export.dense import export_dense, export_svd
+from globe_stream.export.baseline import export_svd
+from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
 from globe_stream.export.result import ExportResult
 
