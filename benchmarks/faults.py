@@ -26,12 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 def main(count: int, seed: int, load: int, scratch: Path | None) -> None:
     """Kill, continue, compare."""
     import kills
-    import support
 
     start = time.monotonic()
     with tempfile.TemporaryDirectory(dir=scratch, prefix="faults-") as name:
         folder = Path(name)
-        checkpoint = support.write_checkpoint(folder / "model", shards=3)
+        checkpoint = kills.write_checkpoint(folder / "model")
         reference = kills.Reference(checkpoint, folder)
         trials = kills.plan(reference, count, seed)
         outcome = kills.Outcome()

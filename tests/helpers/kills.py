@@ -21,9 +21,20 @@ from pathlib import Path
 import support
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-STAGES = ("seed", "train", "export factors", "export dense")
+STAGES = ("seed", "train", "export factors", "export dense", "export model")
 ENDINGS = (0, 130, *(-number for number in SIGNALS))
 """Exit codes that a command may have when a signal reached it, or came too late."""
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """A checkpoint that every kind of export takes: up, gate and down matrices in three shards."""
+    tensors = support.expert_matrices(support.LAYERS, support.EXPERTS, support.HEIGHT, support.WIDTH)
+    down = {
+        name.replace("up_proj", "down_proj"): values.T.contiguous()
+        for name, values in tensors.items()
+        if "up_proj" in name
+    }
+    return support.write_checkpoint(folder, {**tensors, **down}, shards=3)
 
 
 @dataclass(frozen=True)
