@@ -57,6 +57,13 @@ class ExpertMatrix:
         return f"{self.storage.weight.path}: tensor {self.storage.weight.tensor}"
 
     @property
+    def left_out_by(self) -> str:
+        """The option, for error messages, with which a run takes all but this expert."""
+        if self.shared:
+            return f"{option('include_shared')} left out"
+        return f"{option('exclude')} {self.layer}:{self.expert}"
+
+    @property
     def order(self) -> tuple[int, bool, int]:
         """Key of the order of positions: layer, routed before shared, number."""
         return (self.layer, self.shared, self.expert)

@@ -25,7 +25,7 @@ from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.read_plan import ReadPlan, bound_bytes, plan_read
 from globe_stream.checkpoint.shards import ShardFiles, should_drop
 from globe_stream.checkpoint.strided import StridedMatrix
-from globe_stream.errors import InputError, option
+from globe_stream.errors import InputError
 from globe_stream.io.closing import Closing
 
 _ALIGNMENT = 64
@@ -265,7 +265,7 @@ class ExpertReader(Closing):
                 raise InputError(
                     f"{expert.where}: {expert.name} has {bad:,} elements that are NaN or Inf. "
                     "Download the shard again, or leave the expert as it is with "
-                    f"{option('exclude')} {expert.layer}:{expert.expert}."
+                    f"{expert.left_out_by}."
                 )
 
     def _await(self) -> _Read:

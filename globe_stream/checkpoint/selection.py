@@ -15,8 +15,8 @@ class Selection:
     """A choice of families, layers and experts.
 
     `layers` (A, B) takes the layers A <= L < B; `max_experts` is counted in each family, over the
-    list sorted by layer, routed before shared, number. Routed experts that `exclude` names are
-    left out before.
+    list sorted by layer, routed before shared, number. Routed experts that `exclude` names, or
+    `zero`, which were found to be zero everywhere, are left out before.
     """
 
     families: tuple[str, ...] = ("up", "gate")
@@ -26,6 +26,7 @@ class Selection:
     sample_method: Literal["first_n", "evenly_spaced"] = "first_n"
     include_shared: bool = False
     exclude: tuple[Exclusion, ...] = ()
+    zero: tuple[tuple[int, int], ...] = ()
 
     def takes_layer(self, layer: int) -> bool:
         """Whether `layer` is among those chosen."""
@@ -37,7 +38,7 @@ class Selection:
         """Whether `expert` is a routed one that is to be left out."""
         return not expert.shared and any(
             layer in (None, expert.layer) and number in (None, expert.expert)
-            for layer, number in self.exclude
+            for layer, number in (*self.exclude, *self.zero)
         )
 
 
@@ -88,7 +89,9 @@ def choose(experts: tuple[ExpertMatrix, ...], selection: Selection) -> tuple[Exp
     _require_excluded(experts, selection)
     chosen = tuple(expert for expert in chosen if not selection.excludes(expert))
     if not chosen:
-        raise InputError(f"{option('exclude')}: leaves no expert of {experts[0].family}")
+        count = len(selection.zero)
+        zero = f": {count} have a matrix that is zero everywhere" if count else ""
+        raise InputError(f"{option('exclude')} leaves no expert of {experts[0].family}{zero}")
     wanted = selection.max_experts
     if wanted is None or wanted >= len(chosen):
         return chosen

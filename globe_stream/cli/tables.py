@@ -293,6 +293,7 @@ def status(document: Document) -> str:
             f"peak memory {format_bytes(document['peak_memory_bytes'])} of "
             f"{format_bytes(document['memory_budget_bytes'])}, "
             f"{format_bytes(document['bytes_read'])} read, {format_seconds(document['seconds'])}",
+            *_kept(document),
             *_warnings(document),
         )
     )
@@ -313,6 +314,12 @@ def _family_row(name: str, family: Document) -> tuple[str, ...]:
         f"{family['median_support']:g}",
         f"{family['activation_lambda']:g}",
     )
+
+
+def _kept(document: Document) -> list[str]:
+    """A line on the experts that are in no bank because a matrix of theirs is zero everywhere."""
+    places = ", ".join(f"{layer}:{number}" for layer, number in document["zero_experts"])
+    return [f"zero everywhere, kept as stored (layer:expert): {places}"] if places else []
 
 
 def _warnings(document: Document) -> list[str]:

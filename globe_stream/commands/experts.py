@@ -1,6 +1,8 @@
 """The experts that a command works on, grouped by the bank that they share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import ExpertIndex, open_index, require_revisions
@@ -11,7 +13,12 @@ from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import ExpertGroup, make_groups
 from globe_stream.factorization.records import run_header
 from globe_stream.formatting import count_of
+from globe_stream.seeding.statistics import ZeroExperts
 from globe_stream.store.run import Run
+
+Places = tuple[tuple[int, int], ...]
+"""Layer and number of some routed experts."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -35,15 +42,20 @@ class GroupedExperts:
         self.index.fetch(self.experts)
 
 
-def open_experts(model: str, selection: SelectionConfig, seeding: SeedConfig) -> GroupedExperts:
-    """Index `model`, select experts and group them; reads headers only."""
+def open_experts(
+    model: str, selection: SelectionConfig, seeding: SeedConfig, zero: Places = ()
+) -> GroupedExperts:
+    """Index `model`, select experts and group them; reads headers only.
+
+    `zero` are experts known to be zero everywhere, which are left out.
+    """
     require_revisions(model, selection.revision)
     index = open_index(model, selection.revision, selection.include_mtp, selection.rule)
-    return group_experts(index, selection, seeding)
+    return group_experts(index, selection, seeding, zero)
 
 
 def group_experts(
-    index: ExpertIndex, selection: SelectionConfig, seeding: SeedConfig
+    index: ExpertIndex, selection: SelectionConfig, seeding: SeedConfig, zero: Places = ()
 ) -> GroupedExperts:
     """Select experts of `index` and group them; InputError where sizes do not fit."""
     wanted = Selection(
@@ -54,10 +66,11 @@ def group_experts(
         sample_method=selection.sample_method,
         include_shared=selection.include_shared,
         exclude=() if selection.exclude is None else parse_exclude(selection.exclude),
+        zero=zero,
     )
     chosen = index.select(wanted)
     groups = make_groups(chosen.experts, tuple(chosen.experts), seeding)
-    notes = (*_missing(chosen, selection), *_left_out(index, chosen, wanted))
+    notes = (*_missing(chosen, selection), *_left_out(index, chosen, wanted), *_zero(zero))
     return GroupedExperts(chosen, tuple(groups), notes)
 
 
@@ -69,6 +82,30 @@ def _missing(chosen: ExpertIndex, selection: SelectionConfig) -> tuple[str, ...]
         for family in selection.family_names
         if family not in chosen.experts
     )
+
+
+def _zero(zero: Places) -> tuple[str, ...]:
+    """A line on the experts that are left out because they are zero everywhere."""
+    if not zero:
+        return ()
+    chosen = ",".join(f"{layer}:{number}" for layer, number in zero)
+    return (
+        f"{count_of(len(zero), 'expert')} with a matrix that is zero everywhere, kept as stored, "
+        f"as with {option('exclude')} {chosen}",
+    )
+
+
+def without_zero_experts(work: Callable[[Places], Result], known: Places = ()) -> Result:
+    """`work(zero)`, where `zero` are the experts that are zero everywhere: those `known`, and more.
+
+    `work` finds them in its first pass and raises `ZeroExperts`; it is then done again without.
+    """
+    while True:
+        try:
+            return work(known)
+        except ZeroExperts as found:
+            places = {(expert.layer, expert.expert) for expert in found.experts}
+            known = tuple(sorted({*known, *places}))
 
 
 def _left_out(index: ExpertIndex, chosen: ExpertIndex, wanted: Selection) -> tuple[str, ...]:
@@ -103,7 +140,7 @@ def recorded_experts(run: Run) -> GroupedExperts:
             f"{run.path}: begun by another version of globe-stream ({error.message}). "
             f"Use that version, or seed again with {option('fresh')} or into a new {option('run')}"
         ) from error
-    experts = open_experts(header.model, selection, seeding)
+    experts = open_experts(header.model, selection, seeding, header.zero_experts)
     changed = source_changes(header.fingerprint, experts.index.fingerprint())
     if changed:
         raise InputError(

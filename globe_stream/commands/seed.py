@@ -4,8 +4,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.commands.compatibility import matching_run
-from globe_stream.commands.experts import GroupedExperts, open_experts
+from globe_stream.commands.experts import (
+    GroupedExperts,
+    Places,
+    open_experts,
+    without_zero_experts,
+)
 from globe_stream.commands.run_files import write_config
 from globe_stream.commands.session import Document, Plans, Resources, Session, recorded_plans
 from globe_stream.commands.status import status_document
@@ -13,13 +19,14 @@ from globe_stream.commands.wording import worded
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig
 from globe_stream.errors import InputError
 from globe_stream.factorization.groups import ExpertGroup
-from globe_stream.factorization.records import GroupRecord, RunConfig, RunHeader
+from globe_stream.factorization.records import GroupRecord, RunConfig, RunHeader, run_header
 from globe_stream.io import files
 from globe_stream.memory import planner
 from globe_stream.memory.planner import Stage
 from globe_stream.seeding.methods import gram_products, proxies_for
 from globe_stream.seeding.pipeline import Seeding
-from globe_stream.store.rows import Commit
+from globe_stream.seeding.records import STAGES
+from globe_stream.seeding.statistics import ZeroExperts
 from globe_stream.store.run import Run
 
 
@@ -37,14 +44,22 @@ def seed(
 
     The same call again continues. Raises InputError when `path` holds a run of another model
     or configuration, unless `fresh`, which deletes that run; and for weights that cannot be used,
-    which leaves no run unless a stage was finished.
+    which leaves no run unless more than first passes was done. Experts that are zero everywhere are
+    kept as they are, which costs a second first pass.
     """
     begun, made = Run.exists(path), not path.exists()
+    known = _known_zero(path) if begun and not fresh else ()
+
+    def work(zero: Places) -> Document:
+        anew = fresh or zero != known
+        return _seed(model, path, selection, seeding, runtime, zero, fresh=anew, silent=silent)
+
     try:
-        return _seed(model, path, selection, seeding, runtime, fresh=fresh, silent=silent)
-    except InputError:
-        if not begun:
-            _discard_empty(path, made)
+        return without_zero_experts(work, known)
+    except InputError as error:
+        full_disk = isinstance(error.__cause__, OSError)
+        if not begun and not full_disk:
+            _discard_unseeded(path, made)
         raise
 
 
@@ -54,13 +69,14 @@ def _seed(
     selection: SelectionConfig,
     seeding: SeedConfig,
     runtime: RuntimeConfig,
+    zero: Places,
     *,
     fresh: bool,
     silent: bool,
 ) -> Document:
-    experts = open_experts(model, selection, seeding)
+    experts = open_experts(model, selection, seeding, zero)
     session = Session.open(runtime, silent=silent)
-    header = new_header(experts, selection, seeding, session)
+    header = new_header(experts, selection, seeding, session, zero)
     with ExitStack() as held:
         run = matching_run(path, header, fresh)
         if run is not None:
@@ -81,15 +97,38 @@ def _seed(
                 key = f"{group.key}:plans:seed"
                 chosen = recorded_plans(run, key, plans[group.key], resources.limit)
                 seedings.append(Seeding(context, group, seeding, chosen))
-            for one in seedings:  # so that weights that cannot be used are found before all else
-                one.scan()
+            _scan(seedings)
             for one in seedings:
                 one.run()
         return status_document(run)
 
 
+def _known_zero(path: Path) -> Places:
+    """The experts that the run at `path` found to be zero everywhere."""
+    return run_header(Run(path, writable=False)).zero_experts
+
+
+def _scan(seedings: Sequence[Seeding]) -> None:
+    """The first pass of all, so that weights that cannot be used are found before all else.
+
+    Raises ZeroExperts for all of them together.
+    """
+    zero: list[ExpertMatrix] = []
+    for one in seedings:
+        try:
+            one.scan()
+        except ZeroExperts as found:
+            zero += found.experts
+    if zero:
+        raise ZeroExperts(zero)
+
+
 def new_header(
-    experts: GroupedExperts, selection: SelectionConfig, seeding: SeedConfig, session: Session
+    experts: GroupedExperts,
+    selection: SelectionConfig,
+    seeding: SeedConfig,
+    session: Session,
+    zero: Places = (),
 ) -> RunHeader:
     """What a run is created with: the model, its fingerprint, the configuration, the groups."""
     index = experts.index
@@ -100,6 +139,7 @@ def new_header(
         index.fingerprint(),
         RunConfig(selection.identity(), seeding.identity(), session.device.type),
         tuple(GroupRecord.of(group) for group in experts.groups),
+        zero,
     )
 
 
@@ -128,12 +168,13 @@ def _new_run(path: Path, header: RunHeader, fresh: bool) -> Run:
     return Run.create(path, header)
 
 
-def _discard_empty(path: Path, made: bool) -> None:
-    """Delete the run at `path` if it holds no array, with its folder where that was `made`."""
+def _discard_unseeded(path: Path, made: bool) -> None:
+    """Delete the run at `path` if its first passes are all it has, with its folder if `made`."""
     if not Run.exists(path):
         return
+    later = tuple(f":{stage}" for stage in STAGES if stage != "statistics")
     with Run(path, writable=True) as run:
-        if any(isinstance(row, Commit) and row.put for row in run.ledger.rows):
+        if any(key.endswith(later) for commit in run.commits for key in commit.states):
             return
     Run.erase(path)
     if made:

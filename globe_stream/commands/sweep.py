@@ -10,8 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from globe_stream.commands.experts import open_experts
+from globe_stream.commands.experts import (
+    GroupedExperts,
+    Places,
+    open_experts,
+    without_zero_experts,
+)
 from globe_stream.commands.session import Plans, Resources, Session
+from globe_stream.commands.wording import worded
 from globe_stream.config import METHODS, RuntimeConfig, SeedConfig, SelectionConfig
 from globe_stream.engine.context import Context
 from globe_stream.engine.stream import Pass, finished, stream
@@ -91,12 +97,28 @@ def sweep_methods(
     """
     _require_distinct(methods)
     configs = [_config(seeding, method) for method in methods]
-    experts = open_experts(model, selection, seeding)
     session = Session.open(runtime, silent=silent)
+
+    def work(zero: Places) -> SweepResult:
+        experts = open_experts(model, selection, seeding, zero)
+        return _compare(model, experts, configs, session, run)
+
+    return without_zero_experts(work)
+
+
+def _compare(
+    model: str,
+    experts: GroupedExperts,
+    configs: Sequence[SeedConfig],
+    session: Session,
+    run: Path | None,
+) -> SweepResult:
     resources = session.resources()
     plans = _plans(experts.groups, frozenset(map(_kind, configs)), resources)
     experts.fetch()
     with _context(session, resources, run) as context:
+        for line in experts.notes:
+            context.progress.say(worded(line))
         rows, svd = [], {}
         for group in experts.groups:
             rows += _compare_group(context, group, configs, plans[group.key])

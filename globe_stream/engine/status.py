@@ -78,7 +78,8 @@ class FamilyStatus(Record):
 class StatusDocument(Record):
     """Where a run stands. `relative_frobenius_error` is that of all families together.
 
-    `warnings` name what was asked of training and not reached, group by group.
+    `warnings` name what was asked of training and not reached, group by group; `zero_experts`
+    (layer, number) are kept as they are because a matrix of theirs is zero everywhere.
     """
 
     format: int
@@ -93,6 +94,7 @@ class StatusDocument(Record):
     machine: Machine | None
     relative_frobenius_error: float | None
     warnings: tuple[str, ...]
+    zero_experts: tuple[tuple[int, int], ...]
     families: dict[str, FamilyStatus | FamilySeeding]
 
 
@@ -123,6 +125,7 @@ def run_status(run: Run) -> StatusDocument:
         warnings=tuple(
             f"{group.key}: {line}" for group, state in standing for line in state.warnings
         ),
+        zero_experts=header.zero_experts,
         families={
             family: _family(run, header, family, standing)
             for family in dict.fromkeys(group.family for group in header.groups)

@@ -50,7 +50,10 @@ class RunConfig(Record):
 
 @dataclass(frozen=True)
 class RunHeader(Record):
-    """What a run is made from, and how."""
+    """What a run is made from, and how.
+
+    `zero_experts` (layer, number) were found to be zero everywhere: they are no part of the groups.
+    """
 
     model: str
     model_type: str
@@ -58,6 +61,7 @@ class RunHeader(Record):
     fingerprint: CheckpointFingerprint
     config: RunConfig
     groups: tuple[GroupRecord, ...]
+    zero_experts: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,9 +164,8 @@ def make_folder(path: Path) -> list[Path]:
             for one in reversed(missing):
                 one.mkdir()
                 made.insert(0, one)
-            probe = path / ".globe-probe"
-            probe.touch()
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=path):  # to see that it can be written in
+                pass
         except OSError:
             remove_empty(made)
             raise

@@ -75,7 +75,8 @@ class Seeding:
     def scan(self) -> None:
         """Carry out the first pass over the experts, if it is not done yet.
 
-        Raises InputError for an expert that cannot be used: NaN, Inf, zero, or too large.
+        Raises InputError for an expert that cannot be used: NaN, Inf or too large, and ZeroExperts
+        for those that are zero everywhere.
         """
         done = group_state(self.context.run, self.group.key) is not None
         if not done and self.done("statistics", STAGES["statistics"]) is None:

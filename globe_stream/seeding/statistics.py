@@ -161,20 +161,41 @@ class StatisticsAccumulator:
         )
 
 
-def require_usable(experts: Sequence[ExpertMatrix], norms: Tensor) -> None:
-    """Raise InputError for the first expert whose squared norm, of `norms` (N,), is 0 or too large.
+class ZeroExperts(InputError):
+    """Routed experts are zero everywhere: no adapter stands for them, so no group may have them."""
 
-    Larger than a millionth of float32's range, products of the weights overflow.
+    def __init__(self, experts: Sequence[ExpertMatrix]) -> None:
+        super().__init__(
+            f"{', '.join(expert.name for expert in experts)}: zero everywhere. Leave out with "
+            f"{option('exclude')} {','.join(f'{e.layer}:{e.expert}' for e in experts)}"
+        )
+        self.experts = tuple(experts)
+
+
+def require_usable(experts: Sequence[ExpertMatrix], norms: Tensor) -> None:
+    """Look at the squared norm of every expert, `norms` (N,), for what cannot be computed with.
+
+    Raises InputError for the first that is larger than a millionth of float32's range, where
+    products of the weights overflow, and for a shared one that is zero; else ZeroExperts when
+    there are routed ones that are zero.
     """
     largest = 1e-6 * torch.finfo(torch.float32).max
+    zero = []
     for expert, norm in zip(experts, norms.tolist(), strict=True):
-        if 0 < norm < largest:
-            continue
-        what = "is zero everywhere" if norm == 0 else "has elements too large to compute with"
-        raise InputError(
-            f"{expert.where}: {expert.name} {what}. Leave it as it is with "
-            f"{option('exclude')} {expert.layer}:{expert.expert}, or download the shard again"
-        )
+        if norm >= largest:
+            raise InputError(
+                f"{expert.where}: {expert.name} has elements too large to compute with. Leave it "
+                f"as it is with {expert.left_out_by}, or download the shard again"
+            )
+        if norm == 0 and expert.shared:
+            raise InputError(
+                f"{expert.where}: {expert.name} is zero everywhere. Leave it as it is with "
+                f"{expert.left_out_by}"
+            )
+        if norm == 0:
+            zero.append(expert)
+    if zero:
+        raise ZeroExperts(zero)
 
 
 def evenly(total: int, count: int) -> list[int]:

@@ -28,7 +28,9 @@ ENDINGS = (0, 130, *(-number for number in SIGNALS))
 
 def write_checkpoint(folder: Path) -> Path:
     """A checkpoint that every kind of export takes: up, gate and down matrices in three shards."""
-    tensors = support.expert_matrices(support.LAYERS, support.EXPERTS, support.HEIGHT, support.WIDTH)
+    tensors = support.expert_matrices(
+        support.LAYERS, support.EXPERTS, support.HEIGHT, support.WIDTH
+    )
     down = {
         name.replace("up_proj", "down_proj"): values.T.contiguous()
         for name, values in tensors.items()
