@@ -93,6 +93,7 @@ def test_inspect(tell, checkpoint):
         }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_plan_prices_what_seed_and_train_do(tell, checkpoint, trained):
     arguments = ("--epochs", 3, "--warmup-epochs", 1, "--memory", "2GiB", "--json")
     document = only_document(tell("plan", checkpoint, *arguments))

@@ -60,6 +60,7 @@ def test_the_same_command_again_does_nothing(tell, checkpoint, seeded):
     assert json.loads(told.out)["families"]["up"]["epoch"] == 3
 
 
+@pytest.mark.slow
 def test_seeding_again_after_training_leaves_the_training(tell, checkpoint, seeded):
     assert tell("train", seeded, "--epochs", 3, *TRAIN).code == 0
     before = without_lock(seeded)
@@ -101,6 +102,7 @@ def test_options_that_are_not_given_are_those_of_the_run(tell, seeded):
     assert "momentum: was 0.9, now 0.8" in told.err
 
 
+@pytest.mark.slow
 def test_fewer_epochs_than_were_done_do_nothing(tell, seeded):
     assert tell("train", seeded, "--epochs", 4, *TRAIN).code == 0
     before = without_lock(seeded)
@@ -150,6 +152,7 @@ def test_a_changed_train_option_is_refused_with_the_difference(tell, seeded):
     assert without_lock(seeded) == before
 
 
+@pytest.mark.slow
 def test_fresh_seeds_again(tell, checkpoint, seeded):
     other = seeded.parent / "other"
     assert tell("train", seeded, "--epochs", 2, *TRAIN).code == 0
@@ -167,6 +170,7 @@ def test_fresh_that_is_refused_deletes_nothing(tell, checkpoint, seeded):
         assert without_lock(seeded) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "epochs", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
 )
@@ -239,6 +243,7 @@ def test_a_target_that_is_missed_is_in_the_status_and_on_stderr(tell, seeded):
     assert json.loads(tell("status", seeded, "--json").out)["warnings"] == document["warnings"]
 
 
+@pytest.mark.slow
 def test_patience_may_be_raised_on_a_run_that_stopped(tell, seeded):
     still = ("--target-support", "none", "--activation", "none", "--tolerance", 0.99)
     still = (*still, "--warmup-epochs", 1)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import support
 import zarr
+from support import slow
 
 from globe_stream.factorization.records import seeded_state
 from globe_stream.store.run import Run
@@ -80,7 +81,10 @@ def test_after_seeding(tmp_path, tell, checkpoint, normalize):
         assert experts.tolist() == [list(place) for place in places]
 
 
-@pytest.mark.parametrize("activation", ["none", "tanh", "silu"])
+@pytest.mark.parametrize(
+    "activation",
+    ["tanh", *map(slow, ("none", "silu"))],
+)
 def test_after_training(tmp_path, tell, checkpoint, activation):
     run = tmp_path / "run"
     assert tell("seed", checkpoint, "--run", run).code == 0
@@ -98,6 +102,7 @@ def test_after_training(tmp_path, tell, checkpoint, activation):
         assert shown["median_support"] == np.median((codes != 0).sum(1))
 
 
+@pytest.mark.slow
 def test_metrics_tell_the_error_of_the_saved_state(tmp_path, tell, checkpoint):
     run = tmp_path / "run"
     assert tell("seed", checkpoint, "--run", run, "--families", "up").code == 0
@@ -111,6 +116,7 @@ def test_metrics_tell_the_error_of_the_saved_state(tmp_path, tell, checkpoint):
         assert last["recon/relative_frobenius_error"] == state["relative_frobenius_error"]
 
 
+@pytest.mark.slow
 def test_a_bank_for_each_layer(tmp_path, tell, checkpoint):
     run = tmp_path / "run"
     assert tell("seed", checkpoint, "--run", run, "--bank-scope", "layer").code == 0

@@ -107,6 +107,7 @@ def configuration(part):
     return values
 
 
+@pytest.mark.slow
 def test_an_offline_run_holds_configuration_metrics_and_pictures(tmp_path, tell, checkpoint):
     run = tmp_path / "run"
     common = ("--wandb-project", "test", "--wandb-group", "several", "--memory", "2GiB")
@@ -166,6 +167,7 @@ def test_an_offline_run_holds_configuration_metrics_and_pictures(tmp_path, tell,
         assert list((run / "wandb").glob(f"offline-run-*/files/{value['path']}"))
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_the_same(tmp_path, tell, checkpoint):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

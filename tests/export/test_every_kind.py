@@ -3,6 +3,7 @@
 import pytest
 import torch
 from sample_layouts import KINDS, write_layout
+from support import slow
 
 from globe_stream.checkpoint.index import open_index
 from globe_stream.checkpoint.reader import read_expert
@@ -17,7 +18,10 @@ pytestmark = pytest.mark.usefixtures("quick")
 QUIET = RuntimeConfig(device="cpu", memory="4GiB")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = ("C", "mxfp4")
+
+
+@pytest.mark.parametrize("kind", [k if k in QUICK else slow(k) for k in KINDS])
 def test_trains_and_the_error_is_that_of_the_experts_read(kind, tmp_path):
     model, run = str(write_layout(tmp_path / "model", kind)), tmp_path / "run"
     seeding = SeedConfig(bases=4, rank_ratio=0.5, kmeans_iterations=5)

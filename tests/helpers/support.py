@@ -11,12 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 LAYERS, EXPERTS, HEIGHT, WIDTH = 2, 12, 12, 20
 NAME = "model.layers.{layer}.mlp.experts.{expert}.{family}_proj.weight"
+
+
+def slow(*values: object) -> Any:
+    """A case of `parametrize` for the whole suite only."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def expert_matrices(

@@ -33,6 +33,7 @@ print(meter.peak - before, sizes.bytes(1, length))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attention", "vocabulary", "length"), [
     ("sdpa", 256, 8_000), ("sdpa", 40_000, 1_500), ("eager", 256, 2_500),
 ])  # fmt: skip

@@ -116,6 +116,7 @@ def test_report_lies_in_the_run_by_default(told: Path) -> None:
     assert (told / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_bank_worse_than_the_svd_is_called_that(told: Path) -> None:
     data = gather(told)
     up = data.status.families["up"]
@@ -133,6 +134,7 @@ def test_text_is_escaped(told: Path) -> None:
     assert "<script>" not in render(data)
 
 
+@pytest.mark.slow
 def test_layer_scopes_and_shared_experts(tmp_path: Path, model: Path) -> None:
     run = make_run(tmp_path / "run", model, Recipe(per_layer=True))
     assert len(re.findall("<img", render(gather(run)))) == 5
@@ -234,6 +236,7 @@ def test_ticks_of_counted_things_are_whole(told: Path, monkeypatch: pytest.Monke
         assert all(tick == round(tick) for tick in ticks)
 
 
+@pytest.mark.slow
 def test_the_table_tells_how_many_banks(model: Path, tmp_path: Path, told: Path) -> None:
     run = make_run(tmp_path / "run", model, Recipe(per_layer=True))
     assert "<td>2 banks of 5 x 18</td>" in render(gather(run))

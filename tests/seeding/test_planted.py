@@ -42,6 +42,7 @@ def test_seeding_and_training_recover_it(planted, tmp_path):
     assert found["svd_equal_parameters_relative_error"] > 0.4
 
 
+@pytest.mark.slow
 def test_only_a_consensus_sees_through_the_rotations(planted, tmp_path):
     """Independent adapters leave nothing for a left basis that all experts share."""
     aligned = seeded(planted, tmp_path / "aligned")["relative_frobenius_error"]

@@ -1,6 +1,5 @@
 """A run directory changes atomically: a crash anywhere leaves the old or the new state."""
 
-import os
 import shutil
 from dataclasses import dataclass
 
@@ -14,13 +13,6 @@ from globe_stream.io import files
 from globe_stream.io.records import Record
 from globe_stream.store import arrays
 from globe_stream.store.run import FORMAT, Run
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch):
-    """Flushes only matter when the power fails; here they only cost time."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
 
 NAMES = (
     "up/bank",
