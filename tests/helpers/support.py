@@ -16,6 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from globe_stream.config import SeedConfig
+from globe_stream.seeding.methods import SeedOptions
+
 LAYERS, EXPERTS, HEIGHT, WIDTH = 2, 12, 12, 20
 NAME = "model.layers.{layer}.mlp.experts.{expert}.{family}_proj.weight"
 
@@ -23,6 +26,11 @@ NAME = "model.layers.{layer}.mlp.experts.{expert}.{family}_proj.weight"
 def slow(*values: object) -> Any:
     """A case of `parametrize` for the whole suite only."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def seed_options(**values: Any) -> SeedOptions:
+    """Options of a seeding method: the defaults but for `values`."""
+    return SeedOptions(SeedConfig(**values))
 
 
 def expert_matrices(

@@ -94,4 +94,4 @@ def run_method(
     Raises:
         InputError: see the methods.
     """
-    return REGISTRY[config.method].atoms(view, count, SeedOptions.of(config, progress))
+    return REGISTRY[config.method].atoms(view, count, SeedOptions(config, progress))

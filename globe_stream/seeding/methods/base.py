@@ -1,12 +1,13 @@
 """What a seeding method is given and returns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from globe_stream.config import SeedConfig
 from globe_stream.engine.progress import ProgressCall
 from globe_stream.errors import InputError, option
 from globe_stream.seeding.methods.gram_view import GramView
@@ -17,30 +18,14 @@ SMALLEST_SQUARED_NORM = 1e-14
 
 @dataclass(frozen=True)
 class SeedOptions:
-    """Options of the methods; each uses those that concern it."""
+    """What a method goes by: the run's options, of which it uses its own, and a bar."""
 
-    seed: int = 0
-    oversampling: int = 8  # rpca: extra columns of the range finder
-    power_iterations: int = 2  # rpca
-    pca_signs: str = "simplex"  # PCA atoms for non-negative codes: simplex or flip
-    kmeans_init: str = "kmeans++"  # or "farthest"
-    kmeans_iterations: int = 50  # Lloyd iterations at most
-    greedy_ridge: float = 0.0  # ridge of the greedy codes; atoms have unit norm
-    hybrid_ratio: float = 0.5  # part of the atoms that PCA gives
-    hybrid_variant: str = "kmeans"  # or "greedy": replace the worst PCA atoms
-    dictionary_rounds: int = 30  # MOD + NNLS rounds at most
-    dictionary_support: int | None = None  # atoms a code may use while learning; None: all
+    config: SeedConfig
     progress: ProgressCall | None = None  # of the rounds: done, at most, and the error
 
-    @classmethod
-    def of(cls, config: object, progress: ProgressCall | None = None) -> Self:
-        """The options among the attributes of `config`; defaults for those it lacks."""
-        names = [item.name for item in fields(cls) if hasattr(config, item.name)]
-        return cls(**{name: getattr(config, name) for name in names}, progress=progress)
-
     def generator(self) -> torch.Generator:
-        """A fresh generator for this seed."""
-        return torch.Generator().manual_seed(self.seed)
+        """A fresh generator for the seed."""
+        return torch.Generator().manual_seed(self.config.seed)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def residual_greedy(view: GramView, count: int, options: SeedOptions) -> Atoms:
     """
     check_count(view, count)
     empty = torch.zeros(view.size, 0, dtype=torch.float64)
-    combination, errors = grow(view, empty, count, options.greedy_ridge, options.generator())
+    combination, errors = grow(view, empty, count, options.config.greedy_ridge, options.generator())
     return finish(view, combination, {"greedy/errors": errors})
 
 

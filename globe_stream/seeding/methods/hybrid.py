@@ -23,17 +23,17 @@ def hybrid(view: GramView, count: int, options: SeedOptions) -> Atoms:
         InputError: as for the methods it is made of.
     """
     check_count(view, count)
-    from_pca = round(options.hybrid_ratio * count)
+    from_pca = round(options.config.hybrid_ratio * count)
     others = count - from_pca
     generator = options.generator()
     parts = []
     if from_pca:
         components = principal_components(view, from_pca)
-        kept = nonnegative(components, options.pca_signs)
+        kept = nonnegative(components, options.config.pca_signs)
         parts.append(finish(view, kept, {}).combination)
-    if others and options.hybrid_variant == "kmeans":
+    if others and options.config.hybrid_variant == "kmeans":
         parts.append(cluster(view.matrix(), others, options, generator).combination)
     elif others:
         start = parts[0] if parts else torch.zeros(view.size, 0, dtype=torch.float64)
-        parts = [grow(view, start, others, options.greedy_ridge, generator)[0]]
+        parts = [grow(view, start, others, options.config.greedy_ridge, generator)[0]]
     return finish(view, torch.cat(parts, dim=1), {"hybrid/pca": from_pca, "hybrid/others": others})

@@ -49,7 +49,7 @@ def spherical_kmeans(view: GramView, count: int, options: SeedOptions) -> Atoms:
 def cluster(gram: Tensor, count: int, options: SeedOptions, generator: torch.Generator) -> Clusters:
     """Initialise and run Lloyd's iteration on the unit-diagonal Gram matrix (N, N)."""
     centres = first_centres(gram, count, options, generator)
-    return lloyd(gram, centres, options.kmeans_iterations)
+    return lloyd(gram, centres, options.config.kmeans_iterations)
 
 
 def first_centres(
@@ -74,7 +74,7 @@ def first_centres(
                 f"k-means: {count} bases asked of {k} distinct proxies; "
                 f"give {option('bases')} {k} or fewer"
             )
-        if options.kmeans_init == "farthest":
+        if options.config.kmeans_init == "farthest":
             chosen[k] = distance.argmax()
         else:
             weights = torch.where(distance > SAME_PROXY, distance, 0.0)

@@ -44,8 +44,8 @@ def nn_dictionary(view: GramView, count: int, options: SeedOptions) -> Atoms:
     learned = learn(
         gram,
         start.combination,
-        options.dictionary_rounds,
-        options.dictionary_support,
+        options.config.dictionary_rounds,
+        options.config.dictionary_support,
         progress=options.progress,
     )
     stats = {

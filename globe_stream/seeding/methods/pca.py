@@ -33,7 +33,7 @@ def gram_pca(view: GramView, count: int, options: SeedOptions) -> Atoms:
     """
     check_count(view, count)
     components = principal_components(view, count)
-    return _atoms(view, components, options.pca_signs)
+    return _atoms(view, components, options.config.pca_signs)
 
 
 def randomized_pca(view: GramView, count: int, options: SeedOptions) -> Atoms:
@@ -48,7 +48,7 @@ def randomized_pca(view: GramView, count: int, options: SeedOptions) -> Atoms:
     check_count(view, count)
     components = range_finder(view, count, options)
     view.remember(components.values)
-    return _atoms(view, components, options.pca_signs)
+    return _atoms(view, components, options.config.pca_signs)
 
 
 def principal_components(view: GramView, count: int) -> Components:
@@ -64,9 +64,9 @@ def range_finder(view: GramView, count: int, options: SeedOptions) -> Components
     With ``Y = X Z`` the basis is ``Q = Y L^-T``, ``L L^T = Z^T C Z``, so that ``Q^T X`` is
     ``L^-1 (C Z)^T``; Z is orthonormalised between the power iterations.
     """
-    width = min(count + options.oversampling, view.size)
+    width = min(count + options.config.oversampling, view.size)
     probe = torch.randn(view.size, width, generator=options.generator(), dtype=torch.float64)
-    for _ in range(options.power_iterations):
+    for _ in range(options.config.power_iterations):
         probe = torch.linalg.qr(view.matmul(torch.linalg.qr(probe)[0]))[0]
     probe = torch.linalg.qr(probe)[0]
     products = view.matmul(probe)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import nnls as scipy_nnls
+from support import seed_options
 
-from globe_stream.seeding.methods import GramView, SeedOptions
+from globe_stream.seeding.methods import GramView
 from globe_stream.seeding.methods.greedy import Residual, grow, residual_greedy, top_eigenvector
 from globe_stream.seeding.methods.hybrid import hybrid
 from globe_stream.seeding.methods.kmeans import spherical_kmeans
@@ -45,7 +46,7 @@ def explicit_greedy(columns, count, ridge):
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
 def test_matches_the_explicit_algorithm(ridge):
     columns = proxies()
-    options = SeedOptions(greedy_ridge=ridge)
+    options = seed_options(greedy_ridge=ridge)
     empty = torch.zeros(40, 0, dtype=torch.float64)
     combination, found = grow(
         view_of(columns), empty, 8, ridge, options.generator(), coding_steps=5000
@@ -59,7 +60,7 @@ def test_matches_the_explicit_algorithm(ridge):
 
 
 def test_error_falls_with_every_atom():
-    errors = residual_greedy(view_of(proxies()), 15, SeedOptions()).stats["greedy/errors"]
+    errors = residual_greedy(view_of(proxies()), 15, seed_options()).stats["greedy/errors"]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.2 * errors[0]
 
@@ -92,7 +93,7 @@ def columns_match(found, expected):
 @pytest.mark.parametrize(("ratio", "from_pca"), [(0.5, 5), (0.2, 2), (1.0, 10), (0.0, 0)])
 def test_hybrid_of_pca_and_kmeans(ratio, from_pca):
     view = view_of(proxies())
-    options = SeedOptions(hybrid_ratio=ratio)
+    options = seed_options(hybrid_ratio=ratio)
     found = hybrid(view, 10, options)
     assert found.stats == {"hybrid/pca": from_pca, "hybrid/others": 10 - from_pca}
     if from_pca:
@@ -105,7 +106,10 @@ def test_hybrid_of_pca_and_kmeans(ratio, from_pca):
 
 def test_greedy_hybrid_replaces_the_trailing_components():
     columns = proxies()
-    view, options = view_of(columns), SeedOptions(hybrid_variant="greedy", pca_signs="flip")
+    view, options = (
+        view_of(columns),
+        seed_options(hybrid_variant="greedy", pca_signs="flip"),
+    )
     found = hybrid(view, 9, options).combination
     kept = gram_pca(view, 9, options).combination[:, :4]
     assert all(columns_match(found[:, :4], kept))
@@ -116,6 +120,9 @@ def test_greedy_hybrid_replaces_the_trailing_components():
 
 
 def test_greedy_hybrid_without_pca_is_greedy():
-    view, options = view_of(proxies()), SeedOptions(hybrid_variant="greedy", hybrid_ratio=0.0)
+    view, options = (
+        view_of(proxies()),
+        seed_options(hybrid_variant="greedy", hybrid_ratio=0.0),
+    )
     expected = residual_greedy(view, 6, options).combination
     torch.testing.assert_close(hybrid(view, 6, options).combination, expected)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from support import seed_options
 
-from globe_stream.seeding.methods import GramView, SeedOptions
+from globe_stream.seeding.methods import GramView
 from globe_stream.seeding.methods.kmeans import first_centres, lloyd, spherical_kmeans
 
 
@@ -37,7 +38,7 @@ def explicit_lloyd(rows, start, iterations):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_lloyd_matches_the_explicit_algorithm(init, seed):
     rows = points(seed=seed)
-    options = SeedOptions(kmeans_init=init, seed=seed)
+    options = seed_options(kmeans_init=init, seed=seed)
     start = first_centres(gram(rows), 7, options, options.generator())
     found = lloyd(gram(rows), start, 100)
     labels, objective = explicit_lloyd(rows, start.numpy(), 100)
@@ -48,7 +49,7 @@ def test_lloyd_matches_the_explicit_algorithm(init, seed):
 
 def test_separated_groups_match_scikit_learn():
     rows = points(groups=5)
-    options = SeedOptions()
+    options = seed_options()
     start = first_centres(gram(rows), 5, options, options.generator())
     reference = KMeans(5, init=rows[start.numpy()], n_init=1).fit(rows)
     labels = lloyd(gram(rows), start, 50).labels.numpy()
@@ -66,7 +67,7 @@ def test_objective_never_falls():
 
 def test_farthest_first_takes_the_farthest():
     rows = points()
-    options = SeedOptions(kmeans_init="farthest")
+    options = seed_options(kmeans_init="farthest")
     chosen = first_centres(gram(rows), 6, options, options.generator()).tolist()
     for k in range(1, 6):
         nearest = (rows @ rows[chosen[:k]].T).max(1)
@@ -76,7 +77,7 @@ def test_farthest_first_takes_the_farthest():
 def test_kmeans_plus_plus_covers_separated_groups_and_beats_uniform_draws():
     rows = points(60, 12, groups=6)
     for seed in range(20):
-        options = SeedOptions(seed=seed)
+        options = seed_options(seed=seed)
         chosen = first_centres(gram(rows), 6, options, options.generator())
         assert sorted((chosen % 6).tolist()) == list(range(6))
 
@@ -85,7 +86,7 @@ def test_kmeans_plus_plus_draws_in_proportion_to_distance():
     """With two centres, the second is never a copy of the first, however many copies exist."""
     rows = np.vstack([np.tile([1.0, 0.0, 0.0], (50, 1)), [[0.0, 1.0, 0.0]]])
     for seed in range(20):
-        options = SeedOptions(seed=seed)
+        options = seed_options(seed=seed)
         chosen = first_centres(gram(rows), 2, options, options.generator()).tolist()
         assert (chosen[0] == 50) != (chosen[1] == 50)
 
@@ -101,7 +102,7 @@ def test_empty_clusters_are_reseeded():
 
 def test_centres_are_normalised_sums_of_members():
     rows = points()
-    atoms = spherical_kmeans(GramView.dense(gram(rows)), 6, SeedOptions())
+    atoms = spherical_kmeans(GramView.dense(gram(rows)), 6, seed_options())
     members = atoms.combination > 0
     assert bool((members.sum(1) == 1).all())
     explicit = rows.T @ atoms.combination.numpy()

@@ -1,7 +1,5 @@
 """What every seeding method promises, on explicit proxies."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -10,7 +8,6 @@ from globe_stream.errors import GlobeError, InputError
 from globe_stream.seeding.methods import (
     REGISTRY,
     GramView,
-    SeedOptions,
     codes_from_gram,
     gram_products,
     proxies_for,
@@ -31,7 +28,7 @@ def group_proxies(size, dimension, *, decay=0.0, seed=0):
 
 
 def run(method, proxies, count, **options):
-    config = SimpleNamespace(method=method, **options)
+    config = SeedConfig(method=method, **options)
     return run_method(config, GramView.dense(proxies.T @ proxies), count)
 
 
@@ -139,11 +136,6 @@ def test_only_rpca_may_do_without_the_gram_matrix(monkeypatch):
     assert gram_products(SeedConfig(method="rpca"), 240, 50) is None
     monkeypatch.setattr("globe_stream.seeding.methods.LARGEST_DENSE", 100)
     assert gram_products(SeedConfig(method="rpca"), 240, 238) == 240
-
-
-def test_options_are_taken_from_any_configuration():
-    options = SeedOptions.of(SimpleNamespace(seed=9, hybrid_ratio=0.2, bases=4))
-    assert (options.seed, options.hybrid_ratio, options.oversampling) == (9, 0.2, 8)
 
 
 def test_views_refuse_what_is_no_gram_matrix():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import nnls as scipy_nnls
-from support import slow
+from support import seed_options, slow
 
-from globe_stream.seeding.methods import GramView, SeedOptions, codes_from_gram
+from globe_stream.seeding.methods import GramView, codes_from_gram
 from globe_stream.seeding.methods.kmeans import spherical_kmeans
 from globe_stream.seeding.methods.mod import learn, nn_dictionary
 
@@ -31,7 +31,7 @@ def planted(size=80, atoms=6, dimension=40, support=2, seed=1):
 
 def start_of(columns, count):
     view = GramView.dense(torch.from_numpy(columns.T @ columns))
-    return view, spherical_kmeans(view, count, SeedOptions()).combination
+    return view, spherical_kmeans(view, count, seed_options()).combination
 
 
 def explicit_rounds(columns, atoms, rounds):
@@ -98,14 +98,14 @@ def test_reported_error_is_that_of_the_sparse_codes():
 def test_planted_mixtures_are_explained(seed):
     columns, _ = planted()
     view = GramView.dense(torch.from_numpy(columns.T @ columns))
-    atoms = nn_dictionary(view, 6, SeedOptions(dictionary_rounds=500, seed=seed))
+    atoms = nn_dictionary(view, 6, seed_options(dictionary_rounds=500, seed=seed))
     assert codes_from_gram(view, atoms.combination).relative_error < 0.02
 
 
 def test_planted_atoms_are_found_when_the_support_is_known():
     columns, bank = planted()
     view = GramView.dense(torch.from_numpy(columns.T @ columns))
-    atoms = nn_dictionary(view, 6, SeedOptions(dictionary_rounds=500, dictionary_support=2))
+    atoms = nn_dictionary(view, 6, seed_options(dictionary_rounds=500, dictionary_support=2))
     cosines = bank.T @ (columns @ atoms.combination.numpy())
     assert cosines.max(1).min() > 0.95
 
@@ -127,7 +127,7 @@ def test_dead_atoms_are_replaced_by_the_worst_explained_proxy():
 
 def test_stats_tell_the_course():
     view, _ = start_of(proxies(), 7)
-    stats = nn_dictionary(view, 7, SeedOptions(dictionary_rounds=4)).stats
+    stats = nn_dictionary(view, 7, seed_options(dictionary_rounds=4)).stats
     assert stats["dictionary/rounds"] == 4
     assert stats["dictionary/last_error"] < stats["dictionary/first_error"]
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 from sklearn.utils.extmath import randomized_svd
+from support import seed_options
 
 from globe_stream.errors import GlobeError
-from globe_stream.seeding.methods import GramView, SeedOptions, codes_from_gram
+from globe_stream.seeding.methods import GramView, codes_from_gram
 from globe_stream.seeding.methods.greedy import residual_greedy
 from globe_stream.seeding.methods.pca import (
     gram_pca,
@@ -17,7 +18,7 @@ from globe_stream.seeding.methods.pca import (
     simplex_frame,
 )
 
-FLIP = SeedOptions(pca_signs="flip")
+FLIP = seed_options(pca_signs="flip")
 
 
 def symmetric_proxies(decay=1.0):
@@ -62,12 +63,12 @@ def test_components_are_orthonormal():
 
 def explicit_randomised(proxies, count, options):
     """Halko, Martinsson, Tropp, algorithm 5.1 after 4.3, on the matrix itself."""
-    width = count + options.oversampling
+    width = count + options.config.oversampling
     probe = torch.randn(
         proxies.shape[1], width, generator=options.generator(), dtype=torch.float64
     ).numpy()
     sample = proxies @ probe
-    for _ in range(options.power_iterations):
+    for _ in range(options.config.power_iterations):
         sample = proxies @ (proxies.T @ sample)
     basis = np.linalg.qr(sample)[0]
     left, values, _ = np.linalg.svd(basis.T @ proxies, full_matrices=False)
@@ -77,7 +78,7 @@ def explicit_randomised(proxies, count, options):
 @pytest.mark.parametrize("power_iterations", [0, 1, 3])
 def test_range_finder_matches_the_explicit_algorithm(power_iterations):
     proxies = symmetric_proxies(decay=0.3)
-    options = SeedOptions(oversampling=3, power_iterations=power_iterations, seed=4)
+    options = seed_options(oversampling=3, power_iterations=power_iterations, seed=4)
     directions, values = explicit_randomised(proxies, 6, options)
     found = range_finder(view_of(proxies), 6, options)
     np.testing.assert_allclose(found.values.sqrt().numpy(), values, rtol=1e-9)
@@ -88,7 +89,7 @@ def test_range_finder_matches_the_explicit_algorithm(power_iterations):
 def test_randomised_values_match_scikit_learn():
     proxies = symmetric_proxies(decay=3.0)
     expected = randomized_svd(proxies, 6, n_iter=8, random_state=0)[1]
-    options = SeedOptions(power_iterations=8)
+    options = seed_options(power_iterations=8)
     np.testing.assert_allclose(
         range_finder(view_of(proxies), 6, options).values.sqrt().numpy(), expected, rtol=1e-6
     )
@@ -99,7 +100,7 @@ def test_power_iterations_approach_the_exact_variance():
     exact = gram_pca(view_of(proxies), 6, FLIP).explained_variance
     found = [
         randomized_pca(
-            view_of(proxies), 6, SeedOptions(pca_signs="flip", power_iterations=n)
+            view_of(proxies), 6, seed_options(pca_signs="flip", power_iterations=n)
         ).explained_variance
         for n in (0, 2, 30)
     ]
@@ -112,7 +113,7 @@ def test_operator_and_dense_views_agree():
     proxies = np.ascontiguousarray(symmetric_proxies()[:, :25])  # pairs x, -x tie in sign
     product = Product(proxies)
     operator = GramView.operator(product)
-    options = SeedOptions(power_iterations=2)
+    options = seed_options(power_iterations=2)
     found = randomized_pca(operator, 6, options)
     assert product.calls == 4
     expected = randomized_pca(view_of(proxies), 6, options)
@@ -125,8 +126,8 @@ def test_operator_and_dense_views_agree():
 def test_methods_that_need_the_matrix_say_so():
     operator = GramView.operator(Product(symmetric_proxies()))
     with pytest.raises(GlobeError, match="use rpca instead"):
-        gram_pca(operator, 3, SeedOptions())
-    assert residual_greedy(operator, 3, SeedOptions()).combination.shape == (50, 3)
+        gram_pca(operator, 3, seed_options())
+    assert residual_greedy(operator, 3, seed_options()).combination.shape == (50, 3)
 
 
 @pytest.mark.parametrize("count", [2, 3, 9, 60])
@@ -142,7 +143,7 @@ def test_simplex_frame_is_regular(count):
 def test_simplex_signs_lose_nothing_to_non_negative_codes():
     proxies = symmetric_proxies()
     view = view_of(proxies)
-    atoms = gram_pca(view, 8, SeedOptions(pca_signs="simplex"))
+    atoms = gram_pca(view, 8, seed_options(pca_signs="simplex"))
     signed = gram_pca(view, 7, FLIP).explained_variance
     assert atoms.explained_variance == pytest.approx(signed)
     fitted = codes_from_gram(view, atoms.combination)
