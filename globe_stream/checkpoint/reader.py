@@ -67,7 +67,7 @@ class _Part:
 class ExpertReader(Closing):
     """Reads `experts`, all of one shape, `batch` at a time, all rows or only `rows` of each.
 
-    The order is that of the bytes in the files, and the partition into batches depends on
+    With `positions`, only the experts there are read. The order is that of the bytes in the files, and the partition into batches depends on
     (experts, batch) alone. Neighbours in that order that share a block, such as gate and up of an
     interleaved tensor, share one read. `seconds_waiting` is the time spent waiting for the disk.
     `expected` (N, 16) uint8 are the digests that the experts must have; a reader of some rows sees
@@ -84,18 +84,20 @@ class ExpertReader(Closing):
         rows: Rows = None,
         device: str | torch.device = "cpu",
         expected: Tensor | None = None,
+        positions: Sequence[int] | None = None,
     ) -> None:
         if batch < 1 or not experts:
             raise ValueError("at least one expert and a batch of at least one are needed")
         if len({expert.shape for expert in experts}) > 1:
             raise ValueError("experts of different shapes cannot share a batch")
         self._experts = list(experts)
-        self._order = sorted(range(len(experts)), key=lambda i: _file_order(experts[i]))
-        self._batch = min(batch, len(experts))
+        chosen = range(len(experts)) if positions is None else positions
+        self._order = sorted(chosen, key=lambda i: file_order(experts[i]))
+        self._batch = max(1, min(batch, len(self._order)))
         self._rows = None if rows is None else [int(row) for row in rows]
         self._device = torch.device(device)
         self._expected = expected
-        self._files = ShardFiles(should_drop(sum(expert.nbytes for expert in experts)))
+        self._files = ShardFiles(should_drop(sum(experts[i].nbytes for i in self._order)))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="expert-reader")
         self._pending: Future[_Read] | None = None
         self._buffers: tuple[Tensor, Tensor, Tensor | None] | None = None
@@ -289,7 +291,8 @@ def read_expert(expert: ExpertMatrix) -> Tensor:
         return next(reader.batches()).weights[0]
 
 
-def _file_order(expert: ExpertMatrix) -> tuple[Path, int, int]:
+def file_order(expert: ExpertMatrix) -> tuple[Path, int, int]:
+    """Sorts experts as their bytes lie in the files."""
     weight = expert.storage.weight
     return (weight.path, weight.start, weight.offset)
 

@@ -10,6 +10,7 @@ import torch
 from globe_stream.engine.metrics import Metrics
 from globe_stream.engine.progress import Progress
 from globe_stream.engine.signals import Interrupt
+from globe_stream.io.world import ALONE, World
 from globe_stream.kernels.coarse import Precision
 from globe_stream.memory import allocator
 from globe_stream.memory.meter import Meter
@@ -30,6 +31,7 @@ class Context:
     budget: int
     base: int
     precision: Precision = "float32"
+    world: World = ALONE
     estimates: dict[str, int] = field(default_factory=dict)
 
     @contextmanager

@@ -61,10 +61,13 @@ class PassCost(Record):
 
 @dataclass(frozen=True)
 class PartialPass(Record):
-    """A pass in progress: `batches` of `batch` experts are done; `scalars` its accumulator's."""
+    """A pass in progress: each process has done `batches` of `batch` experts.
+
+    `scalars` are those of every process's accumulator, by rank.
+    """
 
     stage: str
     batch: int
     batches: int
-    scalars: dict[str, int | float]
+    scalars: tuple[dict[str, int | float], ...]
     cost: PassCost

@@ -13,12 +13,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from globe_stream.checkpoint.dealing import deal
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.reader import Batch, ExpertReader
 from globe_stream.engine.context import Clock, Context
 from globe_stream.engine.records import PartialPass, PassCost
 from globe_stream.errors import Interrupted
 from globe_stream.io.records import Scalars
+from globe_stream.io.world import World
 from globe_stream.store import arrays, digests
 from globe_stream.store.arrays import Loader
 
@@ -37,6 +39,9 @@ class Accumulator(Protocol):
 
     def restore(self, load: Loader, scalars: Scalars) -> None:
         """Return to the state that `arrays` and `scalars` described."""
+
+    def reduce(self, world: World, positions: Sequence[int]) -> None:
+        """After the pass: what all processes gathered, each from its experts at `positions`."""
 
 
 @dataclass(frozen=True)
@@ -59,47 +64,65 @@ class Pass:
         """Where its arrays are kept."""
         return f"{self.group}/partial"
 
+    def partial_array(self, name: str, rank: int) -> str:
+        """Where process `rank` keeps the array `name` of its accumulator."""
+        return f"{self.partial_group}/{f'rank-{rank:03d}/' if rank else ''}{name}"
+
 
 def stream(context: Context, task: Pass, accumulator: Accumulator) -> PassCost:
     """Feed every expert of `task` to `accumulator` and return the cost.
 
-    The caller commits the result together with `finished(task)`, which clears the partial
-    state. Raises Interrupted, after a checkpoint, when a stop was requested, and InputError for an
-    expert whose stored bytes changed since the group's first pass; a pass over some rows only
-    cannot tell.
+    Of several processes, each reads its share, batch by batch in step with the others; then what
+    they gathered is put together. The caller commits the result together with `finished(task)`,
+    which clears the partial state. Raises Interrupted, after a checkpoint, when a stop was
+    requested, and InputError for an expert whose stored bytes changed since the group's first
+    pass; a pass over some rows only cannot tell.
     """
+    world = context.world
+    shares = deal(task.experts, world.size)
+    positions = shares[world.rank]
+    steps = max(-(-len(share) // task.batch) for share in shares)
     skip, before = _resume(context, task, accumulator)
     clock, start = Clock(context.checkpoint_seconds), time.monotonic()
-    title = f"{task.group} {task.stage}"
+    title, seen = f"{task.group} {task.stage}", sum(len(s[: skip * task.batch]) for s in shares)
     with ExpertReader(
         task.experts,
         task.batch,
         rows=task.rows,
         device=context.device,
         expected=_expected(context, task),
+        positions=positions,
     ) as reader:
 
         def cost() -> PassCost:
+            (read,) = world.totals([reader.bytes_read])
             return PassCost(
-                before.bytes_read + reader.bytes_read,
+                before.bytes_read + read,
                 before.seconds + time.monotonic() - start,
                 before.waiting + reader.seconds_waiting,
             )
 
-        bar = context.progress.bar(title, len(task.experts), skip * task.batch)
-        for done, batch in enumerate(reader.batches(skip), start=skip + 1):
-            note = accumulator.update(batch)
-            bar.advance(len(batch.positions), note, context.meter.now())
-            last = done * task.batch >= len(task.experts)
-            if context.interrupt.requested or (clock.due() and not last):
+        bar = context.progress.bar(title, len(task.experts), seen)
+        batches = reader.batches(skip)
+        for done in range(skip + 1, steps + 1):
+            batch = next(batches, None)
+            note = "" if batch is None else accumulator.update(batch)
+            count = 0 if batch is None else len(batch.positions)
+            due = world.leads and done < steps and clock.due()
+            count, stops, saves = world.totals([count, context.interrupt.requested, due])
+            seen += count
+            bar.advance(count, note, context.meter.now())
+            if stops or saves:
                 _checkpoint(context, task, accumulator, done, cost())
-            if context.interrupt.requested:
+            if stops:
                 bar.close()
                 raise Interrupted(
-                    f"{title}: stopped after {done * task.batch} of {len(task.experts)} experts; "
+                    f"{title}: stopped after {seen} of {len(task.experts)} experts; "
                     "the same command continues"
                 )
         bar.close()
+        if world.size > 1:
+            accumulator.reduce(world, positions)
         return cost()
 
 
@@ -117,14 +140,21 @@ def finished(task: Pass) -> tuple[dict[str, None], list[str]]:
 
 def _resume(context: Context, task: Pass, accumulator: Accumulator) -> tuple[int, PassCost]:
     state = context.run.state(task.partial_key, PartialPass)
-    if state is None or (state.stage, state.batch) != (task.stage, task.batch):
+    world = context.world
+    fits = state is not None and (state.stage, state.batch, len(state.scalars)) == (
+        task.stage,
+        task.batch,
+        world.size,
+    )
+    if state is None or not fits:
         return 0, PassCost(0, 0.0, 0.0)
     accumulator.restore(
-        lambda name: context.run.array(f"{task.partial_group}/{name}"), state.scalars
+        lambda name: context.run.array(task.partial_array(name, world.rank)),
+        state.scalars[world.rank],
     )
+    done = min(state.batches * task.batch * world.size, len(task.experts))
     context.progress.say(
-        f"{task.group} {task.stage}: continuing after "
-        f"{state.batches * task.batch} of {len(task.experts)} experts"
+        f"{task.group} {task.stage}: continuing after {done} of {len(task.experts)} experts"
     )
     return state.batches, state.cost
 
@@ -132,11 +162,12 @@ def _resume(context: Context, task: Pass, accumulator: Accumulator) -> tuple[int
 def _checkpoint(
     context: Context, task: Pass, accumulator: Accumulator, done: int, cost: PassCost
 ) -> None:
+    world = context.world
+    scalars = tuple(world.gather(dict(accumulator.scalars())))
     context.run.commit(
-        {
-            task.partial_key: PartialPass(
-                task.stage, task.batch, done, dict(accumulator.scalars()), cost
-            )
+        {task.partial_key: PartialPass(task.stage, task.batch, done, scalars, cost)},
+        own={
+            task.partial_array(name, world.rank): source
+            for name, source in accumulator.arrays().items()
         },
-        {f"{task.partial_group}/{name}": source for name, source in accumulator.arrays().items()},
     )

@@ -16,6 +16,7 @@ from globe_stream.factorization.error_sums import ErrorSums, by_expert, by_layer
 from globe_stream.factorization.normalization import Normalization
 from globe_stream.factorization.solver_health import SolverHealth, SolverLog
 from globe_stream.io.records import Record, Scalars
+from globe_stream.io.world import World
 from globe_stream.kernels.workspace import Workspace
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
@@ -70,6 +71,11 @@ class ErrorLog:
         """Return to an earlier state."""
         self.squared_errors = squared_errors
         self._solver.restore(scalars)
+
+    def reduce(self, world: World, positions: Sequence[int]) -> None:
+        """Take in the errors of all processes; those of the experts at `positions` are here."""
+        world.fill_(self.squared_errors, positions)
+        self._solver.reduce(world)
 
     def scalars(self) -> Scalars:
         """The solver's health so far."""
@@ -148,6 +154,9 @@ class MeasureAccumulator:
 
     def scalars(self) -> Scalars:
         return self._log.scalars()
+
+    def reduce(self, world: World, positions: Sequence[int]) -> None:
+        self._log.reduce(world, positions)
 
     def restore(self, load: Loader, scalars: Scalars) -> None:
         self._log.restore(torch.from_numpy(arrays.read(load("squared_errors"))), scalars)

@@ -7,10 +7,13 @@ from pydantic import JsonValue
 
 from globe_stream.factorization.adapters import AdapterFit
 from globe_stream.io.records import Record, Scalars
+from globe_stream.io.world import World
 from globe_stream.kernels.ridge_effect import nonfinite, ridge_effect
 
 SAMPLES = 8
 """Experts whose systems are looked at by their eigenvalues, evenly spaced."""
+_LARGEST = ("worst", "before", "after")
+"""What is the largest of all experts', not their sum."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,15 @@ class SolverLog:
         """Return to what `scalars` said."""
         self._counts = {name: int(scalars[f"solver/{name}"]) for name in self._counts}
         self._sums = {name: float(scalars[f"solver/{name}"]) for name in self._sums}
+
+    def reduce(self, world: World) -> None:
+        """Take in what the logs of all processes gathered, in the order of their ranks."""
+        every = world.gather((self._counts, self._sums))
+        for name in self._counts:
+            self._counts[name] = sum(counts[name] for counts, _ in every)
+        for name in self._sums:
+            together = max if name in _LARGEST else sum
+            self._sums[name] = together(sums[name] for _, sums in every)
 
     def result(self) -> SolverHealth:
         """The health so far."""

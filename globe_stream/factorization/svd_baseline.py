@@ -6,7 +6,7 @@ sum_{j > k} s_j^2 over sum_j s_j^2 and needs eigenvalues only. Source: docs/desi
 Problem.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from globe_stream.checkpoint.reader import Batch
 from globe_stream.factorization.error_sums import ErrorSums
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.io.records import Scalars
+from globe_stream.io.world import World
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
 
@@ -63,6 +64,11 @@ class BaselineAccumulator:
 
     def scalars(self) -> Scalars:
         return {"lost": self._lost, "whole": self._whole}
+
+    def reduce(self, world: World, positions: Sequence[int]) -> None:
+        del positions
+        every = world.gather((self._lost, self._whole))
+        self._lost, self._whole = sum(lost for lost, _ in every), sum(whole for _, whole in every)
 
     def restore(self, load: Loader, scalars: Scalars) -> None:
         del load

@@ -11,29 +11,37 @@ from torch import Tensor
 
 from globe_stream.kernels.atoms import squared_norms
 from globe_stream.kernels.gram import PANEL_ROWS, accumulate_gram
+from globe_stream.seeding.proxy_tiles import ProxyTiles
 from globe_stream.store.tiles import Tiles
 
 
-def proxy_gram(proxies: Tiles, device: torch.device) -> Tensor:
-    """C (N, N) float64, unnormalised: inner products of the proxies (N, r, d)."""
+def proxy_gram(proxies: ProxyTiles, device: torch.device) -> Tensor:
+    """C (N, N) float64, unnormalised: inner products of the proxies (N, r, d).
+
+    Every process takes some tiles of rows; their sums are added up.
+    """
     n = proxies.shape[0]
     wide = torch.float64 if device.type != "mps" else torch.float32
     total = torch.zeros(n, n, dtype=wide, device=device)
-    for _, tile in proxies:
-        accumulate_gram(total, tile.reshape(n, -1).to(device))
+    for part in proxies.rounds():
+        if part.tile is not None:
+            accumulate_gram(total, part.tile.reshape(n, -1).to(device))
+    proxies.world.add_(total)
     return total.cpu().double()
 
 
 class ProxyOperator:
     """C v for the unit-norm proxies without ever forming C: two products a tile."""
 
-    def __init__(self, proxies: Tiles, device: torch.device) -> None:
+    def __init__(self, proxies: ProxyTiles, device: torch.device) -> None:
         self._proxies = proxies
         self._device = device
+        self._own = torch.tensor(proxies.positions)
         squares = torch.zeros(proxies.shape[0], dtype=torch.float64)
-        for _, tile in proxies:
+        for _, tile in proxies.own:
             panels = [squared_norms(panel.float()) for panel in torch.split(tile, PANEL_ROWS)]
-            squares += torch.cat(panels).cpu().double()
+            squares[self._own] += torch.cat(panels).cpu().double()
+        proxies.world.fill_(squares, proxies.positions)
         self.norms = squares.sqrt()
 
     @property
@@ -43,28 +51,38 @@ class ProxyOperator:
 
     def matmul(self, vectors: Tensor) -> Tensor:
         """C @ vectors (N, l), float64."""
-        scaled = (vectors.double() / self.norms[:, None]).float().to(self._device)
+        own = vectors[self._own].double() / self.norms[self._own, None]
+        scaled = own.float().to(self._device)
         total = torch.zeros(vectors.shape, dtype=torch.float64)
-        for _, tile in self._proxies:
+        for _, tile in self._proxies.own:
             block = tile.reshape(tile.shape[0], -1).float().to(self._device)
-            total += (block @ (block.T @ scaled)).cpu().double()
+            mixed = block.T @ scaled
+            self._proxies.world.add_(mixed)
+            total[self._own] += (block @ mixed).cpu().double()
+        self._proxies.world.fill_(total, self._proxies.positions)
         return total / self.norms[:, None]
 
 
-def build_bank(proxies: Tiles, norms: Tensor, combination: Tensor, path: Path) -> Tiles:
+def build_bank(proxies: ProxyTiles, norms: Tensor, combination: Tensor, path: Path) -> Tiles:
     """Atoms B_j = sum_i P_ij x_i, unit-Frobenius, as a spilled (m, r, d) array at `path`.
 
     `norms` (N,) are the proxies' own; `combination` P (N, m) refers to unit-norm proxies. The
-    bank is tiled as the proxies are.
+    bank is tiled as the proxies are; every process makes some tiles and has all of them.
     """
-    weights = (combination / norms[:, None]).T.float().to(proxies.device)
-    m, (_, r, d) = weights.shape[0], proxies.shape
-    bank = Tiles((m, r, d), proxies.tile_shape(0)[1], path=path)
+    own, world = proxies.own, proxies.world
+    weights = (combination / norms[:, None]).T.float().to(own.device)
+    m, (n, r, d) = weights.shape[0], proxies.shape
+    bank = Tiles((m, r, d), own.tile_shape(0)[1], path=path)
     squares = torch.zeros(m, dtype=torch.float64)
-    for tile, (_, rows) in enumerate(proxies):
-        atoms = (weights @ rows.reshape(rows.shape[0], -1).float()).view(m, -1, d)
-        squares += squared_norms(atoms).cpu().double()
-        bank.store(tile, atoms)
+    for part in proxies.rounds():
+        made = None if part.tile is None else weights @ part.tile.reshape(n, -1).float()
+        for rank, tile in enumerate(part.numbers):
+            shape = bank.tile_shape(tile)
+            here = rank == world.rank and made is not None
+            atoms = made.view(shape) if here else weights.new_empty(shape)
+            world.broadcast_(atoms, rank)
+            squares += squared_norms(atoms).cpu().double()
+            bank.store(tile, atoms)
     scale = squares.clamp_min(torch.finfo(torch.float64).tiny).rsqrt().float()
     for tile, (_, atoms) in enumerate(bank):
         bank.store(tile, atoms * scale[:, None, None])

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from globe_stream.checkpoint.dealing import deal
 from globe_stream.config import SeedConfig
 from globe_stream.engine.context import Context
 from globe_stream.engine.progress import step_bar
@@ -43,6 +44,7 @@ from globe_stream.seeding.methods import (
     run_method,
 )
 from globe_stream.seeding.proxies import ProxyAccumulator, make_projection
+from globe_stream.seeding.proxy_tiles import ProxyTiles
 from globe_stream.seeding.records import (
     STAGES,
     AtomsRecord,
@@ -87,10 +89,16 @@ class Seeding:
         if group_state(self.context.run, self.group.key) is not None:
             return
         for stage, kind in STAGES.items():
-            if self.done(stage, kind) is None:
+            if self.done(stage, kind) is None or self._lost(stage):
                 if stage == "baseline":
                     self.context.run.clear_spill()
                 self.run_stage(stage)
+
+    def _lost(self, stage: str) -> bool:
+        """Whether `stage` left spilled proxies of another number of processes, still needed."""
+        if stage != "proxies" or self.done("atoms", AtomsRecord) is not None:
+            return False
+        return self.require(stage, ProxiesRecord).processes != self.context.world.size
 
     def run_stage(self, stage: str) -> None:
         """Carry out one of STAGES; those before it must be done. Spill files stay."""
@@ -131,7 +139,12 @@ class Seeding:
         experts = list(self.group.experts)
         subset = frozenset(evenly(len(experts), self.config.row_subset or len(experts)))
         accumulator = StatisticsAccumulator(
-            experts, subset, self.kinds or {self._kind}, self.group.rank, self.context.device
+            experts,
+            subset,
+            self.kinds or {self._kind},
+            self.group.rank,
+            self.context.device,
+            self.context.world,
         )
         task = self._pass("statistics")
         cost = stream(self.context, task, accumulator)
@@ -161,10 +174,12 @@ class Seeding:
             self._kind, self._tensor, self.config, self.group.rank, self.context.device
         )
         tiles = self._proxy_tiles()
-        accumulator = ProxyAccumulator(tiles, projection.project, self._normalization())
+        accumulator = ProxyAccumulator(
+            tiles.own, projection.project, self._normalization(), tiles.positions
+        )
         task = self._pass("proxies", projection.rows)
         cost = stream(self.context, task, accumulator)
-        tiles.sync()
+        tiles.own.sync()
         tiles.close()
         whole = float(self._tensor("seed/normalised_norms").sum())
         record = ProxiesRecord(
@@ -172,6 +187,7 @@ class Seeding:
             accumulator.energy / whole if whole else 0.0,
             projection.agreement,
             None if projection.rows is None else tuple(projection.rows),
+            self.context.world.size,
         )
         self._commit("proxies", record, {}, task)
 
@@ -198,6 +214,7 @@ class Seeding:
         title, bar = f"{self.group.key} dictionary", self.context.progress
         with step_bar(title, unit="rounds at most", progress=bar) as progress:
             atoms = run_method(self.config, view, self.group.bases, progress)
+        self.context.world.broadcast_(atoms.combination)
         fitted = codes_from_gram(view, atoms.combination, kind=self.config.codes)
         dense = fitted.codes * unit_mixture_scales(fitted.codes, fitted.atom_gram)[:, None]
         bank = build_bank(
@@ -262,20 +279,22 @@ class Seeding:
     def _kind(self) -> str:
         return proxies_for(self.config.method, self.config.proxies)
 
-    def _view(self, tiles: Tiles) -> GramView:
+    def _view(self, tiles: ProxyTiles) -> GramView:
         if self.context.run.has(f"{self.group.key}/seed/gram"):
             return GramView.dense(self._tensor("seed/gram"))
         return GramView.operator(ProxyOperator(tiles, self.context.device))
 
-    def _proxy_tiles(self) -> Tiles:
-        sizes = self.group.sizes
-        return Tiles(
-            (sizes.experts, sizes.rank, sizes.d),
+    def _proxy_tiles(self) -> ProxyTiles:
+        sizes, world = self.group.sizes, self.context.world
+        shares = deal(self.group.experts, world.size)
+        own = Tiles(
+            (len(shares[world.rank]), sizes.rank, sizes.d),
             tile_rows(sizes),
             dtype=self.group.proxy_dtype,
             device=self.context.device,
             path=self.context.run.spill(f"{_flat(self.group.key)}-proxies"),
         )
+        return ProxyTiles(own, shares, world)
 
     def _bank(self, plan: StagePlan) -> Tiles:
         path = (

@@ -15,6 +15,7 @@ from globe_stream.checkpoint.reader import Batch
 from globe_stream.config import SeedConfig
 from globe_stream.factorization.normalization import Normalization
 from globe_stream.io.records import Scalars
+from globe_stream.io.world import World
 from globe_stream.seeding.procrustes import rotated, top_left
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
@@ -107,11 +108,22 @@ def procrustes_projector(procrustes_mean: Tensor) -> Projector:
 
 
 class ProxyAccumulator:
-    """Writes the proxies of every batch into `tiles` (N, r, d)."""
+    """Writes the proxies of every batch into `tiles` (n, r, d), of the n experts at `positions`.
 
-    def __init__(self, tiles: Tiles, projector: Projector, normalization: Normalization) -> None:
+    `positions` ascend; without them they are those of all experts.
+    """
+
+    def __init__(
+        self,
+        tiles: Tiles,
+        projector: Projector,
+        normalization: Normalization,
+        positions: Sequence[int] | None = None,
+    ) -> None:
         self.energy = 0.0  # sum of ||X_i||^2
         self._tiles = tiles
+        chosen = range(tiles.shape[0]) if positions is None else positions
+        self._place = {position: k for k, position in enumerate(chosen)}
         self._projector = projector
         self._normalization = normalization
 
@@ -120,10 +132,11 @@ class ProxyAccumulator:
         rows = torch.linalg.vector_norm(exact, dim=2).double().cpu()
         self.energy += float(rows.square().sum())
         proxies = exact.to(self._tiles.dtype)
+        places = [self._place[position] for position in batch.positions]
         for tile, (start, stop) in enumerate(self._tiles.bounds):
-            for first, last in _runs(batch.positions):
+            for first, last in _runs(places):
                 rows = proxies[first:last, start:stop]
-                self._tiles.write_items(batch.positions[first], rows, tile)
+                self._tiles.write_items(places[first], rows, tile)
         return ""
 
     def arrays(self) -> Mapping[str, arrays.Storable]:
@@ -132,6 +145,10 @@ class ProxyAccumulator:
 
     def scalars(self) -> Scalars:
         return {"energy": self.energy}
+
+    def reduce(self, world: World, positions: Sequence[int]) -> None:
+        del positions
+        self.energy = sum(world.gather(self.energy))
 
     def restore(self, load: Loader, scalars: Scalars) -> None:
         del load

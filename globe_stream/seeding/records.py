@@ -45,12 +45,13 @@ class ProxiesRecord(StageRecord):
     """The proxies: the share of the normalized weights' energy that they hold, and chosen rows.
 
     `agreement` is ||mean||_F of the aligned row spaces, for Procrustes proxies, whose energy is
-    that of experts turned by nearly orthonormal rotations.
+    that of experts turned by nearly orthonormal rotations. Each of `processes` spilled its share.
     """
 
     energy_captured: float
     agreement: float | None = None
     rows: tuple[int, ...] | None = None
+    processes: int = 1
 
     def metrics(self) -> MetricValues:
         values: dict[str, JsonValue] = {"energy_captured": self.energy_captured}

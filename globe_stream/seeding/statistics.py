@@ -14,13 +14,17 @@ from torch import Tensor
 
 from globe_stream.checkpoint.digests import DIGEST_BYTES
 from globe_stream.checkpoint.experts import ExpertMatrix
-from globe_stream.checkpoint.reader import Batch
+from globe_stream.checkpoint.reader import Batch, ExpertReader
 from globe_stream.errors import InputError, option
 from globe_stream.factorization.normalization import Normalization
 from globe_stream.io.records import Scalars
+from globe_stream.io.world import ALONE, World
 from globe_stream.seeding.procrustes import SAMPLE, ProcrustesMean
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
+
+_BY_EXPERT = ("norms", "sums", "digests")
+"""Arrays with a row for every expert; the others are sums over experts."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,12 @@ class StatisticsAccumulator:
         kinds: Collection[str],
         rank: int,
         device: torch.device,
+        world: World = ALONE,
     ) -> None:
         p, self._width = experts[0].shape
         left_gram = "left_gram" in kinds
         self._count = len(experts)
+        self._experts, self._device = experts, device
         self._subset = subset
         # Devices without float64 accumulate there in float32 and add up here, batch by batch.
         self._sums = {
@@ -93,7 +99,9 @@ class StatisticsAccumulator:
         self._procrustes_mean = (
             ProcrustesMean(rank, self._width, device) if "procrustes" in kinds else None
         )
-        self._in_mean = frozenset(evenly(len(experts), SAMPLE))
+        sampled = evenly(len(experts), SAMPLE)
+        self._in_mean = frozenset(sampled if world.leads else ())
+        self._later = () if world.leads else tuple(sampled)
 
     @property
     def expert_sums(self) -> Tensor:
@@ -138,6 +146,31 @@ class StatisticsAccumulator:
             if self._procrustes_mean is None
             else {"procrustes_count": self._procrustes_mean.count}
         )
+
+    def reduce(self, world: World, positions: Sequence[int]) -> None:
+        for name, values in self._sums.items():
+            if name in _BY_EXPERT:
+                world.fill_(values, positions)
+            else:
+                world.add_(values)
+        if self._procrustes_mean is not None:
+            self._pass_mean_on(self._procrustes_mean, world, frozenset(positions))
+
+    def _pass_mean_on(
+        self, mean: ProcrustesMean, world: World, positions: frozenset[int]
+    ) -> None:
+        """Every process in turn takes its experts into the mean of those before it.
+
+        The mean is a chain, each expert rotated to those before: so it is that of one process.
+        """
+        for rank in range(world.size):
+            own = [position for position in self._later if position in positions]
+            if rank == world.rank and own:
+                with ExpertReader(self._experts, 1, device=self._device, positions=own) as reader:
+                    for batch in reader.batches():
+                        mean.add(batch.weights[0])
+            world.broadcast_(mean.mean, rank)
+            mean.count = world.gather(mean.count)[rank]
 
     def restore(self, load: Loader, scalars: Scalars) -> None:
         for name in self._sums:

@@ -18,6 +18,7 @@ from globe_stream.io import files
 from globe_stream.io.closing import Closing
 from globe_stream.io.records import Json, Record
 from globe_stream.io.system_errors import explained
+from globe_stream.io.world import ALONE, World
 from globe_stream.store import arrays
 from globe_stream.store.ledger import Ledger, read_lines
 from globe_stream.store.lock import LOCK_FILES, RunLock
@@ -39,34 +40,40 @@ def _nothing() -> dict[str, Record]:
 class Run(Closing):
     """One run directory, opened for reading or, under its lock, for writing."""
 
-    def __init__(self, path: Path, *, writable: bool) -> None:
-        if not (path / "ledger.jsonl").exists():
-            reason = "no ledger.jsonl" if path.exists() else "no such folder"
-            raise InputError(
-                f"{path}: not a run directory ({reason}). Give one that `globe-stream seed` made"
-            )
+    def __init__(self, path: Path, *, writable: bool, world: World = ALONE) -> None:
+        """Open the run at `path`; of several processes, the leading one locks and writes it.
+
+        The others see the same ledger: they call `commit` with it, which tells them of the row.
+        """
         self.path = path
+        self.world = world
         self.beside: Callable[[], Mapping[str, Record]] = _nothing
         """States that every commit records beside its own, as they are at that moment."""
-        self._lock = RunLock(path) if writable else None
+        self._lock: RunLock | None = None
         try:
-            self._open(writable)
+            if world.leads:
+                self._open(writable)
+            if writable:
+                world.meet()
+            if not world.leads:
+                self._open(False)
         except BaseException:
             self.close()
             raise
 
     @classmethod
-    def create(cls, path: Path, header: Record) -> "Run":
+    def create(cls, path: Path, header: Record, world: World = ALONE) -> "Run":
         """Make `path` a new run whose first ledger row carries `header`.
 
         The row comes first: a crash before it leaves no run and nothing to clear away.
         """
-        with explained(path, "making a run directory"):
-            path.mkdir(parents=True, exist_ok=True)
-            with RunLock(path):
-                _ledger(path, writable=True).append(Created(FORMAT, header.to_json()))
-                files.sync_tree(path)
-        return cls(path, writable=True)
+        if world.leads:
+            with explained(path, "making a run directory"):
+                path.mkdir(parents=True, exist_ok=True)
+                with RunLock(path):
+                    _ledger(path, writable=True).append(Created(FORMAT, header.to_json()))
+                    files.sync_tree(path)
+        return cls(path, writable=True, world=world)
 
     @staticmethod
     def exists(path: Path) -> bool:
@@ -129,44 +136,59 @@ class Run(Closing):
         return (self.array(name) / "zarr.json").exists()
 
     def spill(self, name: str) -> Path:
-        """A path for data that only this run's current stage needs; kept until `clear_spill`."""
-        folder = self.path / SPILL
+        """A path for data that only this run's current stage needs; kept until `clear_spill`.
+
+        Every process has its own.
+        """
+        folder = self._spill_folder
         folder.mkdir(exist_ok=True)
         return folder / name
 
     def clear_spill(self) -> None:
-        """Delete every spill file."""
-        files.remove(self.path / SPILL)
+        """Delete every spill file of this process."""
+        files.remove(self._spill_folder)
+
+    @property
+    def _spill_folder(self) -> Path:
+        rank = self.world.rank
+        return self.path / (SPILL if self.world.leads else f"rank-{rank:03d}.{SPILL}")
 
     def commit(
         self,
         states: Mapping[str, Record | None],
         put: Mapping[str, arrays.Storable] | None = None,
         *,
+        own: Mapping[str, arrays.Storable] | None = None,
         move: Sequence[tuple[str, str]] = (),
         drop: Sequence[str] = (),
     ) -> None:
         """Atomically replace `states` and the arrays `put`, after moving and dropping others.
 
-        `move` renames arrays or groups (old, new) before `put` takes effect. Raises InputError
-        when the disk is full; the run is then as it was before.
+        `move` renames arrays or groups (old, new) before `put` takes effect. Of several processes,
+        the leading one says what is recorded and writes `put`; `own` are arrays that each of them
+        writes for itself, under names that no other uses. Raises InputError when the disk is full;
+        the run is then as it was before.
         """
-        put = put or {}
-        self._require_free(put)
+        staged = {**(put or {}), **(own or {})} if self.world.leads else dict(own or {})
+        self._require_free(staged)
         sequence = len(self.ledger.rows)
         staging = self.path / STAGING / str(sequence)
         with explained(self.path, "writing the run's state"):
-            self._stage(staging, put)
+            names = self._stage(staging, staged)
             changed = {**self.beside(), **states}
             commit = Commit(
                 sequence,
                 {key: None if state is None else state.to_json() for key, state in changed.items()},
-                tuple(sorted(put)),
+                names,
                 tuple(move),
                 tuple(drop),
             )
-            self.ledger.append(commit)
-            self._apply(commit)
+            if self.world.leads:
+                self.ledger.append(commit)
+                self._apply(commit)
+        for row in (self.world.of_first(commit), Applied(sequence)):
+            if not self.world.leads:
+                self.ledger.rows.append(row)
 
     def close(self) -> None:
         """Release the lock."""
@@ -174,6 +196,13 @@ class Run(Closing):
             self._lock.close()
 
     def _open(self, writable: bool) -> None:
+        if not (self.path / "ledger.jsonl").exists():
+            reason = "no ledger.jsonl" if self.path.exists() else "no such folder"
+            raise InputError(
+                f"{self.path}: not a run directory ({reason}). "
+                "Give one that `globe-stream seed` made"
+            )
+        self._lock = RunLock(self.path) if writable else None
         _require_format(self.path)
         self.ledger = _ledger(self.path, writable=writable)
         created = self.ledger.rows[0]
@@ -188,18 +217,23 @@ class Run(Closing):
         if needed:
             files.require_free(self.path, needed, "the run's state")
 
-    def _stage(self, staging: Path, put: Mapping[str, arrays.Storable]) -> None:
-        files.remove(staging)
-        staging.mkdir(parents=True)
+    def _stage(self, staging: Path, put: Mapping[str, arrays.Storable]) -> tuple[str, ...]:
+        """Write `put` below `staging`; the names of what all processes wrote, ascending."""
         try:
-            for name, source in put.items():
-                target = staging / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                arrays.write(target, source)
-            files.sync_tree(staging)
+            if self.world.leads:
+                files.remove(staging)
+                staging.mkdir(parents=True)
+                _write_below(staging, put)
+            names = self.world.gather(sorted(put))
+            if any(names[1:]):
+                if not self.world.leads:
+                    _write_below(staging, put)
+                self.world.meet()
         except BaseException:
-            files.remove(staging)
+            if self.world.leads:
+                files.remove(staging)
             raise
+        return tuple(sorted(name for own in names for name in own))
 
     def _recover(self) -> None:
         """Finish a commit that a crash interrupted, then sweep what was never committed."""
@@ -260,6 +294,14 @@ class Run(Closing):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         files.sync_parents(path, self.path)
+
+
+def _write_below(folder: Path, put: Mapping[str, arrays.Storable]) -> None:
+    for name, source in put.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        arrays.write(target, source)
+    files.sync_tree(folder)
 
 
 def _ledger(path: Path, *, writable: bool) -> Ledger[Created | Commit | Applied]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from globe_stream.io.world import ALONE, World
 from globe_stream.kernels.atoms import squared_norms, unit_mixture_scales
 from globe_stream.kernels.ridge_effect import RidgeEffect, nonfinite, ridge_effect
 from globe_stream.store.arrays import StoredTiles
@@ -54,6 +55,7 @@ def update_bank(
     metric: Metric,
     settings: BankUpdateSettings,
     momentum_path: Path,
+    world: World = ALONE,
 ) -> BankUpdate:
     """Take the step that `moments` ask for.
 
@@ -64,7 +66,7 @@ def update_bank(
     An atom that no code uses is dead: the first of them becomes what the worst-explained expert's
     mixture should have been, and codes find it in the next epoch.
     """
-    precondition(moments.gradients, metric)
+    precondition(moments.gradients, metric, world)
     step = _Step.of(moments, codes, gram, metric, settings, bank.device)
     momentum = Tiles(bank.shape, bank.tile_shape(0)[1], device=bank.device, path=momentum_path)
     squares, broken = _take(step, bank, previous, moments.gradients, momentum)

@@ -5,7 +5,7 @@ the sums. The measured error is that of the bank and codes the epoch began with.
 Source: docs/design.md, section Alternating minimization.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from globe_stream.factorization.compose import compose
 from globe_stream.factorization.measure import ErrorLog
 from globe_stream.factorization.normalization import Normalization
 from globe_stream.io.records import Scalars
+from globe_stream.io.world import World
 from globe_stream.kernels.coarse import Precision
 from globe_stream.kernels.ridge import ridge_solve
 from globe_stream.kernels.workspace import Workspace
@@ -127,6 +128,13 @@ class EpochAccumulator:
             **self.log.scalars(),
             "candidates": self.candidates,
         }
+
+    def reduce(self, world: World, positions: Sequence[int]) -> None:
+        """See `Accumulator`; the gradients stay apart until the bank's step sums them."""
+        self.moments.reduce(world)
+        world.fill_(self.new_codes, positions)
+        self.log.reduce(world, positions)
+        (self.candidates,) = world.totals([self.candidates])
 
     def restore(self, load: Loader, scalars: Scalars) -> None:
         self.moments.restore(load, scalars)

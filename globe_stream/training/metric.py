@@ -8,11 +8,13 @@ Source: docs/design.md, section Metric; Golub and Pereyra, "Separable nonlinear 
 (2003).
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from globe_stream.io.world import ALONE, Bounds, World, even_parts
 from globe_stream.memory.cost_model import ATOM_CHUNK_BYTES
 from globe_stream.store.tiles import Tiles
 
@@ -79,11 +81,13 @@ class Metric:
         return float(values[-1] / values[0])
 
 
-def atom_chunks(bank: Tiles) -> list[tuple[int, int]]:
-    """Ranges of atoms that are handled together when all rows of an atom are needed."""
-    m, r, d = bank.shape
-    size = max(1, min(m, ATOM_CHUNK_BYTES // (4 * r * d)))
-    return [(first, min(first + size, m)) for first in range(0, m, size)]
+def atom_chunks(bank: Tiles, bounds: Bounds) -> list[Bounds]:
+    """Ranges of the atoms in `bounds` that are handled together when all of their rows are needed.
+    """
+    _, r, d = bank.shape
+    first, last = bounds
+    size = max(1, ATOM_CHUNK_BYTES // (4 * r * d))
+    return [(start, min(start + size, last)) for start in range(first, last, size)]
 
 
 def plain_gram(bank: Tiles) -> Tensor:
@@ -95,22 +99,43 @@ def plain_gram(bank: Tiles) -> Tensor:
     return gram
 
 
-def metric_gram(bank: Tiles, metric: Metric) -> Tensor:
-    """K (m, m) float64 = <B_j, M B_k C>."""
+def metric_gram(bank: Tiles, metric: Metric, world: World = ALONE) -> Tensor:
+    """K (m, m) float64 = <B_j, M B_k C>; every process computes the columns of its atoms."""
     m = bank.shape[0]
     gram = torch.zeros(m, m, dtype=torch.float64)
-    for first, last in atom_chunks(bank):
+    for first, last in atom_chunks(bank, even_parts(m, world.size)[world.rank]):
         applied = metric.apply(bank.items(first, last))
         for (start, stop), tile in bank:
             part = tile.reshape(m, -1) @ applied[:, start:stop].reshape(last - first, -1).T
             gram[:, first:last] += part.double().cpu()
+    world.add_(gram)
     return (gram + gram.T) / 2
 
 
-def precondition(gradients: Tiles, metric: Metric) -> None:
-    """Replace every F_j by M^-1 F_j C^-1, in place."""
-    for first, last in atom_chunks(gradients):
+def precondition(gradients: Tiles, metric: Metric, world: World = ALONE) -> None:
+    """Replace every F_j by M^-1 F_j C^-1, F_j the sum of what all processes have, in place.
+
+    Every process sums and solves for its own atoms and gives them to the others.
+    """
+    bounds = even_parts(gradients.shape[0], world.size)
+    _each_tile(gradients, bounds, world, world.reduce_parts_)
+    for first, last in atom_chunks(gradients, bounds[world.rank]):
         gradients.put_items(first, metric.solve(gradients.items(first, last)))
+    _each_tile(gradients, bounds, world, world.share_parts_)
+
+
+def _each_tile(
+    tiles: Tiles,
+    bounds: Sequence[Bounds],
+    world: World,
+    exchange: Callable[[Tensor, Sequence[Bounds]], None],
+) -> None:
+    """Apply `exchange` with the `bounds` of atoms to every tile, if there are other processes."""
+    if world.size == 1:
+        return
+    for tile, (_, values) in enumerate(tiles):
+        exchange(values, bounds)
+        tiles.store(tile, values)
 
 
 def _ridged(matrix: Tensor, share: float) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from globe_stream.io.records import Scalars
+from globe_stream.io.world import World
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
 from globe_stream.store.tiles import Tiles
@@ -91,6 +92,21 @@ class EpochMoments:
             torch.div(
                 preconditioned.gradient[worst], preconditioned.weight[worst], out=self.worst_step
             )
+
+    def reduce(self, world: World) -> None:
+        """Take in the sums of all processes, but for the gradients (see `metric.precondition`)."""
+        for values in (
+            self.code_moment,
+            self.code_change_moment,
+            self.adapter_moment,
+            self.row_projector,
+        ):
+            world.add_(values)
+        every = world.gather((self.worst_error, self.worst_position, self.sampled))
+        worst = max(range(world.size), key=lambda rank: every[rank][0])
+        self.worst_error, self.worst_position, _ = every[worst]
+        self.sampled = sum(sampled for _, _, sampled in every)
+        world.broadcast_(self.worst_step, worst)
 
     def arrays(self) -> Mapping[str, arrays.Storable]:
         """For a checkpoint inside the pass."""

@@ -215,12 +215,13 @@ class Trainer:
             accumulator.metric,
             settings,
             self.context.run.spill(self._flat("momentum")),
+            self.context.world,
         )
 
     def _metric_gram(self, current: TrainerState, metric: Metric) -> Tensor:
         if metric.right is None:
             return current.gram
-        return metric_gram(current.bank, metric)
+        return metric_gram(current.bank, metric, self.context.world)
 
     def _moves(self) -> list[tuple[str, str]]:
         """The measured state takes the place of the saved one; the seeds are kept aside."""
