@@ -67,9 +67,10 @@ class _Part:
 class ExpertReader(Closing):
     """Reads `experts`, all of one shape, `batch` at a time, all rows or only `rows` of each.
 
-    With `positions`, only the experts there are read. The order is that of the bytes in the files, and the partition into batches depends on
-    (experts, batch) alone. Neighbours in that order that share a block, such as gate and up of an
-    interleaved tensor, share one read. `seconds_waiting` is the time spent waiting for the disk.
+    With `positions`, only the experts there are read. The order is that of the bytes in the files,
+    and the partition into batches depends on (experts, positions, batch) alone. Neighbours in that
+    order that share a block, such as gate and up of an interleaved tensor, share one read.
+    `seconds_waiting` is the time spent waiting for the disk.
     `expected` (N, 16) uint8 are the digests that the experts must have; a reader of some rows sees
     no whole expert and cannot compare them.
     Raises InputError, from `batches`, for a shard that became shorter, for an expert with NaN or

@@ -9,6 +9,7 @@ from globe_stream import __version__
 from globe_stream.cli import checkpoint, results, runs
 from globe_stream.cli.resuming import after_interruption
 from globe_stream.commands.wording import worded
+from globe_stream.engine.distributed import speaks
 from globe_stream.errors import GlobeError
 from globe_stream.io.system_errors import error_of
 
@@ -43,21 +44,26 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         code = cli.main(given, prog_name="globe-stream", standalone_mode=False)
     except click.ClickException as error:
-        return _failed(given, _usage(error), error.exit_code)
+        return _failed(given, _usage(error), error.exit_code, error)
     except GlobeError as error:
-        return _failed(given, worded(error.message), error.exit_code)
+        return _failed(given, worded(error.message), error.exit_code, error)
     except OSError as error:
         explained = error_of(error)
         if explained is None:
             raise
-        return _failed(given, worded(explained.message), explained.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        return _failed(given, f"interrupted; {after_interruption(given)}", INTERRUPTED)
+        return _failed(given, worded(explained.message), explained.exit_code, error)
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _failed(given, f"interrupted; {after_interruption(given)}", INTERRUPTED, error)
     return code if isinstance(code, int) else 0
 
 
-def _failed(arguments: list[str], message: str, code: int) -> int:
-    """Print the error as the command line `arguments` asks for, and return its exit code."""
+def _failed(arguments: list[str], message: str, code: int, error: BaseException) -> int:
+    """Print the error as the command line `arguments` asks for, and return its exit code.
+
+    Of several processes, the first that failed prints.
+    """
+    if not speaks(error):
+        return code
     print(f"globe-stream: {message}", file=sys.stderr)
     if "--json" in arguments:
         print(json.dumps({"format": 1, "error": {"exit_code": code, "message": message}}))

@@ -19,6 +19,7 @@ from globe_stream.config import (
     TrainConfig,
 )
 from globe_stream.config.runtime import TRACKING
+from globe_stream.engine.distributed import speaks
 
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 fresh = click.option("--fresh", is_flag=True, help="Start over instead of continuing.")
@@ -51,7 +52,8 @@ def seed(model: str, path: Path, fresh: bool, no_wandb: bool, as_json: bool, **v
         record_from(RuntimeConfig, _without_tracker(values, no_wandb)),
         fresh=fresh,
     )
-    click.echo(json.dumps(document) if as_json else render.status(document))
+    if speaks():
+        click.echo(json.dumps(document) if as_json else render.status(document))
 
 
 @click.command()
@@ -70,7 +72,8 @@ def train(run: Path, fresh: bool, no_wandb: bool, as_json: bool, **values: Any) 
         record_from(RuntimeConfig, _without_tracker(values, no_wandb)),
         fresh=fresh,
     )
-    click.echo(json.dumps(document) if as_json else render.status(document))
+    if speaks():
+        click.echo(json.dumps(document) if as_json else render.status(document))
 
 
 @click.command()

@@ -8,6 +8,7 @@ from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
 from globe_stream.config import differences
 from globe_stream.errors import InputError, Mismatch, option
 from globe_stream.factorization.records import RunHeader, run_header
+from globe_stream.io.world import World
 from globe_stream.store.lock import LOCK_FILES
 from globe_stream.store.run import Run
 
@@ -15,14 +16,15 @@ _BEGUN = (*LOCK_FILES, "ledger.jsonl")
 """Files of a run whose making was cut off before its first record."""
 
 
-def matching_run(path: Path, header: RunHeader, fresh: bool) -> Run | None:
+def matching_run(path: Path, header: RunHeader, fresh: bool, world: World) -> Run | None:
     """The run at `path` to continue, of the same model and configuration; None to begin one."""
-    if not Run.exists(path):
-        _require_no_other_files(path, fresh)
+    if not world.of_first(Run.exists(path)):
+        if world.leads:
+            _require_no_other_files(path, fresh)
         return None
     if fresh:
         return None
-    run = Run(path, writable=True)
+    run = Run(path, writable=True, world=world)
     try:
         recorded = run_header(run)
     except InputError:

@@ -17,10 +17,12 @@ from globe_stream.commands.session import Document, Plans, Resources, Session, r
 from globe_stream.commands.status import status_document
 from globe_stream.commands.wording import worded
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig
+from globe_stream.engine.distributed import join
 from globe_stream.errors import InputError
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.records import GroupRecord, RunConfig, RunHeader, run_header
 from globe_stream.io import files
+from globe_stream.io.world import World
 from globe_stream.memory import planner
 from globe_stream.memory.planner import Stage
 from globe_stream.seeding.methods import gram_products, proxies_for
@@ -47,8 +49,9 @@ def seed(
     which leaves no run unless more than first passes was done. Experts that are zero everywhere are
     kept as they are, which costs a second first pass.
     """
-    begun, made = Run.exists(path), not path.exists()
-    known = _known_zero(path) if begun and not fresh else ()
+    world = join()
+    begun, made = world.of_first((Run.exists(path), not path.exists()))
+    known = world.of_first(_known_zero(path) if world.leads and begun and not fresh else ())
 
     def work(zero: Places) -> Document:
         anew = fresh or zero != known
@@ -58,7 +61,7 @@ def seed(
         return without_zero_experts(work, known)
     except InputError as error:
         full_disk = isinstance(error.__cause__, OSError)
-        if not begun and not full_disk:
+        if not begun and not full_disk and world.leads:
             _discard_unseeded(path, made)
         raise
 
@@ -74,22 +77,23 @@ def _seed(
     fresh: bool,
     silent: bool,
 ) -> Document:
+    world = join()
     experts = open_experts(model, selection, seeding, zero)
-    session = Session.open(runtime, silent=silent)
+    session = Session.open(runtime, silent=silent, world=world)
     header = new_header(experts, selection, seeding, session, zero)
     with ExitStack() as held:
-        run = matching_run(path, header, fresh)
+        run = matching_run(path, header, fresh, world)
         if run is not None:
             held.enter_context(run)
         resources = session.resources(run)
         plans = seed_plans(experts.groups, seeding, resources)
         if run is None:
-            run = held.enter_context(_new_run(path, header, fresh))
+            run = held.enter_context(_new_run(path, header, fresh, world))
         options = {"selection": selection, "seed": seeding}
         with session.recording(run, resources, options) as context:
             for line in (*selection.ignored(), *seeding.ignored(), *experts.notes):
                 context.progress.say(worded(line))
-            if not (path / "config.toml").exists():
+            if world.leads and not (path / "config.toml").exists():
                 write_config(run, None)
             experts.fetch()
             seedings = []
@@ -162,10 +166,10 @@ def seed_stages(group: ExpertGroup, seeding: SeedConfig) -> dict[str, Stage]:
     )
 
 
-def _new_run(path: Path, header: RunHeader, fresh: bool) -> Run:
-    if fresh and (path / "ledger.jsonl").exists():
+def _new_run(path: Path, header: RunHeader, fresh: bool, world: World) -> Run:
+    if world.leads and fresh and (path / "ledger.jsonl").exists():
         Run.erase(path)
-    return Run.create(path, header)
+    return Run.create(path, header, world)
 
 
 def _discard_unseeded(path: Path, made: bool) -> None:

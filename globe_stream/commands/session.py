@@ -29,9 +29,11 @@ from globe_stream.engine.records import (
     PlansRecord,
 )
 from globe_stream.engine.signals import graceful_interrupts
+from globe_stream.errors import InputError, option
 from globe_stream.formatting import format_bytes, parse_size
 from globe_stream.io.records import Record
 from globe_stream.io.system_errors import explained
+from globe_stream.io.world import ALONE, World
 from globe_stream.memory import allocator
 from globe_stream.memory.base import warm_up
 from globe_stream.memory.cost_model import StagePlan
@@ -63,12 +65,24 @@ class Session:
     device: torch.device
     reason: str
     silent: bool = False
+    world: World = ALONE
 
     @classmethod
-    def open(cls, runtime: RuntimeConfig, *, silent: bool = False) -> "Session":
-        """Choose the device; InputError when the one asked for cannot be used."""
+    def open(
+        cls, runtime: RuntimeConfig, *, silent: bool = False, world: World = ALONE
+    ) -> "Session":
+        """Choose the device; InputError when the one asked for cannot be used.
+
+        Of several processes, the leading one alone prints.
+        """
         allocator.return_freed_memory()
-        return cls(runtime, *devices.choose_device(runtime.device), silent)
+        chosen = devices.choose_device(runtime.device)
+        if world.size > 1 and chosen[0].type == "mps":
+            raise InputError(
+                f"{option('device')} mps: one process alone can use it. "
+                f"Use {option('device')} cpu, or give the command without torchrun"
+            )
+        return cls(runtime, *chosen, silent or not world.leads, world)
 
     def resources(self, run: Run | None = None) -> Resources:
         """Set up the arithmetic as `run` recorded it, and measure the program once it is loaded."""
@@ -77,9 +91,12 @@ class Session:
             self.reason,
             self.runtime.precision,
             run.state(MACHINE, devices.Machine) if run else None,
+            self.world.size,
         )
         warm_up(self.device)
-        return Resources(machine, memory_limit(self.runtime, run), Meter(self.device).now())
+        limit = memory_limit(self.runtime, run, self.world.local_size)
+        base = max(self.world.gather(Meter(self.device).now()))
+        return Resources(machine, min(self.world.gather(limit)), base)
 
     @contextmanager
     def working_on(
@@ -101,7 +118,7 @@ class Session:
         run.beside = lambda: _peak_state(run, meter)
         try:
             with (
-                graceful_interrupts(answer) as interrupt,
+                graceful_interrupts(answer, silent=not self.world.leads) as interrupt,
                 explained(run.path, f"writing {work}"),
             ):
                 yield Context(
@@ -115,6 +132,7 @@ class Session:
                     resources.limit,
                     resources.base,
                     resources.machine.precision,
+                    self.world,
                 )
         finally:
             metrics.close()
@@ -127,13 +145,23 @@ class Session:
 
         Trackers record the command's `options` by section, and shown the pictures at the end.
         """
-        if run.state(MACHINE, devices.Machine) != resources.machine:
-            run.commit({MACHINE: resources.machine})
-        config = tracker_config(run, resources.machine, self.runtime, options)
-        trackers = open_trackers(run, self.runtime, config)
-        sinks = [MetricsFile(run.path / "metrics.jsonl"), *trackers]
+        machine, before = (
+            self.world.of_first(resources.machine),
+            run.state(MACHINE, devices.Machine),
+        )
+        if before != machine:
+            run.commit({MACHINE: machine})
+        config = tracker_config(run, machine, self.runtime, options)
+        trackers = open_trackers(run, self.runtime, config) if self.world.leads else []
+        file = [MetricsFile(run.path / "metrics.jsonl")] if self.world.leads else []
+        sinks = [*file, *trackers]
         seconds = 60 * self.runtime.checkpoint_every
         with self.working_on(run, resources, sinks=sinks, checkpoint_seconds=seconds) as context:
+            if before is not None and before.processes != machine.processes:
+                context.progress.say(
+                    f"{run.path}: worked on by {before.processes} processes before, now by "
+                    f"{machine.processes}: results agree within rounding, not byte for byte"
+                )
             yield context
             _finish(context)
             shown = pictures(run.path) if trackers else {}
@@ -141,14 +169,17 @@ class Session:
                 tracker.show(shown)
 
 
-def memory_limit(runtime: RuntimeConfig, run: Run | None) -> int:
-    """The budget in bytes: as given, else the run's own, else a share of what is free."""
+def memory_limit(runtime: RuntimeConfig, run: Run | None, processes: int = 1) -> int:
+    """The budget of each of the machine's `processes` in bytes.
+
+    As given, else the run's own, else a share of what is free.
+    """
     if runtime.memory is not None:
         return parse_size(runtime.memory)
     recorded = run.state(BUDGET, Budget) if run is not None else None
     if recorded is not None:
         return recorded.bytes
-    return int(FREE_SHARE * psutil.virtual_memory().available)
+    return int(FREE_SHARE * psutil.virtual_memory().available / processes)
 
 
 def recorded_plans(run: Run, key: str, plans: Plans, limit: int) -> Plans:
@@ -158,10 +189,12 @@ def recorded_plans(run: Run, key: str, plans: Plans, limit: int) -> Plans:
     batch and differ in the last bits.
     """
     recorded = run.state(key, PlansRecord)
-    if recorded is not None and recorded.limit == limit:
+    size = run.world.size
+    if recorded is not None and (recorded.limit, recorded.processes) == (limit, size):
         return recorded.stages
-    run.commit({key: PlansRecord(limit, plans), BUDGET: Budget(limit)})
-    return plans
+    record = run.world.of_first(PlansRecord(limit, plans, size))
+    run.commit({key: record, BUDGET: Budget(limit)})
+    return record.stages
 
 
 def _peak_state(run: Run, meter: Meter) -> dict[str, Record]:

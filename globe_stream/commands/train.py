@@ -12,6 +12,7 @@ from globe_stream.commands.status import status_document
 from globe_stream.commands.wording import worded
 from globe_stream.config import RuntimeConfig, TrainConfig, differences
 from globe_stream.engine.context import Context
+from globe_stream.engine.distributed import join
 from globe_stream.engine.records import TRAINING, TrainingOptions
 from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import ExpertGroup
@@ -38,12 +39,13 @@ def train(
     go on from there. Raises InputError when the source or a given option changed, unless `fresh`,
     which trains again from the seeds.
     """
-    with Run(path, writable=True) as run:
+    world = join()
+    with Run(path, writable=True, world=world) as run:
         if inherit and not fresh:
             training = _with_recorded(run, training)
         experts = recorded_experts(run)
         _require_seeded(run, experts)
-        session = Session.open(runtime, silent=silent)
+        session = Session.open(runtime, silent=silent, world=world)
         resources = session.resources(run)
         plans = train_plans(experts.groups, training, resources)
         _adopt_config(run, training, fresh)
@@ -105,7 +107,8 @@ def _adopt_config(run: Run, training: TrainConfig, fresh: bool) -> None:
         run.commit({TRAINING: TrainingOptions(training.identity())})
     else:
         _require_same(run, recorded, training)
-    write_config(run, training)
+    if run.world.leads:
+        write_config(run, training)
 
 
 def _require_same(run: Run, recorded: Document, training: TrainConfig) -> None:

@@ -17,8 +17,8 @@ class RuntimeConfig(Options):
 
     memory: str | None = Field(
         None,
-        description="Peak resident memory of the whole process, such as 6GiB; 6G means the same "
-        "(default: 60 % of what is free).",
+        description="Peak resident memory of the whole process, of each under torchrun, such as "
+        "6GiB; 6G means the same (default: 60 % of what is free, shared by all on a machine).",
         json_schema_extra={**RUNTIME, "metavar": "SIZE"},
     )
     device: Literal["auto", "cpu", "mps", "cuda"] = Field(

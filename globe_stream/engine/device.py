@@ -18,7 +18,7 @@ EXACT_ERROR = 2e-6
 
 @dataclass(frozen=True)
 class Machine(Record):
-    """What was chosen, and why; recorded in the run."""
+    """What was chosen, and why; recorded in the run. `threads` are those of each process."""
 
     device: str
     device_reason: str
@@ -26,6 +26,7 @@ class Machine(Record):
     matmul_precision: str
     matmul_reason: str
     precision: Precision = "float32"
+    processes: int = 1
 
 
 def choose_device(wanted: str) -> tuple[torch.device, str]:
@@ -50,7 +51,11 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
 
 
 def prepare(
-    device: torch.device, reason: str, precision: Precision | None, recorded: Machine | None
+    device: torch.device,
+    reason: str,
+    precision: Precision | None,
+    recorded: Machine | None,
+    processes: int = 1,
 ) -> Machine:
     """Set how float32 products are computed, and settle how coarse the others may be.
 
@@ -66,7 +71,8 @@ def prepare(
             f"{option('precision')} tf32: {device.type} has no TensorFloat-32. "
             f"Use {option('precision')} float32 or bf16"
         )
-    return Machine(device.type, reason, torch.get_num_threads(), setting, why, chosen)
+    threads = torch.get_num_threads()
+    return Machine(device.type, reason, threads, setting, why, chosen, processes)
 
 
 def _fault(name: str) -> str | None:

@@ -25,10 +25,11 @@ class PeakMemory(Record):
 
 @dataclass(frozen=True)
 class PlansRecord(Record):
-    """The stages' plans that were made for a budget of `limit` bytes."""
+    """The stages' plans that were made for `processes` with a budget of `limit` bytes each."""
 
     limit: int
     stages: dict[str, StagePlan]
+    processes: int = 1
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from types import FrameType
 class Interrupt:
     """Whether somebody asked the process to stop."""
 
-    def __init__(self, answer: str) -> None:
+    def __init__(self, answer: str, silent: bool = False) -> None:
         self.requested = False
+        self._silent = silent
         self._answer = answer
 
     def request(self, number: int, _frame: FrameType | None) -> None:
@@ -20,6 +21,8 @@ class Interrupt:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        if self._silent:
+            return
         name = signal.Signals(number).name
         print(
             f"\n{name}: {self._answer} (again to stop at once)",
@@ -30,12 +33,14 @@ class Interrupt:
 @contextmanager
 def graceful_interrupts(
     answer: str = "saving the state of this pass, then stopping",
+    *,
+    silent: bool = False,
 ) -> Iterator[Interrupt]:
     """Handle SIGINT and SIGTERM as requests inside the block (main thread only).
 
-    `answer` says to whoever asked what happens now.
+    `answer` says to whoever asked what happens now, unless `silent`.
     """
-    interrupt = Interrupt(answer)
+    interrupt = Interrupt(answer, silent)
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return

@@ -8,6 +8,7 @@ number of processes gives the same bytes whatever the transport does.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -30,7 +31,7 @@ class PeerLost(GlobeError):
 def even_parts(count: int, size: int) -> list[Bounds]:
     """`size` half-open ranges that cut `count` as evenly as possible, in order."""
     edges = [k * count // size for k in range(size + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class World:
         """Replace contiguous `values` by their sum over all processes, in the order of ranks."""
         if self.size == 1:
             return
-        for piece in values.view(-1).split(max(1, PIECE_BYTES // values.itemsize)):
+        for piece in torch.split(values.view(-1), max(1, PIECE_BYTES // values.itemsize)):
             bounds = even_parts(len(piece), self.size)
             self.reduce_parts_(piece, bounds)
             self.share_parts_(piece, bounds)
@@ -129,7 +130,7 @@ class World:
                 [size * length for length in lengths],
                 [size * count for count in counts],
             )
-        parts = received.split(lengths)
+        parts = torch.split(received, lengths)
         return [part.view(*shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def fill_(self, values: Tensor, positions: Sequence[int]) -> None:

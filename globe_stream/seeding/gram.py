@@ -78,8 +78,9 @@ def build_bank(proxies: ProxyTiles, norms: Tensor, combination: Tensor, path: Pa
         made = None if part.tile is None else weights @ part.tile.reshape(n, -1).float()
         for rank, tile in enumerate(part.numbers):
             shape = bank.tile_shape(tile)
-            here = rank == world.rank and made is not None
-            atoms = made.view(shape) if here else weights.new_empty(shape)
+            atoms = weights.new_empty(shape)
+            if made is not None and rank == world.rank:
+                atoms = made.view(shape)
             world.broadcast_(atoms, rank)
             squares += squared_norms(atoms).cpu().double()
             bank.store(tile, atoms)

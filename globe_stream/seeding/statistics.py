@@ -156,9 +156,7 @@ class StatisticsAccumulator:
         if self._procrustes_mean is not None:
             self._pass_mean_on(self._procrustes_mean, world, frozenset(positions))
 
-    def _pass_mean_on(
-        self, mean: ProcrustesMean, world: World, positions: frozenset[int]
-    ) -> None:
+    def _pass_mean_on(self, mean: ProcrustesMean, world: World, positions: frozenset[int]) -> None:
         """Every process in turn takes its experts into the mean of those before it.
 
         The mean is a chain, each expert rotated to those before: so it is that of one process.

@@ -246,6 +246,9 @@ class Run(Closing):
             self._apply(self.commits[-1])
         for leftover in (STAGING, TRASH):
             files.remove(self.path / leftover)
+        for folder in self.path.glob(f"rank-*.{SPILL}"):  # of more processes than there are now
+            if int(folder.name.removeprefix("rank-").partition(".")[0]) >= self.world.size:
+                files.remove(folder)
         for torn in (self.path / STORE).rglob("*.partial"):  # what Zarr was writing when killed
             files.remove(torn)
 

@@ -82,8 +82,7 @@ class Metric:
 
 
 def atom_chunks(bank: Tiles, bounds: Bounds) -> list[Bounds]:
-    """Ranges of the atoms in `bounds` that are handled together when all of their rows are needed.
-    """
+    """Ranges of the atoms in `bounds` that are handled together when all rows are needed."""
     _, r, d = bank.shape
     first, last = bounds
     size = max(1, ATOM_CHUNK_BYTES // (4 * r * d))

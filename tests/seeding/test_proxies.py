@@ -18,6 +18,7 @@ from globe_stream.factorization.svd_baseline import (
 from globe_stream.kernels.gram import normalized
 from globe_stream.seeding import proxies as proxy
 from globe_stream.seeding.gram import ProxyOperator, build_bank, proxy_gram
+from globe_stream.seeding.proxy_tiles import ProxyTiles
 from globe_stream.store.tiles import Tiles
 
 N, P, D, R, M, ROWS = 13, 8, 11, 5, 4, 2
@@ -181,15 +182,15 @@ def filled(tmp_path, dtype=torch.float32):
 def test_proxy_gram_is_that_of_the_flat_proxies(tmp_path, dtype):
     tiles = filled(tmp_path, dtype)
     flat = content(tiles).reshape(N, -1)
-    gram = proxy_gram(tiles, CPU)
+    gram = proxy_gram(ProxyTiles(tiles), CPU)
     assert gram.dtype == torch.float64
     np.testing.assert_allclose(gram.numpy(), flat @ flat.T, atol=1e-4)
 
 
 def test_the_operator_multiplies_like_the_normalised_gram(tmp_path):
     tiles = filled(tmp_path)
-    gram, norms = normalized(proxy_gram(tiles, CPU))
-    operator = ProxyOperator(tiles, CPU)
+    gram, norms = normalized(proxy_gram(ProxyTiles(tiles), CPU))
+    operator = ProxyOperator(ProxyTiles(tiles), CPU)
     assert operator.shape == (N, N)
     np.testing.assert_allclose(operator.norms.numpy(), norms.numpy(), rtol=1e-6)
     vectors = torch.randn(N, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -201,7 +202,7 @@ def test_atoms_are_group_combinations_of_group_proxies(tmp_path):
     flat = content(tiles).reshape(N, -1)
     norms = np.linalg.norm(flat, axis=1)
     combination = torch.randn(N, M, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    bank = build_bank(tiles, torch.from_numpy(norms), combination, tmp_path / "bank")
+    bank = build_bank(ProxyTiles(tiles), torch.from_numpy(norms), combination, tmp_path / "bank")
     expected = combination.T.numpy() @ (flat / norms[:, None])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(content(bank).reshape(M, -1), expected, atol=1e-5)

@@ -105,6 +105,6 @@ def test_atom_chunks_cover_every_atom_once(monkeypatch):
     tiles = filled(normal(M, R, D, seed=3), 2)
     for chunk, expected in ((1, 7), (3, 3), (100, 1)):
         monkeypatch.setattr(metric, "ATOM_CHUNK_BYTES", chunk * 4 * R * D)
-        chunks = metric.atom_chunks(tiles)
+        chunks = metric.atom_chunks(tiles, (0, tiles.shape[0]))
         assert [j for first, last in chunks for j in range(first, last)] == list(range(M))
         assert len(chunks) == expected

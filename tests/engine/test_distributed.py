@@ -1,0 +1,116 @@
+"""Two processes do what one does, the same each time, whoever dies in between."""
+
+import json
+import shutil
+
+import jobs
+import pytest
+import support
+
+SEED = ("--checkpoint-every", "0", "--seed", "3", "--families", "up", "--rank", "9")
+TRAIN = ("--epochs", "3", "--warmup-epochs", "1", "--checkpoint-every", "0")
+
+
+def seed_command(checkpoint, run):
+    return ["seed", str(checkpoint), "--run", str(run), *SEED]
+
+
+def train_command(run):
+    return ["train", str(run), *TRAIN, "--json"]
+
+
+def succeeded(codes, log):
+    told = "".join(path.read_text()[-1500:] for path in sorted(log.parent.glob(f"{log.stem}.*")))
+    assert set(codes) == {0}, told
+
+
+@pytest.fixture(scope="module")
+def pair(checkpoint, tmp_path_factory):
+    """(seeded, trained) by two processes."""
+    folder = tmp_path_factory.mktemp("pair")
+    log = folder / "log"
+    succeeded(jobs.job(seed_command(checkpoint, folder / "trained"), log, 2), log)
+    shutil.copytree(folder / "trained", folder / "seeded")
+    succeeded(jobs.job(train_command(folder / "trained"), log, 2), log)
+    return folder / "seeded", folder / "trained"
+
+
+def errors_of(run):
+    from globe_stream.engine.status import run_status
+    from globe_stream.store.run import Run
+
+    status = run_status(Run(run, writable=False))
+    return status.relative_frobenius_error, status.families["up"].median_support
+
+
+def test_two_processes_find_what_one_finds(checkpoint, pair, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    for arguments in (seed_command(checkpoint, run), train_command(run)):
+        assert support.outcome(support.command, arguments, log) == 0
+    alone, together = errors_of(run), errors_of(pair[1])
+    assert together[0] == pytest.approx(alone[0], rel=1e-4)
+    assert together[1] == alone[1]
+
+
+def test_the_first_process_alone_prints_and_writes_metrics(pair):
+    first, second = (pair[0].parent / f"log.{rank}" for rank in (0, 1))
+    text = first.read_text()
+    (document,) = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert document["machine"]["processes"] == 2
+    assert text.count("epoch 3/3") == 1
+    told = [line for line in second.read_text().splitlines() if not line.startswith(("--", "ev"))]
+    assert [line for line in told if line] == []
+    rows = [json.loads(line) for line in (pair[1] / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if row["stage"] == "train"] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_the_same_bytes_each_time(checkpoint, pair, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    succeeded(jobs.job(seed_command(checkpoint, run), log, 2), log)
+    assert support.results(run) == support.results(pair[0])
+    succeeded(jobs.job(train_command(run), log, 2), log)
+    assert support.results(run) == support.results(pair[1])
+
+
+@pytest.mark.parametrize(
+    ("victim", "event"),
+    [(1, 5), pytest.param(0, 40, marks=pytest.mark.slow)],
+)
+def test_a_process_that_dies_ends_the_job_and_the_same_command_continues(
+    pair, tmp_path, victim, event
+):
+    run, log = shutil.copytree(pair[0], tmp_path / "run"), tmp_path / "log"
+    codes = jobs.job(train_command(run), log, 2, event, victim)
+    assert codes[victim] == -support.KILL
+    assert codes[1 - victim] == 1
+    told = (tmp_path / f"log.{1 - victim}").read_text()
+    assert told.count("globe-stream: another process of this job ended") == 1
+    assert "Traceback" not in told
+    succeeded(jobs.job(train_command(run), log, 2), log)
+    assert support.results(run) == support.results(pair[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_seeding_survives_the_death_of_any_process_anywhere(checkpoint, pair, tmp_path, victim):
+    run, log = tmp_path / "run", tmp_path / "log"
+    kills = 0
+    every = 23 if victim == 0 else 5
+    while (codes := jobs.job(seed_command(checkpoint, run), log, 2, every, victim)) != [0, 0]:
+        assert codes[victim] == -support.KILL, log.with_suffix(f".{1 - victim}").read_text()[-2000:]
+        kills += 1
+        assert kills < 40
+    assert kills > 1
+    assert support.results(run) == support.results(pair[0])
+    assert not list(run.glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_a_run_continues_with_another_number_of_processes(pair, tmp_path):
+    """In the midst of an epoch of two processes that was checkpointed."""
+    run, log = shutil.copytree(pair[0], tmp_path / "run"), tmp_path / "log"
+    assert jobs.job(train_command(run), log, 2, 5) != [0, 0]
+    succeeded(jobs.job(train_command(run), tmp_path / "three", 3), tmp_path / "three")
+    assert "worked on by 2 processes before, now by 3" in (tmp_path / "three.0").read_text()
+    assert errors_of(run)[0] == pytest.approx(errors_of(pair[1])[0], rel=1e-4)
