@@ -9,10 +9,11 @@ from globe_stream.config import differences
 from globe_stream.errors import InputError, Mismatch, option
 from globe_stream.factorization.records import RunHeader, run_header
 from globe_stream.io.world import World
+from globe_stream.store.ledger import LEDGER_FILES
 from globe_stream.store.lock import LOCK_FILES
 from globe_stream.store.run import Run
 
-_BEGUN = (*LOCK_FILES, "ledger.jsonl")
+_BEGUN = (*LOCK_FILES, *LEDGER_FILES)
 """Files of a run whose making was cut off before its first record."""
 
 

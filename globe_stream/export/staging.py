@@ -21,12 +21,12 @@ from globe_stream.io.closing import Closing
 from globe_stream.io.records import Json, Record
 from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter
 from globe_stream.io.system_errors import explained
-from globe_stream.store.ledger import Ledger, LedgerRow
+from globe_stream.store.ledger import LEDGER, Ledger, LedgerRow
 from globe_stream.store.lock import RunLock
 
 WORK = ".globe-export.partial"
 MANIFEST = "globe_export.json"
-_LEDGER, _READY = "ledger.jsonl", "ready"
+_READY = "ready"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class ExportWork(Closing):
         self._folder = out / WORK
         (self._folder / _READY).mkdir(parents=True, exist_ok=True)
         self._lock = RunLock(self._folder)
-        self._ledger = _ledger(self._folder / _LEDGER, writable=True)
+        self._ledger = _ledger(self._folder, writable=True)
         if not self._ledger.rows:
             self._ledger.append(Begun(dict(identity)))
         for leftover in self._folder.glob("*.partial"):
@@ -234,9 +234,9 @@ def open_work(out: Path, identity: Mapping[str, Any], last: str) -> ExportWork |
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file. Choose another {option('out')}")
-    unfinished = (out / WORK / _LEDGER).exists()
+    unfinished = (out / WORK / LEDGER).exists()
     if unfinished:
-        _require_same(out, _identity_of(out / WORK / _LEDGER), identity, "an unfinished")
+        _require_same(out, _identity_of(out / WORK), identity, "an unfinished")
     elif (out / MANIFEST).exists() and (out / last).exists():
         _require_same(out, read_manifest(out).identity, identity, "another")
         return None
@@ -272,13 +272,14 @@ def _begin(out: Path, identity: Mapping[str, Any]) -> ExportWork:
         raise
 
 
-def _identity_of(path: Path) -> Any:
-    rows = _ledger(path, writable=False).rows
+def _identity_of(folder: Path) -> Any:
+    rows = _ledger(folder, writable=False).rows
     return rows[0].identity if rows and isinstance(rows[0], Begun) else None
 
 
-def _ledger(path: Path, *, writable: bool) -> Ledger[Begun | Finished]:
-    return Ledger(path, (Begun, Finished), writable=writable)
+def _ledger(folder: Path, *, writable: bool) -> Ledger[Begun | Finished]:
+    advice = f"Delete {folder} and export again"
+    return Ledger(folder, (Begun, Finished), advice=advice, writable=writable)
 
 
 def _require_same(out: Path, found: Any, wanted: Mapping[str, Any], which: str) -> None:

@@ -59,6 +59,11 @@ def open_checked(path: Path) -> "zarr.Array[Any]":
             f"{path}: the array is missing or unreadable ({error}). "
             f"Restore it or start over with {option('fresh')}"
         ) from error
+    if array.attrs.asdict() != _description(array.shape, array.chunks, str(array.dtype)):
+        raise GlobeError(
+            f"{path}/zarr.json: changed since it was written. "
+            f"Restore the run directory or start over with {option('fresh')}"
+        )
     if array.nchunks_initialized != array.nchunks:
         raise GlobeError(
             f"{path}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks are "
@@ -134,4 +139,10 @@ def _create(
         compressors=[Crc32cCodec()],
         config={"write_empty_chunks": True},
         zarr_format=3,
+        attributes=_description(shape, chunks, dtype),
     )
+
+
+def _description(shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> dict[str, str]:
+    """What an array is, a second time: its chunks have checksums, its metadata has this."""
+    return {"array": f"{dtype} {list(shape)} in chunks of {list(chunks)}"}

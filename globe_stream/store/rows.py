@@ -1,5 +1,6 @@
 """The rows of a run's ledger: created once, then commits, each marked once it is applied."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from globe_stream.io.records import Json
@@ -36,3 +37,21 @@ class Applied(LedgerRow):
     kind = "applied"
 
     sequence: int
+
+
+def recorded_arrays(commits: Iterable[Commit]) -> frozenset[str]:
+    """Names of the arrays that a run has once all of `commits` are carried out, in their order."""
+    names: set[str] = set()
+    for commit in commits:
+        for old, new in commit.move:
+            moved = _below(names, old)
+            if moved:
+                names = (names - moved - _below(names, new)) | {new + n[len(old) :] for n in moved}
+        for name in commit.drop:
+            names -= _below(names, name)
+        names |= set(commit.put)
+    return frozenset(names)
+
+
+def _below(names: Iterable[str], group: str) -> set[str]:
+    return {name for name in names if name == group or name.startswith(f"{group}/")}

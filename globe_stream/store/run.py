@@ -20,11 +20,11 @@ from globe_stream.io.records import Json, Record
 from globe_stream.io.system_errors import explained
 from globe_stream.io.world import ALONE, World
 from globe_stream.store import arrays
-from globe_stream.store.ledger import Ledger, read_lines
+from globe_stream.store.ledger import LEDGER, Ledger, first_row
 from globe_stream.store.lock import LOCK_FILES, RunLock
-from globe_stream.store.rows import Applied, Commit, Created
+from globe_stream.store.rows import Applied, Commit, Created, recorded_arrays
 
-FORMAT = 2
+FORMAT = 3
 STORE = "run.zarr"
 STAGING = "staging.partial"
 TRASH = "trash.partial"
@@ -78,7 +78,7 @@ class Run(Closing):
     @staticmethod
     def exists(path: Path) -> bool:
         """Whether `path` holds a run: a ledger with at least one complete line."""
-        ledger = path / "ledger.jsonl"
+        ledger = path / LEDGER
         return ledger.exists() and b"\n" in ledger.read_bytes()
 
     @staticmethod
@@ -95,9 +95,9 @@ class Run(Closing):
         """
         with RunLock(path):
             for child in path.iterdir():
-                if child.name not in (*LOCK_FILES, "ledger.jsonl"):
+                if child.name not in (*LOCK_FILES, LEDGER):
                     files.remove(child)
-            files.remove(path / "ledger.jsonl")
+            files.remove(path / LEDGER)
 
     @property
     def header(self) -> Json:
@@ -211,6 +211,17 @@ class Run(Closing):
         self._created = created
         if writable:
             self._recover()
+            self._require_arrays()
+
+    def _require_arrays(self) -> None:
+        """Raise GlobeError unless every array that the ledger names is in place."""
+        missing = sorted(name for name in recorded_arrays(self.commits) if not self.has(name))
+        if missing:
+            more = f", and {len(missing) - 1} more like it" if len(missing) > 1 else ""
+            raise GlobeError(
+                f"{self.path}: the array {missing[0]} is missing{more}. "
+                f"Restore the run directory or start over with {option('fresh')}"
+            )
 
     def _require_free(self, put: Mapping[str, arrays.Storable]) -> None:
         needed = sum(arrays.nbytes(source) for source in put.values())
@@ -308,16 +319,17 @@ def _write_below(folder: Path, put: Mapping[str, arrays.Storable]) -> None:
 
 
 def _ledger(path: Path, *, writable: bool) -> Ledger[Created | Commit | Applied]:
-    return Ledger(path / "ledger.jsonl", (Created, Commit, Applied), writable=writable)
+    advice = f"Restore the run directory or start over with {option('fresh')}"
+    return Ledger(path, (Created, Commit, Applied), advice=advice, writable=writable)
 
 
 def _require_format(path: Path) -> None:
     """Refuse a ledger without a row, and one whose first row names another run format."""
-    lines, _ = read_lines(path / "ledger.jsonl")
-    if not lines:
-        raise GlobeError(f"{path}/ledger.jsonl: empty; seed again with {option('fresh')}")
-    found = lines[0].get("format") if isinstance(lines[0], dict) else None
-    if found != FORMAT:
+    row = first_row(path)
+    if row is None:
+        raise GlobeError(f"{path}/{LEDGER}: empty; seed again with {option('fresh')}")
+    found = row.get("format") if isinstance(row, dict) else None
+    if found is not None and found != FORMAT:
         raise InputError(
             f"{path}: written in run format {found}, this version reads {FORMAT}. "
             f"Use the version that made it, or start over with {option('fresh')}"

@@ -5,14 +5,14 @@ Memory: one chunk at a time.
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from globe_stream.errors import GlobeError, option
 from globe_stream.store import arrays
-from globe_stream.store.rows import Commit
+from globe_stream.store.rows import recorded_arrays
 from globe_stream.store.run import STORE, Run
 
 ProgressCall = Callable[[int, int, str], None]
@@ -65,24 +65,6 @@ def verify_arrays(
         if progress:
             progress(number, len(names), name)
     return Verification(str(run.path), "run", len(names), 0, size, tuple(problems))
-
-
-def recorded_arrays(commits: Iterable[Commit]) -> frozenset[str]:
-    """Names of the arrays that a run has once all of `commits` are carried out, in their order."""
-    names: set[str] = set()
-    for commit in commits:
-        for old, new in commit.move:
-            moved = _below(names, old)
-            if moved:
-                names = (names - moved - _below(names, new)) | {new + n[len(old) :] for n in moved}
-        for name in commit.drop:
-            names -= _below(names, name)
-        names |= set(commit.put)
-    return frozenset(names)
-
-
-def _below(names: Iterable[str], group: str) -> set[str]:
-    return {name for name in names if name == group or name.startswith(f"{group}/")}
 
 
 def _present(run: Run) -> frozenset[str]:

@@ -356,10 +356,10 @@ def test_a_run_whose_record_is_empty(tmp_path, tell, seeded, checkpoint):
 def test_a_run_of_another_version_is_named_as_such(tmp_path, tell, seeded, checkpoint, section):
     run = shutil.copytree(seeded, tmp_path / "run")
     assert tell("train", run, "--epochs", 1).code == 0
-    text = (run / "ledger.jsonl").read_text()
+    text = "\n".join(support.ledger_rows(run))
     option = {"seed": '"dictionary_rounds": 300, ', "train": '"guard": 0.003, '}[section]
     assert option in text
-    (run / "ledger.jsonl").write_text(text.replace(option, ""))
+    support.write_ledger(run, text.replace(option, "").splitlines())
     again = {"seed": ("seed", checkpoint, "--run", run), "train": ("train", run, "--epochs", 1)}
     refused(tell(*again[section]), "begun by another version of globe-stream", "--fresh", "--run")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from globe_stream.io.records import Record
+from globe_stream.store.rows import recorded_arrays
 from globe_stream.store.run import STORE, Run
-from globe_stream.store.verify import recorded_arrays
 
 NAMES = ("up/bank", "up/next/bank", "up/next/codes/values", "up/codes/values", "gate/bank")
 MOVES = (("up/next/bank", "up/bank"), ("up/next/codes", "up/codes"), ("gate", "up/seed"))

@@ -317,7 +317,7 @@ def test_a_run_that_cannot_be_opened_is_let_go(tmp_path):
     path = prepared(tmp_path / "run")
     (path / "ledger.jsonl").write_text("damaged\n")
     for _ in range(2):
-        with pytest.raises(GlobeError, match="line 1 is not JSON"):
+        with pytest.raises(GlobeError, match="line 1 does not have its checksum"):
             Run(path, writable=True)
 
 
