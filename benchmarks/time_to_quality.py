@@ -1,0 +1,213 @@
+"""Error over seconds and over operations: `seed` and `train`, two revisions side by side.
+
+    python benchmarks/time_to_quality.py --epochs 20
+    python benchmarks/time_to_quality.py --against 34b9b13 --epochs 3 --warmup-epochs 1
+    python benchmarks/time_to_quality.py MODEL --against 34b9b13 --epochs 40 --at 20,40 \
+        --seeding "--bases 60 --rank 99 --dictionary-support 60" --training "--target-support none"
+
+Without MODEL a Gaussian checkpoint is written, at the expert sizes of Qwen1.5-MoE-A2.7B and with
+N/m as there (see `--experts`). `--against` takes a revision (checked out in a temporary folder) or a
+folder with another checkout. Every command is a process of its own; those of the two
+revisions take turns. Operations are counted by watching what torch is asked for. Seconds of a
+stage are the time from the row of metrics before it to its own, commits included. The last lines of the
+first table are sums: what was run, and the seed with 5 + 15 epochs at the medians of their kind.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+from runs import machine_line, markdown, scratch_folder
+
+HERE = Path(__file__).parent
+TREE = HERE.parent
+WARM, REGULAR = "warm-up epoch", "regular epoch"
+DEFAULT_RUN = {WARM: 5, REGULAR: 15}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row of metrics: what ended with it, and what the process had spent before and then."""
+
+    name: str
+    epoch: int | None
+    error: float | None
+    seconds: float
+    operations: float
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A revision's name, its tree, and the folder of its run."""
+
+    name: str
+    tree: Path
+    run: Path
+
+
+@click.command(help=__doc__.split("\n", 1)[0] if __doc__ else None)
+@click.argument("model", required=False)
+@click.option("--against", metavar="REV", help="A revision, or a folder with another checkout.")
+@click.option("--epochs", default=20, show_default=True)
+@click.option("--warmup-epochs", default=5, show_default=True)
+@click.option("--at", default="20,40", show_default=True, help="Epochs whose errors are shown.")
+@click.option("--layers", default=2, show_default=True, help="Of the written checkpoint.")
+@click.option("--experts", default=48, show_default=True, help="A layer.")
+@click.option("--hidden", default=2048, show_default=True)
+@click.option("--intermediate", default=1408, show_default=True)
+@click.option("--seeding", default="--bases 9 --rank-ratio 0.75", show_default=True)
+@click.option("--training", default="", help="Further options of train.")
+@click.option("--memory", default="8GiB", show_default=True)
+@click.option("--json", "record", type=click.Path(path_type=Path), help="Also write all figures.")
+@click.option("--scratch", type=click.Path(path_type=Path), help="Where runs are kept meanwhile.")
+def main(model: str | None, record: Path | None, scratch: Path | None, **given: Any) -> None:
+    with scratch_folder(scratch) as folder, ExitStack() as held:
+        model = model or _written(folder / "model", given)
+        checkouts = [Checkout("this tree", TREE, folder / "this")]
+        if given["against"]:
+            tree = held.enter_context(checked_out(given["against"], folder))
+            checkouts.insert(0, Checkout(given["against"], tree, folder / "other"))
+        found = {one.name: steps for one, steps in _timed(checkouts, model, given).items()}
+    click.echo(_stages(found) + "\n")
+    click.echo(_errors(found, [int(k) for k in given["at"].split(",")]) + f"\n\n{machine_line()}")
+    if record is not None:
+        rows = {name: [vars(step) for step in steps] for name, steps in found.items()}
+        record.write_text(json.dumps({"given": given, "steps": rows}, indent=1))
+
+
+def _written(model: Path, given: dict[str, Any]) -> str:
+    sizes = [
+        part
+        for name in ("layers", "experts", "hidden", "intermediate")
+        for part in (f"--{name}", str(given[name]))
+    ]
+    _python(TREE, ["-m", "globe_stream", "synth", "--out", str(model), *sizes])
+    return str(model)
+
+
+@contextmanager
+def checked_out(revision: str, folder: Path) -> Iterator[Path]:
+    """The tree of `revision`, or the folder of that name."""
+    if Path(revision).is_dir():
+        yield Path(revision)
+        return
+    tree = folder / "tree"
+    git = ["git", "-C", str(TREE), "worktree"]
+    subprocess.run([*git, "add", "--detach", str(tree), revision], check=True, capture_output=True)
+    try:
+        yield tree
+    finally:
+        subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+
+
+def _timed(
+    checkouts: list[Checkout], model: str, given: dict[str, Any]
+) -> dict[Checkout, list[Step]]:
+    """Seed with each of `checkouts`, then train with each."""
+    found: dict[Checkout, list[Step]] = {one: [] for one in checkouts}
+    memory = ["--memory", given["memory"]]
+    families = ["--families", "up", *shlex.split(given["seeding"])]
+    lengths = ["--epochs", str(given["epochs"]), "--warmup-epochs", str(given["warmup_epochs"])]
+    for command in ("seed", "train"):
+        for one in checkouts:
+            run = ["--run", str(one.run), *families] if command == "seed" else lengths
+            what = [model] if command == "seed" else [str(one.run), *shlex.split(given["training"])]
+            found[one] += _carried_out(one, [command, *what, *run, *memory], given["warmup_epochs"])
+    return found
+
+
+def _carried_out(checkout: Checkout, arguments: list[str], warmup: int) -> list[Step]:
+    """The steps of one command, from its rows of metrics and its samples of operations."""
+    metrics, samples = checkout.run / "metrics.jsonl", checkout.run.parent / "samples.json"
+    before = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    _python(checkout.tree, [str(HERE / "counted.py"), str(samples), *arguments])
+    counted = json.loads(samples.read_text())
+    times = [sample[0] for sample in counted]
+    steps, last = [], (times[0], 0.0)
+    for line in metrics.read_text().splitlines()[before:]:
+        row = json.loads(line)
+        if row["stage"] == "train/memory":
+            continue
+        _, single, double = counted[bisect_right(times, row["time"]) - 1]
+        spent = single + double
+        error = row.get("recon/relative_frobenius_error")
+        name = row["stage"]
+        if row["epoch"] is not None:
+            name = WARM if row["epoch"] <= warmup else REGULAR
+        steps.append(Step(name, row["epoch"], error, row["time"] - last[0], spent - last[1]))
+        last = (row["time"], spent)
+    return steps
+
+
+def _python(tree: Path, arguments: list[str]) -> None:
+    """Run Python on the package of `tree`; progress goes to standard error."""
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    command = [sys.executable, *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment, cwd=tree)
+
+
+def _stages(found: dict[str, list[Step]]) -> str:
+    """Seconds and operations of every stage; epochs are medians of their kind."""
+    names = list(dict.fromkeys(step.name for steps in found.values() for step in steps))
+    lines = [(name, [_spent(steps, name) for steps in found.values()]) for name in names]
+    lines.append(("all", [_total(steps) for steps in found.values()]))
+    if all({WARM, REGULAR} <= {step.name for step in steps} for steps in found.values()):
+        title = "seed + 5 warm-up + 15 regular epochs"
+        lines.append((title, [_default_run(steps) for steps in found.values()]))
+    heads = ["stage", *(f"{name}: {what}" for name in found for what in ("s", "TFLOP", "GFLOP/s"))]
+    ratio = len(found) > 1
+    rows = []
+    for name, spent in lines:
+        cells = [cell for seconds, count in spent for cell in _cells(seconds, count)]
+        rows.append([name, *cells, *([f"{spent[1][0] / spent[0][0]:.2f}"] if ratio else [])])
+    return markdown([*heads, *(["seconds, ratio"] if ratio else [])], rows)
+
+
+def _cells(seconds: float, operations: float) -> list[str]:
+    return [f"{seconds:.2f}", f"{operations / 1e12:.3f}", f"{operations / 1e9 / seconds:.0f}"]
+
+
+def _spent(steps: list[Step], name: str) -> tuple[float, float]:
+    own = [step for step in steps if step.name == name]
+    return median(step.seconds for step in own), median(step.operations for step in own)
+
+
+def _total(steps: list[Step]) -> tuple[float, float]:
+    return sum(step.seconds for step in steps), sum(step.operations for step in steps)
+
+
+def _default_run(steps: list[Step]) -> tuple[float, float]:
+    parts = [_total([step for step in steps if step.epoch is None])]
+    for name, count in DEFAULT_RUN.items():
+        seconds, operations = _spent(steps, name)
+        parts.append((count * seconds, count * operations))
+    return sum(part[0] for part in parts), sum(part[1] for part in parts)
+
+
+def _errors(found: dict[str, list[Step]], wanted: list[int]) -> str:
+    """relF, seconds and operations since the start after so many epochs."""
+    rows = []
+    for name, steps in found.items():
+        seconds = operations = 0.0
+        for step in steps:
+            seconds, operations = seconds + step.seconds, operations + step.operations
+            seeded = step.name == "seed/measure"
+            if step.error is not None and (seeded or step.epoch in wanted):
+                after = "the seed" if seeded else f"{step.epoch} epochs"
+                cells = [f"{step.error:.4f}", f"{seconds:.1f}", f"{operations / 1e12:.3f}"]
+                rows.append([name, after, *cells])
+    return markdown(["revision", "after", "relF", "seconds", "TFLOP"], rows)
+
+
+if __name__ == "__main__":
+    main()
