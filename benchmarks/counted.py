@@ -3,7 +3,8 @@
     python benchmarks/counted.py RECORD.json seed MODEL --run DIR ...
 
 Works with every revision of the package (that on PYTHONPATH): nothing of it is imported here. The
-record holds when the command began, and samples (time, float32 operations, float64 operations).
+record holds samples (time, CPU seconds, float32 operations, float64 operations), the first of them
+from when the command began.
 """
 
 import json
@@ -23,11 +24,11 @@ def main() -> None:
 
     record, sys.argv = Path(sys.argv[1]), ["globe-stream", *sys.argv[2:]]
     counter, ended, begin = OperationCounter(), threading.Event(), time.time()
-    samples = [(begin, 0.0, 0.0)]
+    samples = [(begin, time.process_time(), 0.0, 0.0)]
 
     def sample() -> None:
         while not ended.wait(SAMPLE_SECONDS):
-            samples.append((time.time(), counter.single, counter.double))
+            samples.append((time.time(), time.process_time(), counter.single, counter.double))
 
     watching = threading.Thread(target=sample, daemon=True)
     watching.start()
@@ -40,7 +41,7 @@ def main() -> None:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     ended.set()
     watching.join()
-    samples.append((time.time(), counter.single, counter.double))
+    samples.append((time.time(), time.process_time(), counter.single, counter.double))
     record.write_text(json.dumps(samples))
     sys.exit(code)
 

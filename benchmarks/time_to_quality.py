@@ -6,11 +6,12 @@
         --seeding "--bases 60 --rank 99 --dictionary-support 60" --training "--target-support none"
 
 Without MODEL a Gaussian checkpoint is written, at the expert sizes of Qwen1.5-MoE-A2.7B and with
-N/m as there (see `--experts`). `--against` takes a revision (checked out in a temporary folder) or a
-folder with another checkout. Every command is a process of its own; those of the two
-revisions take turns. Operations are counted by watching what torch is asked for. Seconds of a
-stage are the time from the row of metrics before it to its own, commits included. The last lines of the
-first table are sums: what was run, and the seed with 5 + 15 epochs at the medians of their kind.
+N/m as there (see `--experts`). `--against` takes a revision (checked out in a temporary folder) or
+a folder with another checkout. Every command is a process of its own; those of the two revisions
+take turns. Operations are counted by watching what torch is asked for. Seconds of a stage are the
+time from the row of metrics before it to its own, commits included; CPU seconds are those of all
+threads, which with OMP_NUM_THREADS=1 hardly depend on what else the machine does. The last lines of
+the first table are sums: what was run, and the seed with 5 + 15 epochs at the medians of their kind.
 """
 
 import json
@@ -19,7 +20,7 @@ import shlex
 import subprocess
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ TREE = HERE.parent
 WARM, REGULAR = "warm-up epoch", "regular epoch"
 DEFAULT_RUN = {WARM: 5, REGULAR: 15}
 
+Spent = tuple[float, float, float]
+"""Seconds, CPU seconds, operations."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -43,7 +47,13 @@ class Step:
     epoch: int | None
     error: float | None
     seconds: float
+    cpu_seconds: float
     operations: float
+
+    @property
+    def spent(self) -> Spent:
+        """All three."""
+        return (self.seconds, self.cpu_seconds, self.operations)
 
 
 @dataclass(frozen=True)
@@ -133,19 +143,21 @@ def _carried_out(checkout: Checkout, arguments: list[str], warmup: int) -> list[
     _python(checkout.tree, [str(HERE / "counted.py"), str(samples), *arguments])
     counted = json.loads(samples.read_text())
     times = [sample[0] for sample in counted]
-    steps, last = [], (times[0], 0.0)
+    steps, last = [], counted[0]
     for line in metrics.read_text().splitlines()[before:]:
         row = json.loads(line)
         if row["stage"] == "train/memory":
             continue
-        _, single, double = counted[bisect_right(times, row["time"]) - 1]
-        spent = single + double
-        error = row.get("recon/relative_frobenius_error")
+        now = [row["time"], *counted[bisect_right(times, row["time"]) - 1][1:]]
+        seconds, cpu, single, double = (
+            after - before for after, before in zip(now, last, strict=True)
+        )
         name = row["stage"]
         if row["epoch"] is not None:
             name = WARM if row["epoch"] <= warmup else REGULAR
-        steps.append(Step(name, row["epoch"], error, row["time"] - last[0], spent - last[1]))
-        last = (row["time"], spent)
+        error = row.get("recon/relative_frobenius_error")
+        steps.append(Step(name, row["epoch"], error, seconds, cpu, single + double))
+        last = now
     return steps
 
 
@@ -159,54 +171,58 @@ def _python(tree: Path, arguments: list[str]) -> None:
 def _stages(found: dict[str, list[Step]]) -> str:
     """Seconds and operations of every stage; epochs are medians of their kind."""
     names = list(dict.fromkeys(step.name for steps in found.values() for step in steps))
-    lines = [(name, [_spent(steps, name) for steps in found.values()]) for name in names]
+    lines = [(name, [_median(steps, name) for steps in found.values()]) for name in names]
     lines.append(("all", [_total(steps) for steps in found.values()]))
     if all({WARM, REGULAR} <= {step.name for step in steps} for steps in found.values()):
         title = "seed + 5 warm-up + 15 regular epochs"
         lines.append((title, [_default_run(steps) for steps in found.values()]))
-    heads = ["stage", *(f"{name}: {what}" for name in found for what in ("s", "TFLOP", "GFLOP/s"))]
-    ratio = len(found) > 1
+    heads = [f"{name}: {what}" for name in found for what in ("s", "CPU s", "TFLOP")]
+    heads += ["s, ratio", "CPU s, ratio"] if len(found) > 1 else []
     rows = []
     for name, spent in lines:
-        cells = [cell for seconds, count in spent for cell in _cells(seconds, count)]
-        rows.append([name, *cells, *([f"{spent[1][0] / spent[0][0]:.2f}"] if ratio else [])])
-    return markdown([*heads, *(["seconds, ratio"] if ratio else [])], rows)
+        cells = [cell for one in spent for cell in _cells(one)]
+        if len(found) > 1:
+            cells += [f"{spent[1][k] / spent[0][k]:.2f}" for k in (0, 1)]
+        rows.append([name, *cells])
+    return markdown(["stage", *heads], rows)
 
 
-def _cells(seconds: float, operations: float) -> list[str]:
-    return [f"{seconds:.2f}", f"{operations / 1e12:.3f}", f"{operations / 1e9 / seconds:.0f}"]
+def _cells(spent: Spent) -> list[str]:
+    return [f"{spent[0]:.2f}", f"{spent[1]:.2f}", f"{spent[2] / 1e12:.3f}"]
 
 
-def _spent(steps: list[Step], name: str) -> tuple[float, float]:
-    own = [step for step in steps if step.name == name]
-    return median(step.seconds for step in own), median(step.operations for step in own)
+def _median(steps: list[Step], name: str) -> Spent:
+    own = [step.spent for step in steps if step.name == name]
+    return _each(median, own)
 
 
-def _total(steps: list[Step]) -> tuple[float, float]:
-    return sum(step.seconds for step in steps), sum(step.operations for step in steps)
+def _total(steps: list[Step]) -> Spent:
+    return _each(sum, [step.spent for step in steps])
 
 
-def _default_run(steps: list[Step]) -> tuple[float, float]:
+def _default_run(steps: list[Step]) -> Spent:
     parts = [_total([step for step in steps if step.epoch is None])]
     for name, count in DEFAULT_RUN.items():
-        seconds, operations = _spent(steps, name)
-        parts.append((count * seconds, count * operations))
-    return sum(part[0] for part in parts), sum(part[1] for part in parts)
+        parts += [_median(steps, name)] * count
+    return _each(sum, parts)
+
+
+def _each(taken: Callable[[list[float]], float], parts: list[Spent]) -> Spent:
+    """`taken` of the parts' seconds, CPU seconds and operations."""
+    seconds, cpu, operations = (taken(list(values)) for values in zip(*parts, strict=True))
+    return seconds, cpu, operations
 
 
 def _errors(found: dict[str, list[Step]], wanted: list[int]) -> str:
-    """relF, seconds and operations since the start after so many epochs."""
+    """relF, and what was spent since the start, after so many epochs."""
     rows = []
     for name, steps in found.items():
-        seconds = operations = 0.0
-        for step in steps:
-            seconds, operations = seconds + step.seconds, operations + step.operations
+        for k, step in enumerate(steps, start=1):
             seeded = step.name == "seed/measure"
             if step.error is not None and (seeded or step.epoch in wanted):
                 after = "the seed" if seeded else f"{step.epoch} epochs"
-                cells = [f"{step.error:.4f}", f"{seconds:.1f}", f"{operations / 1e12:.3f}"]
-                rows.append([name, after, *cells])
-    return markdown(["revision", "after", "relF", "seconds", "TFLOP"], rows)
+                rows.append([name, after, f"{step.error:.4f}", *_cells(_total(steps[:k]))])
+    return markdown(["revision", "after", "relF", "seconds", "CPU seconds", "TFLOP"], rows)
 
 
 if __name__ == "__main__":

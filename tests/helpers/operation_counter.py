@@ -13,8 +13,8 @@ aten = torch.ops.aten
 class OperationCounter(TorchDispatchMode):
     """While active: `single` and `double`, operations in float32 and in float64.
 
-    Products are counted by torch's own registry, factorizations and solves by their textbook counts;
-    elementwise work is not counted.
+    Products are counted by torch's own registry, factorizations and solves by their textbook
+    counts; elementwise work is not counted.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,12 @@ def _added(args: Any, kwargs: Any, out: Any) -> float:
 
 def _square(share: float) -> Callable[[Any, Any, Any], float]:
     """`share` n^3 for each matrix (..., n, n) of the first argument."""
-    return lambda args, kwargs, out: share * args[0].numel() * args[0].shape[-1]
+
+    def count(args: Any, kwargs: Any, out: Any) -> float:
+        del kwargs, out
+        return share * float(args[0].numel() * args[0].shape[-1])
+
+    return count
 
 
 def _solved(args: Any, kwargs: Any, out: Any) -> float:
