@@ -11,7 +11,7 @@ a folder with another checkout. Every command is a process of its own; those of 
 take turns. Operations are counted by watching what torch is asked for. Seconds of a stage are the
 time from the row of metrics before it to its own, commits included; CPU seconds are those of all
 threads, which with OMP_NUM_THREADS=1 hardly depend on what else the machine does. The last lines of
-the first table are sums: what was run, and the seed with 5 + 15 epochs at the medians of their kind.
+the first table are sums: what was run, and the seed with 5 + 15 epochs at medians of their kind.
 """
 
 import json
