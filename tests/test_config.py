@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from globe_stream.cli.checkpoint import plan, synth
@@ -175,6 +175,7 @@ values = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(st.data())
 def test_any_values_are_accepted_or_refused_in_one_line(data):
     model = data.draw(st.sampled_from((*MODELS, ExportConfig)))

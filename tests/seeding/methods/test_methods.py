@@ -28,7 +28,7 @@ def group_proxies(size, dimension, *, decay=0.0, seed=0):
 
 
 def run(method, proxies, count, **options):
-    config = SeedConfig(method=method, **options)
+    config = SeedConfig(method=method, dictionary_rounds=20, **options)
     return run_method(config, GramView.dense(proxies.T @ proxies), count)
 
 
