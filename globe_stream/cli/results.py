@@ -9,12 +9,13 @@ import click
 from globe_stream.cli import tables as render
 from globe_stream.cli.checkpoint import as_json
 from globe_stream.cli.options import options_of, record_from
+from globe_stream.cli.runs import no_wandb, without_tracker
 from globe_stream.config import (
-    METHODS,
     DtypeName,
     RuntimeConfig,
     SeedConfig,
     SelectionConfig,
+    TrainConfig,
     Windows,
 )
 from globe_stream.config.runtime import TRACKING
@@ -27,37 +28,95 @@ memory_only = options_of(RuntimeConfig, skip=("device", "precision", "checkpoint
 @click.command()
 @click.argument("model")
 @click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="OPTION=A,B,...",
+    help="An option of seed or train and the values that it takes, such as bases=30,60; several "
+    "make a grid of all combinations.",
+)
+@click.option(
+    "--grid",
+    "grid_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The same from a TOML file: a table [grid] with a list for each option, and single "
+    "[[points]].",
+)
+@click.option(
     "--methods",
-    default=",".join(METHODS),
-    show_default=True,
     metavar="A,B,...",
-    help="Seeding methods to compare.",
+    help="The same as --set method=A,B (default, where nothing is swept: all methods).",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder that keeps the runs, sweep.json and the picture; the same command continues "
+    "there (default: nothing is kept).",
+)
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text to score the trained points on, in bits per byte.",
 )
 @click.option(
     "--run",
     "path",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Empty folder for what is written meanwhile (default: a temporary one).",
+    help="Without --out: empty folder for what is written meanwhile (default: a temporary one).",
+)
+@click.option(
+    "--epochs",
+    type=int,
+    metavar="N",
+    help="Train every point for so many passes (default: seed only). [at least 1]",
 )
 @options_of(
     SelectionConfig,
     SeedConfig,
+    TrainConfig,
     RuntimeConfig,
-    skip=("method", "precision", "checkpoint_every", *TRACKING),
+    skip=("method", "epochs"),
 )
+@no_wandb
 @as_json
-def sweep(model: str, methods: str, path: Path | None, as_json: bool, **values: Any) -> None:
-    """Compare seeding methods on MODEL: same statistics, same proxies, quality and seconds."""
-    from globe_stream.commands.sweep import sweep_methods
+def sweep(
+    model: str,
+    sets: tuple[str, ...],
+    grid_file: Path | None,
+    methods: str | None,
+    out: Path | None,
+    text: Path | None,
+    path: Path | None,
+    epochs: int | None,
+    no_wandb: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Seed, and with --epochs train, MODEL at every point of a grid of options, and compare.
 
-    result = sweep_methods(
+    What points share is read once: statistics, proxies, Gram matrices, whole warm starts.
+    """
+    from globe_stream.commands.sweep.command import SweepOptions
+    from globe_stream.commands.sweep.command import sweep as sweep_model
+    from globe_stream.commands.sweep.grid import grid_of
+
+    training = record_from(TrainConfig, values)
+    result = sweep_model(
         model,
-        record_from(SelectionConfig, values),
-        record_from(SeedConfig, values),
-        _names(methods),
-        record_from(RuntimeConfig, values),
-        run=path,
+        grid_of(sets, grid_file, methods),
+        SweepOptions(
+            record_from(SelectionConfig, values),
+            record_from(SeedConfig, values),
+            None if epochs is None else training.changed(epochs=epochs),
+            record_from(RuntimeConfig, without_tracker(values, no_wandb)),
+        ),
+        out=out,
+        scratch=path,
+        text=text,
     )
     click.echo(json.dumps(result.document()) if as_json else render.sweep(result.document()))
 

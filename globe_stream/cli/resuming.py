@@ -14,7 +14,6 @@ _ENDINGS = {
     "verify": "it changes nothing; give it again",
     "report": "no report was written; the same command starts over",
     "synth": "the folder is unfinished; the same command clears it and starts over",
-    "sweep": _DELETED,
 }
 
 
@@ -24,4 +23,7 @@ def after_interruption(arguments: list[str]) -> str:
     if command == "eval":
         kept = any(word == "--work" or word.startswith("--work=") for word in arguments)
         return "the same command continues with the exports in --work" if kept else _DELETED
+    if command == "sweep":
+        kept = any(word == "--out" or word.startswith("--out=") for word in arguments)
+        return _KEPT if kept else _DELETED
     return _ENDINGS.get(command, "nothing was begun")

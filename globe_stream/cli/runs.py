@@ -49,7 +49,7 @@ def seed(model: str, path: Path, fresh: bool, no_wandb: bool, as_json: bool, **v
         path,
         record_from(SelectionConfig, values),
         record_from(SeedConfig, values),
-        record_from(RuntimeConfig, _without_tracker(values, no_wandb)),
+        record_from(RuntimeConfig, without_tracker(values, no_wandb)),
         fresh=fresh,
     )
     if speaks():
@@ -69,7 +69,7 @@ def train(run: Path, fresh: bool, no_wandb: bool, as_json: bool, **values: Any) 
     document = train_run(
         run,
         record_from(TrainConfig, values),
-        record_from(RuntimeConfig, _without_tracker(values, no_wandb)),
+        record_from(RuntimeConfig, without_tracker(values, no_wandb)),
         fresh=fresh,
     )
     if speaks():
@@ -143,7 +143,8 @@ def _command_line() -> str:
     return shlex.join(["globe-stream", *sys.argv[1:]])
 
 
-def _without_tracker(values: dict[str, Any], no_wandb: bool) -> dict[str, Any]:
+def without_tracker(values: dict[str, Any], no_wandb: bool) -> dict[str, Any]:
+    """`values` of a command, without the project of a tracker that `no_wandb` turns off."""
     return {**values, "wandb_project": None} if no_wandb else values
 
 

@@ -153,27 +153,25 @@ def finished(document: Document) -> str:
 
 def sweep(document: Document) -> str:
     """`sweep`."""
-    heads = (
-        "method",
-        "bank",
-        "proxies",
-        "relF",
-        "proxy relF",
-        "explained",
-        "support",
-        "method s",
-        "total s",
-        "read",
-        "passes",
-        "peak memory",
-    )
+    names = document["options"]
+    several = len({row["unit"] for row in document["rows"]}) > 1
+    scores = {point["name"]: point["bits_per_byte"] for point in document["points"]}
+    heads = [
+        *names,
+        *(["bank"] if several else []),
+        *("proxies", "kept", "relF", "SVD relF", "seed relF", "explained", "support"),
+        *("method s", "total s", "read", "passes", "peak memory"),
+        *(["bits/byte"] if document["original_bits_per_byte"] is not None else []),
+    ]
     rows = [
-        (
-            row["method"],
-            row["unit"],
+        [
+            *(str(row["options"].get(name, "-")) for name in names),
+            *([row["unit"]] if several else []),
             row["proxies"],
+            f"{row['parameter_ratio']:.1%}",
             f"{row['relative_frobenius_error']:.4f}",
-            f"{row['proxy_relative_error']:.4f}",
+            f"{row['svd_equal_parameters_relative_error']:.4f}",
+            f"{row['seed_relative_frobenius_error']:.4f}",
             f"{row['explained_variance']:.3f}",
             f"{row['median_support']:g}",
             f"{row['method_seconds']:.1f}",
@@ -181,12 +179,26 @@ def sweep(document: Document) -> str:
             format_bytes(row["bytes_read"]),
             f"{row['passes']:.2f}",
             format_bytes(row["peak_memory_bytes"]),
-        )
+            *([] if scores[row["point"]] is None else [f"{scores[row['point']]:.4f}"]),
+        ]
         for row in document["rows"]
     ]
-    svd = document["svd_equal_parameters_relative_error"]
-    beside = ", ".join(f"{group} {error:.4f}" for group, error in svd.items())
-    return f"{table(heads, rows)}\n\ntruncated SVD of equal size: relF {beside}"
+    return "\n".join((table(heads, rows), "", *_shared(document)))
+
+
+def _shared(document: Document) -> list[str]:
+    """What a sweep shared, and what its scores are to be compared with."""
+    passes, original = document["passes"], document["original_bits_per_byte"]
+    points = len(document["points"])
+    lines = [
+        f"passes over the experts: {passes['read']}, {passes['saved']} fewer than the "
+        f"{passes['alone']} of {count_of(points, 'point')} by themselves; "
+        f"{count_of(passes['warm_starts'], 'warm start')} from "
+        f"{count_of(passes['gram_matrices'], 'set')} of proxies with its Gram matrix"
+    ]
+    if original is not None:
+        lines.append(f"bits per byte of the original: {original:.4f}")
+    return lines
 
 
 def evaluation(document: Document) -> str:

@@ -101,7 +101,7 @@ def _seed(
                 key = f"{group.key}:plans:seed"
                 chosen = recorded_plans(run, key, plans[group.key], resources.limit)
                 seedings.append(Seeding(context, group, seeding, chosen))
-            _scan(seedings)
+            scan(seedings)
             for one in seedings:
                 one.run()
         return status_document(run)
@@ -112,7 +112,7 @@ def _known_zero(path: Path) -> Places:
     return run_header(Run(path, writable=False)).zero_experts
 
 
-def _scan(seedings: Sequence[Seeding]) -> None:
+def scan(seedings: Sequence[Seeding]) -> None:
     """The first pass of all, so that weights that cannot be used are found before all else.
 
     Raises ZeroExperts for all of them together.

@@ -10,37 +10,49 @@ from globe_stream import __version__
 from globe_stream.config import RuntimeConfig
 from globe_stream.config.options import Options
 from globe_stream.engine.device import Machine
-from globe_stream.engine.metrics import read_metrics
+from globe_stream.engine.metrics import METRICS_FILE, MetricRow, read_metrics
 from globe_stream.engine.records import TRAINING, TrainingOptions
 from globe_stream.engine.status import fingerprint
+from globe_stream.engine.tensorboard_tracker import FOLDER as TENSORBOARD_FOLDER
 from globe_stream.engine.tensorboard_tracker import TensorBoardTracker
 from globe_stream.engine.trackers import Tracker
-from globe_stream.engine.wandb_tracker import WandbTracker
+from globe_stream.engine.wandb_tracker import TRACKER_ID, WandbTracker
 from globe_stream.factorization.records import GroupRecord, run_header
 from globe_stream.io.records import Json
 from globe_stream.store.run import Run
 
 
 def open_trackers(run: Run, runtime: RuntimeConfig, config: Json) -> list[Tracker]:
-    """The trackers that `runtime` asks for; InputError when a library is missing."""
+    """The trackers that `runtime` asks for; InputError when a library is missing.
+
+    One that is new to the run is told the metrics so far.
+    """
+    rows = read_metrics(run.path / METRICS_FILE)
     trackers: list[Tracker] = []
     with ExitStack() as opened:
         if runtime.wandb_project is not None:
-            rows = len(read_metrics(run.path / "metrics.jsonl"))
-            trackers.append(
-                WandbTracker(
-                    run.path,
-                    runtime.wandb_project,
-                    config,
-                    group=runtime.wandb_group,
-                    first_step=rows,
-                )
+            new = not (run.path / TRACKER_ID).exists()
+            tracker = WandbTracker(
+                run.path,
+                runtime.wandb_project,
+                config,
+                group=runtime.wandb_group,
+                first_step=0 if new else len(rows),
             )
-            opened.callback(trackers[-1].close)
+            opened.callback(tracker.close)
+            trackers.append(_told(tracker, rows if new else []))
         if runtime.tensorboard:
-            trackers.append(TensorBoardTracker(run.path, config))
+            new = not (run.path / TENSORBOARD_FOLDER).exists()
+            trackers.append(_told(TensorBoardTracker(run.path, config), rows if new else []))
         opened.pop_all()
     return trackers
+
+
+def _told(tracker: Tracker, rows: Sequence[MetricRow]) -> Tracker:
+    """`tracker`, after it has taken `rows`."""
+    for row in rows:
+        tracker.write(row)
+    return tracker
 
 
 def tracker_config(

@@ -18,6 +18,8 @@ ProxyKind = Literal["rows", "left_gram", "svd", "procrustes"]
 
 CLUSTERING = ("kmeans_init", "kmeans_iterations")
 """Options of whatever begins with clusters of proxies."""
+GREEDY = ("greedy_ridge", "greedy_lasso")
+"""Options of greedy atoms."""
 _ANY: tuple[ProxyKind, ...] = ("left_gram", "rows", "svd", "procrustes")
 
 
@@ -59,13 +61,13 @@ METHOD_FACTS: dict[str, MethodFacts] = {
     ),
     "residual_greedy": MethodFacts(
         _ANY,
-        ("greedy_ridge",),
+        GREEDY,
         "one atom at a time, each the direction that the others leave over. m power iterations "
         "and codings. Nearly as good as nn_dictionary in a third of its time.",
     ),
     "hybrid": MethodFacts(
         _ANY,
-        ("hybrid_ratio", "hybrid_variant", "pca_signs", *CLUSTERING, "greedy_ridge"),
+        ("hybrid_ratio", "hybrid_variant", "pca_signs", *CLUSTERING, *GREEDY),
         "part principal components, part cluster centers or greedy atoms. The cost of both. "
         "When some variation is common and some is of groups.",
     ),

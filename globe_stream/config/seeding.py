@@ -6,6 +6,7 @@ from pydantic import Field
 
 from globe_stream.config.methods import (
     CLUSTERING,
+    GREEDY,
     METHOD_FACTS,
     ProxyKind,
     SeedMethod,
@@ -71,11 +72,23 @@ class SeedConfig(Options):
     kmeans_init: Literal["kmeans++", "farthest"] = Field(
         "kmeans++", description="First centres of k-means."
     )
-    kmeans_iterations: int = Field(50, ge=1, description="Lloyd iterations at most.")
+    kmeans_iterations: int = Field(
+        50,
+        ge=0,
+        description="Lloyd iterations at most; 0 takes the first centers as they are, such as "
+        f"the farthest-first ones of {option('kmeans_init')} farthest.",
+    )
     greedy_ridge: float = Field(
         0.0,
         ge=0.0,
         description="Ridge of residual_greedy's codes, relative to the atoms' unit norm.",
+    )
+    greedy_lasso: float = Field(
+        0.0,
+        ge=0.0,
+        le=0.9,
+        description="Penalty on the sum of an expert's codes while residual_greedy codes (a "
+        "non-negative lasso), relative to a proxy's unit norm; 0 is NNLS.",
     )
     hybrid_ratio: float = Field(
         0.5, ge=0.0, le=1.0, description="Fraction of hybrid's atoms that come from PCA."
@@ -119,7 +132,7 @@ class SeedConfig(Options):
         of_method = f"with {option('method')} {self.method}"
         reasons = dict.fromkeys(without_effect(self.method), of_method)
         if self.method == "hybrid":
-            others = ("greedy_ridge",) if self.hybrid_variant == "kmeans" else CLUSTERING
+            others = GREEDY if self.hybrid_variant == "kmeans" else CLUSTERING
             reasons |= dict.fromkeys(
                 others, f"with {option('hybrid_variant')} {self.hybrid_variant}"
             )

@@ -37,6 +37,12 @@ class TrainConfig(Options):
         description="Largest momentum of the bank after the warm-up; it grows as k / (k + 3) over "
         "the k steps since it was last dropped.",
     )
+    warmup_targets: Literal["current", "initial"] = Field(
+        "current",
+        description="Warm-up (and beta < 1) targets: each expert rotated to lie nearest to its own "
+        "mixture of now, or once and for all to the mean of the warm start (its proxies; needs "
+        f"{option('proxies')} procrustes).",
+    )
     targets: Literal["surrogate", "pinv"] = Field(
         "surrogate",
         description="Weight-aware targets: descent on a surrogate of the loss, or pseudo-inverse.",
@@ -156,6 +162,8 @@ class TrainConfig(Options):
             reasons["lambda_t"] = f"with {option('targets')} surrogate"
         if self.warmup_epochs == 0:
             reasons["warmup_momentum"] = f"with {option('warmup_epochs')} 0"
+            if self.blend_epochs == 0:
+                reasons["warmup_targets"] = f"with {option('warmup_epochs')} 0"
         return reasons
 
     def support_target(self) -> int | None:

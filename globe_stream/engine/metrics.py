@@ -18,6 +18,8 @@ from pydantic import JsonValue
 from globe_stream.errors import InputError
 from globe_stream.io.records import Json
 
+METRICS_FILE = "metrics.jsonl"
+
 MetricValues = Mapping[str, JsonValue]
 """Metrics by their published names: numbers, and lists or mappings of numbers."""
 STAMPS = ("time", "stage", "family", "epoch", "step")

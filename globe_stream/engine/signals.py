@@ -38,7 +38,8 @@ def graceful_interrupts(
 ) -> Iterator[Interrupt]:
     """Handle SIGINT and SIGTERM as requests inside the block (main thread only).
 
-    `answer` says to whoever asked what happens now, unless `silent`.
+    `answer` says to whoever asked what happens now, unless `silent`. Blocks may be nested: what was
+    asked of the inner one was asked of the outer one, too.
     """
     interrupt = Interrupt(answer, silent)
     if threading.current_thread() is not threading.main_thread():
@@ -53,3 +54,6 @@ def graceful_interrupts(
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if interrupt.requested and isinstance(outer, Interrupt):
+                outer.requested = True

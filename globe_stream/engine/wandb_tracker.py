@@ -18,6 +18,9 @@ from globe_stream.errors import InputError, option
 from globe_stream.io import files
 from globe_stream.io.records import Json
 
+TRACKER_ID = "wandb-id"
+"""The file of a run that holds its tracker id."""
+
 
 class WandbTracker:
     """Sends metric rows to the tracker run that belongs to `directory`."""
@@ -82,7 +85,7 @@ def _mode() -> str | None:
 
 
 def _tracker_id(directory: Path) -> str:
-    path = directory / "wandb-id"
+    path = directory / TRACKER_ID
     if not path.exists():
         files.write_text(path, uuid.uuid4().hex[:12])
     return path.read_text().strip()

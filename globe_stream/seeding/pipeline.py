@@ -10,6 +10,7 @@ Source: docs/design.md, sections Proxies, Gram space and Seeding methods.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -58,6 +59,7 @@ from globe_stream.seeding.records import (
 )
 from globe_stream.seeding.statistics import StatisticsAccumulator, evenly, require_usable
 from globe_stream.store import arrays, codes, digests
+from globe_stream.store.run import Run
 from globe_stream.store.tiles import Tiles
 
 Stage = TypeVar("Stage", bound=StageRecord)
@@ -73,6 +75,8 @@ class Seeding:
     plans: dict[str, StagePlan]
     kinds: frozenset[str] = frozenset()
     """Kinds of proxies that the statistics are to serve; empty: the method's own."""
+    baseline: BaselineRecord | None = None
+    """What the stage of that name would find, where it is known."""
 
     def scan(self) -> None:
         """Carry out the first pass over the experts, if it is not done yet.
@@ -256,11 +260,7 @@ class Seeding:
         sample = sampled_experts(self.group)
         experts = tuple(self.group.experts[k] for k in sample)
         task = Pass(self.group.key, "baseline", experts, self.plans["baseline"].batch_plan.batch)
-        accumulator = BaselineAccumulator(self.group.sizes.svd_rank)
-        cost = stream(self.context, task, accumulator)
-        baseline = BaselineRecord(
-            cost, self.group.sizes.svd_rank, len(sample), accumulator.relative_error
-        )
+        baseline = self.baseline or self._measured_baseline(task)
         state = self._seeded_state(baseline)
         states, drop = finished(task)
         self.context.run.commit(
@@ -272,6 +272,12 @@ class Seeding:
             },
             drop=drop,
         )
+
+    def _measured_baseline(self, task: Pass) -> BaselineRecord:
+        rank = self.group.sizes.svd_rank
+        accumulator = BaselineAccumulator(rank)
+        cost = stream(self.context, task, accumulator)
+        return BaselineRecord(cost, rank, len(task.experts), accumulator.relative_error)
 
     # -- pieces ----------------------------------------------------------------------------
 
@@ -292,7 +298,7 @@ class Seeding:
             tile_rows(sizes),
             dtype=self.group.proxy_dtype,
             device=self.context.device,
-            path=self.context.run.spill(f"{_flat(self.group.key)}-proxies"),
+            path=proxies_file(self.context.run, self.group.key),
         )
         return ProxyTiles(own, shares, world)
 
@@ -362,6 +368,11 @@ class Seeding:
 
     def _tensor(self, name: str) -> torch.Tensor:
         return torch.from_numpy(arrays.read(self.context.run.array(f"{self.group.key}/{name}")))
+
+
+def proxies_file(run: Run, key: str) -> Path:
+    """Where the proxies of the group `key` are spilled until its atoms are made."""
+    return run.spill(f"{_flat(key)}-proxies")
 
 
 def _cost_since(start: float) -> PassCost:

@@ -34,13 +34,18 @@ def orthonormal(
     fit: AdapterFit,
     activation: Activation,
     precision: Precision = "float32",
+    mean: Tensor | None = None,
 ) -> PreconditionedGradient:
     """Towards S_i = Q_i W_i / ||W_i||, Q_i near the polar factor of Z_i W_i^T.
 
     weights (b, p, d), mixtures (b, r, d); metric identity, all weights one. Where phi is linear,
-    Z W^T is at hand in `fit`. Source: docs/design.md, section Warm-up.
+    Z W^T is at hand in `fit`. With `mean` T (r, d) rotations are those to T, which stays.
+    Source: docs/design.md, section Warm-up.
     """
-    products = fit.projected.mT if activation.linear else torch.bmm(mixtures, weights.mT)
+    if mean is not None:
+        products = torch.matmul(mean, weights.mT)
+    else:
+        products = fit.projected.mT if activation.linear else torch.bmm(mixtures, weights.mT)
     target = coarse_bmm(nearly_orthonormal_rows(products, precision), weights, precision)
     norms = torch.linalg.matrix_norm(weights).clamp_min(torch.finfo(weights.dtype).tiny)
     gradient = target.div_(norms[:, None, None]).sub_(mixtures)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from globe_stream.config import SeedConfig
 from globe_stream.errors import InputError, option
 from globe_stream.kernels.nnls import nnls
 from globe_stream.seeding.methods.base import Atoms, SeedOptions, check_count, finish
@@ -47,7 +48,7 @@ def residual_greedy(view: GramView, count: int, options: SeedOptions) -> Atoms:
     """
     check_count(view, count)
     empty = torch.zeros(view.size, 0, dtype=torch.float64)
-    combination, errors = grow(view, empty, count, options.config.greedy_ridge, options.generator())
+    combination, errors = grow(view, empty, count, options.config, options.generator())
     return finish(view, combination, {"greedy/errors": errors})
 
 
@@ -55,7 +56,7 @@ def grow(
     view: GramView,
     combination: Tensor,
     count: int,
-    ridge: float,
+    config: SeedConfig,
     generator: torch.Generator,
     coding_steps: int = CODING_STEPS,
 ) -> tuple[Tensor, list[float]]:
@@ -68,7 +69,7 @@ def grow(
     codes = torch.zeros_like(combination)
     errors = []
     for _ in range(count):
-        codes, error = _code(combination, products, codes, ridge, coding_steps)
+        codes, error = _code(combination, products, codes, config, coding_steps)
         if error <= EXPLAINED * view.size:
             raise InputError(
                 f"residual_greedy: {combination.shape[1]} atoms explain the proxies exactly; "
@@ -83,17 +84,20 @@ def grow(
 
 
 def _code(
-    combination: Tensor, products: Tensor, start: Tensor, ridge: float, steps: int
+    combination: Tensor, products: Tensor, start: Tensor, config: SeedConfig, steps: int
 ) -> tuple[Tensor, float]:
-    """NNLS codes (N, j) on unit-norm atoms, and the squared error they leave in all."""
+    """NNLS codes (N, j) on unit-norm atoms, and the squared error they leave in all.
+
+    With a lasso they minimise half the squared error plus `greedy_lasso` times their sum.
+    """
     gram = combination.T @ products
     energy = float(len(combination))
     if not gram.numel():
         return start, energy
-    ridged = gram + ridge * torch.eye(len(gram), dtype=gram.dtype)
+    ridged = gram + config.greedy_ridge * torch.eye(len(gram), dtype=gram.dtype)
     codes = nnls(
         ridged,
-        products,
+        products - config.greedy_lasso,
         start=start,
         tolerance=CODING_TOLERANCE,
         max_iterations=steps,

@@ -35,5 +35,5 @@ def hybrid(view: GramView, count: int, options: SeedOptions) -> Atoms:
         parts.append(cluster(view.matrix(), others, options, generator).combination)
     elif others:
         start = parts[0] if parts else torch.zeros(view.size, 0, dtype=torch.float64)
-        parts = [grow(view, start, others, options.config.greedy_ridge, generator)[0]]
+        parts = [grow(view, start, others, options.config, generator)[0]]
     return finish(view, torch.cat(parts, dim=1), {"hybrid/pca": from_pca, "hybrid/others": others})

@@ -88,7 +88,8 @@ def first_centres(
 def lloyd(gram: Tensor, centres: Tensor, iterations: int) -> Clusters:
     """Alternate assignment and centring from the proxies at `centres` until nothing changes.
 
-    The objective never falls, but for a cluster that ran empty and is reseeded.
+    The objective never falls, but for a cluster that ran empty and is reseeded. Without iterations
+    the proxies at `centres` are the result.
     """
     combination = torch.zeros(gram.shape[0], len(centres), dtype=gram.dtype)
     combination[centres, torch.arange(len(centres))] = 1.0
@@ -103,7 +104,9 @@ def lloyd(gram: Tensor, centres: Tensor, iterations: int) -> Clusters:
             break
         labels = new
         combination = _centres(gram, labels, len(centres))
-    cosines = (gram @ combination).gather(1, labels[:, None])
+    cosines = gram @ combination
+    labels = labels if steps else cosines.argmax(1)
+    cosines = cosines.gather(1, labels[:, None])
     return Clusters(labels, combination, float(cosines.sum()), steps, reseeded)
 
 
