@@ -95,8 +95,8 @@ def open_hub(
     )
     known = {header.path: header for header in headers}
 
-    def fetch_files(paths: Sequence[Path]) -> None:
-        _fetch(repository, root, [known[path] for path in paths])
+    def fetch_files(paths: Sequence[Path], *, anew: bool = False) -> None:
+        _fetch(repository, root, [known[path] for path in paths], anew)
 
     return replace(index, fetch_files=fetch_files)
 
@@ -159,9 +159,9 @@ def _header(repository: _Repository, root: Path, name: str) -> Header:
     return load_header(path, size, fetch)
 
 
-def _fetch(repository: _Repository, root: Path, wanted: list[Header]) -> None:
-    """Download the files of `wanted` that are not complete here, and check them."""
-    missing = [header for header in wanted if not _complete(header)]
+def _fetch(repository: _Repository, root: Path, wanted: list[Header], anew: bool) -> None:
+    """Download the files of `wanted` that are not complete here, or all, and check them."""
+    missing = [header for header in wanted if anew or not _complete(header)]
     if not missing:
         return
     require_free(root, sum(header.size for header in missing), "the download")

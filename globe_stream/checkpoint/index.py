@@ -33,7 +33,7 @@ SINGLE_NAME = "model.safetensors"
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
-def _nothing_to_fetch(paths: Sequence[Path]) -> None:
+def _nothing_to_fetch(paths: Sequence[Path], *, anew: bool = False) -> None:
     """A local folder has all its shards."""
 
 
@@ -57,7 +57,8 @@ class ExpertIndex:
     shared: dict[str, tuple[ExpertMatrix, ...]] = field(default_factory=dict)
     extra_layers: int = 0
     rule: ModelType | None = None
-    fetch_files: Callable[[Sequence[Path]], None] = _nothing_to_fetch
+    fetch_files: Callable[..., None] = _nothing_to_fetch
+    """Makes sure that the files of some paths are here; `anew=True` downloads them in any case."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -100,10 +101,13 @@ class ExpertIndex:
         blocks = (block for expert in self.shared[family] for block in split_shared(expert, p))
         return tuple(sorted((*members, *blocks), key=lambda expert: expert.order))
 
-    def fetch(self, experts: Sequence[ExpertMatrix]) -> None:
-        """Make sure that every file that holds one of `experts` is on this machine."""
+    def fetch(self, experts: Sequence[ExpertMatrix], *, anew: bool = False) -> None:
+        """Make sure that every file that holds one of `experts` is on this machine.
+
+        Files of a hub model are downloaded if they are missing, or in any case with `anew`.
+        """
         paths = {region.path for expert in experts for region in expert.storage.regions}
-        self.fetch_files(sorted(paths))
+        self.fetch_files(sorted(paths), anew=anew)
 
     def fingerprint(self) -> CheckpointFingerprint:
         """What identifies the checkpoint: revision, and size and header hash of every shard."""

@@ -15,7 +15,7 @@ from globe_stream.config import (
     SyntheticModel,
     TrainConfig,
 )
-from globe_stream.config.runtime import TRACKING
+from globe_stream.config.runtime import OF_RUNS
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -45,7 +45,7 @@ def inspect(
     SeedConfig,
     TrainConfig,
     RuntimeConfig,
-    skip=("precision", "checkpoint_every", *TRACKING),
+    skip=("precision", "checkpoint_every", *OF_RUNS),
 )
 @as_json
 def plan(model: str, as_json: bool, **values: Any) -> None:

@@ -37,9 +37,9 @@ class GroupedExperts:
         """The experts of all groups."""
         return [expert for group in self.groups for expert in group.experts]
 
-    def fetch(self) -> None:
-        """Download the shards of a hub model that hold these experts."""
-        self.index.fetch(self.experts)
+    def fetch(self, *, anew: bool = False) -> None:
+        """Download the shards of a hub model that hold these experts; `anew`: also those here."""
+        self.index.fetch(self.experts, anew=anew)
 
 
 def open_experts(

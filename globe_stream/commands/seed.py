@@ -95,7 +95,7 @@ def _seed(
                 context.progress.say(worded(line))
             if world.leads and not (path / "config.toml").exists():
                 write_config(run, None)
-            experts.fetch()
+            experts.fetch(anew=runtime.force_download)
             seedings = []
             for group in experts.groups:
                 key = f"{group.key}:plans:seed"

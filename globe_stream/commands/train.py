@@ -16,7 +16,13 @@ from globe_stream.engine.distributed import join
 from globe_stream.engine.records import TRAINING, TrainingOptions
 from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import ExpertGroup
-from globe_stream.factorization.records import GroupState, group_state, run_header, seeded_state
+from globe_stream.factorization.records import (
+    PROCRUSTES_MEAN,
+    GroupState,
+    group_state,
+    run_header,
+    seeded_state,
+)
 from globe_stream.memory import planner
 from globe_stream.store.run import Run
 from globe_stream.training.trainer import Trainer
@@ -48,10 +54,11 @@ def train(
         session = Session.open(runtime, silent=silent, world=world)
         resources = session.resources(run)
         plans = train_plans(experts.groups, training, resources)
+        _require_initial(run, experts.groups, training)
         _adopt_config(run, training, fresh)
         with session.recording(run, resources, {"train": training}) as context:
             _announce(context, experts.groups, training)
-            experts.fetch()
+            experts.fetch(anew=runtime.force_download)
             for group in experts.groups:
                 key = f"{group.key}:plans:train"
                 chosen = recorded_plans(run, key, plans[group.key], resources.limit)
@@ -79,6 +86,16 @@ def _require_seeded(run: Run, experts: GroupedExperts) -> None:
         raise InputError(
             f"{run.path}: seeding is not finished ({', '.join(waiting[:3])}). "
             "Give the seed command again first"
+        )
+
+
+def _require_initial(run: Run, groups: Sequence[ExpertGroup], training: TrainConfig) -> None:
+    """InputError where targets of the warm start are asked for and seeding left none."""
+    wanted = training.warmup_targets == "initial" and "warmup_targets" not in training.unused()
+    if wanted and not all(run.has(f"{group.key}/{PROCRUSTES_MEAN}") for group in groups):
+        raise InputError(
+            f"{run.path}: {option('warmup_targets')} initial needs the mean of a warm start from "
+            f"procrustes proxies. Leave it out, or seed with {option('proxies')} procrustes"
         )
 
 

@@ -8,8 +8,8 @@ from globe_stream.config.options import RUNTIME, Options
 from globe_stream.errors import InputError, option
 from globe_stream.formatting import parse_size
 
-TRACKING = ("wandb_project", "wandb_group", "tensorboard")
-"""Fields that only a command with metrics has."""
+OF_RUNS = ("force_download", "wandb_project", "wandb_group", "tensorboard")
+"""Fields that only commands that work on a run have: seed, train, sweep."""
 
 
 class RuntimeConfig(Options):
@@ -36,6 +36,12 @@ class RuntimeConfig(Options):
         ge=0,
         description="Minutes between checkpoints inside a pass.",
         json_schema_extra={**RUNTIME, "metavar": "MINUTES"},
+    )
+    force_download: bool = Field(
+        False,
+        description="Download the shards of a hub model even where the cache has them, such as "
+        "after a disk fault.",
+        json_schema_extra=RUNTIME,
     )
     wandb_project: str | None = Field(
         None,

@@ -10,6 +10,9 @@ from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.io.records import Json, Record
 from globe_stream.store.run import Run
 
+PROCRUSTES_MEAN = "seed/procrustes_mean"
+"""The array of a group that holds the mean (r, d) of its aligned experts, if seeding made one."""
+
 Stage = Literal["seeded", "training", "trained"]
 
 

@@ -224,12 +224,12 @@ def train_bytes(
 ) -> int:
     """An epoch: bank and sum of gradients throughout, and the larger of its pass and its step.
 
-    The pass holds the metric's four matrices and two sums, the worst expert's step (r, d), codes
-    twice, the reader, one batch, and one expert's row-space solve (three (d, r), two (r, r)). The
-    step holds atom chunks or a few tiles.
+    The pass holds the metric's four matrices and two sums, the worst expert's step and the warm
+    start's mean (r, d), codes twice, the reader, one batch, and one expert's row-space solve (three
+    (d, r), two (r, r)). The step holds atom chunks or a few tiles.
     """
     banks = 2 * (bank_tile_bytes(sizes) if batch_plan.spill else sizes.bank_bytes)
-    squares = 4 * (3 * (sizes.rank**2 + sizes.d**2) + sizes.rank * sizes.d)
+    squares = 4 * (3 * (sizes.rank**2 + sizes.d**2) + 2 * sizes.rank * sizes.d)
     codes = 2 * 4 * sizes.experts * sizes.bases + 24 * sizes.experts
     solve = 4 * (3 * sizes.rank * sizes.d + 2 * sizes.rank**2)
     one = max(fit_bytes(sizes, curved), gradient_bytes(sizes, warmup, curved))

@@ -27,7 +27,12 @@ from globe_stream.factorization.code_statistics import code_statistics
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.measure import MeasureAccumulator
 from globe_stream.factorization.normalization import Normalization
-from globe_stream.factorization.records import GroupState, global_error, group_state
+from globe_stream.factorization.records import (
+    PROCRUSTES_MEAN,
+    GroupState,
+    global_error,
+    group_state,
+)
 from globe_stream.factorization.svd_baseline import (
     BaselineAccumulator,
     sampled_experts,
@@ -169,7 +174,7 @@ class Seeding:
         if statistics.left_gram is not None:
             put["seed/left_gram"] = statistics.normalized_left_gram(normalization)
         if statistics.procrustes_mean is not None:
-            put["seed/procrustes_mean"] = statistics.procrustes_mean
+            put[PROCRUSTES_MEAN] = statistics.procrustes_mean
         record = StatisticsRecord(cost, normalization.mean, normalization.scale)
         self._commit("statistics", record, put, task)
 

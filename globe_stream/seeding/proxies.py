@@ -14,6 +14,7 @@ from torch import Tensor
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.config import SeedConfig
 from globe_stream.factorization.normalization import Normalization
+from globe_stream.factorization.records import PROCRUSTES_MEAN
 from globe_stream.io.records import Scalars
 from globe_stream.io.world import World
 from globe_stream.seeding.procrustes import rotated, top_left
@@ -52,7 +53,7 @@ def make_projection(
         basis = left_basis(read("seed/left_gram"), rank)
         return Projection(left_gram_projector(basis.to(device)))
     if kind == "procrustes":
-        mean = read("seed/procrustes_mean").to(device)
+        mean = read(PROCRUSTES_MEAN).to(device)
         return Projection(procrustes_projector(mean), agreement=float(mean.double().norm()))
     return Projection(svd_projector(rank))
 

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from globe_stream.config import SeedConfig
 from globe_stream.engine.metrics import METRICS_FILE, read_metrics
 from globe_stream.factorization.groups import ExpertGroup
+from globe_stream.factorization.records import PROCRUSTES_MEAN
 from globe_stream.io import files
 from globe_stream.io.links import link_file
 from globe_stream.io.records import Json
@@ -31,7 +32,7 @@ _ARRAYS = {
     "proxies": (),
     "gram": ("seed/gram", "seed/proxy_norms", "eigenvalues"),
 }
-_OF_KIND = {"left_gram": "seed/left_gram", "procrustes": "seed/procrustes_mean"}
+_OF_KIND = {"left_gram": "seed/left_gram", "procrustes": PROCRUSTES_MEAN}
 
 
 @dataclass(frozen=True)

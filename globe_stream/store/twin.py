@@ -6,9 +6,10 @@ from pathlib import Path
 from globe_stream.io import files
 from globe_stream.io.links import link_tree
 from globe_stream.io.system_errors import explained
+from globe_stream.store.ledger import HEAD, LEDGER
 from globe_stream.store.run import STORE
 
-_TEXTS = ("ledger.jsonl", "metrics.jsonl", "config.toml")
+_TEXTS = (LEDGER, HEAD, "metrics.jsonl", "config.toml")
 
 
 def make_twin(source: Path, target: Path) -> None:

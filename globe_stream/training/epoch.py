@@ -54,7 +54,11 @@ class EpochSettings:
 
 
 class EpochAccumulator:
-    """Carries one epoch through the experts of a group."""
+    """Carries one epoch through the experts of a group.
+
+    `initial` T (r, d) is the mean that the warm-up's targets are rotated to, where they are those
+    of the warm start.
+    """
 
     def __init__(
         self,
@@ -66,8 +70,10 @@ class EpochAccumulator:
         settings: EpochSettings,
         normalization: Normalization,
         norms: Tensor,
+        initial: Tensor | None = None,
     ) -> None:
         self._bank = bank
+        self._initial = initial
         self._codes = codes
         self._gram = gram
         self.metric = metric
@@ -150,7 +156,12 @@ class EpochAccumulator:
         if settings.beta == 1.0:
             return self._weight_aware(weights, mixtures, fit)
         start = directions.orthonormal(
-            weights, mixtures, fit, settings.activation, settings.precision
+            weights,
+            mixtures,
+            fit,
+            settings.activation,
+            settings.precision,
+            self._initial,
         )
         if settings.beta == 0.0:
             return start

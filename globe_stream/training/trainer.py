@@ -26,7 +26,12 @@ from globe_stream.factorization.code_statistics import (
 )
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.normalization import Normalization
-from globe_stream.factorization.records import GroupState, global_error, seeded_state
+from globe_stream.factorization.records import (
+    PROCRUSTES_MEAN,
+    GroupState,
+    global_error,
+    seeded_state,
+)
 from globe_stream.memory.cost_model import StagePlan, tile_rows
 from globe_stream.store import arrays, codes
 from globe_stream.store.arrays import StoredTiles
@@ -102,6 +107,7 @@ class Trainer:
             replace(self.schedule.epoch_settings(before), precision=self.context.precision),
             self._normalization(),
             self._norms,
+            self._initial_mean(before),
         )
         task = Pass(
             self.group.key,
@@ -217,6 +223,13 @@ class Trainer:
             self.context.run.spill(self._flat("momentum")),
             self.context.world,
         )
+
+    def _initial_mean(self, before: ScheduleState) -> Tensor | None:
+        """The warm start's mean T (r, d), in an epoch with targets that are rotated to it."""
+        if self.config.warmup_targets == "current" or self.schedule.beta(before) == 1.0:
+            return None
+        mean: Tensor = torch.from_numpy(self._read(PROCRUSTES_MEAN)).to(self.context.device)
+        return mean
 
     def _metric_gram(self, current: TrainerState, metric: Metric) -> Tensor:
         if metric.right is None:

@@ -154,3 +154,18 @@ def test_a_long_header_takes_a_second_request(hub: Hub) -> None:
     ranges = [r for _, path, r, _ in hub.log if path.endswith("/model.safetensors")]
     assert len(ranges) == 2
     assert ranges[1].startswith("bytes=8-")
+
+
+def test_a_forced_download_replaces_what_the_cache_has(hub: Hub) -> None:
+    index, file, weights = _fetched()
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    before = hub.sent(file.name)
+    assert _fetched()[1] == file
+    assert hub.sent(file.name) - before < file.stat().st_size, "complete by size: not fetched"
+    expert = index.experts["up"][0]
+    index.fetch([expert], anew=True)
+    assert hub.sent(file.name) - before >= file.stat().st_size
+    assert file.read_bytes() != bytes(damaged)
+    assert read_expert(expert).tolist() == weights

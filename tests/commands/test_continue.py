@@ -253,3 +253,16 @@ def test_patience_may_be_raised_on_a_run_that_stopped(tell, seeded):
     told = tell("train", seeded, "--epochs", done + 3, *still, "--patience", 0)
     assert told.code == 0, told.err
     assert json.loads(tell("status", seeded, "--json").out)["families"]["up"]["epoch"] == done + 3
+
+
+def test_targets_of_the_warm_start_need_its_mean(tell, checkpoint, tmp_path):
+    for proxies, code in (("left_gram", 2), ("procrustes", 0)):
+        run = tmp_path / proxies
+        common = ("--families", "up", "--bases", 4, "--memory", "2GiB")
+        assert tell("seed", checkpoint, "--run", run, "--proxies", proxies, *common).code == 0
+        ledger = (run / "ledger.jsonl").read_bytes()
+        told = tell("train", run, "--epochs", 2, "--warmup-targets", "initial")
+        assert told.code == code, told.err
+        if code:
+            assert "--warmup-targets initial needs the mean" in told.err
+            assert (run / "ledger.jsonl").read_bytes() == ledger

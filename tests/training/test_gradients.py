@@ -139,3 +139,20 @@ def test_directions_are_deterministic():
         return [x for d in (first, second, third) for x in (d.gradient, d.weight)]
 
     assert all(torch.equal(a, b) for a, b in zip(all_of_them(), all_of_them(), strict=True))
+
+
+def test_targets_of_the_warm_start_are_rotated_to_its_mean_whatever_the_mixtures_are():
+    weights, mixtures, activation, fit = problem()
+    mean = normal(R, D, seed=5)
+    found = directions.orthonormal(weights, mixtures, fit, activation, "float32", mean)
+    for k in range(B):
+        rotation, _ = scipy.linalg.polar((mean @ weights[k].T).numpy(), side="left")
+        target = rotation @ weights[k].numpy() / weights[k].norm().item()
+        reached = (mixtures + found.gradient)[k].numpy()
+        assert np.linalg.norm(reached - target) < 0.35 * np.linalg.norm(target)
+        cosine = (reached * target).sum() / np.linalg.norm(reached) / np.linalg.norm(target)
+        assert cosine > 0.97
+    again = directions.orthonormal(weights, 2 * mixtures, fit, activation, "float32", mean)
+    torch.testing.assert_close(2 * mixtures + again.gradient, mixtures + found.gradient)
+    own = directions.orthonormal(weights, mixtures, fit, activation)
+    assert not torch.allclose(own.gradient, found.gradient)

@@ -116,8 +116,7 @@ class _Job:
                 self.folder, self.options.selection, session, resources, interrupt, names
             )
             shop.require_fitting(self.starts)
-            for start in self.starts:
-                start.experts.fetch()
+            self.starts[0].experts.fetch(anew=self.options.runtime.force_download)
             for note in self.starts[0].experts.notes:
                 self._say(note)
             shop.make(preparations)
@@ -140,7 +139,7 @@ class _Job:
     def _track_and_train(
         self, path: Path, point: Point, session: Session, resources: Resources
     ) -> None:
-        runtime = self.options.runtime
+        runtime = self.options.runtime.changed(force_download=False)
         if runtime.wandb_project is not None and runtime.wandb_group is None:
             runtime = runtime.changed(wandb_group=self.folder.resolve().name)
         if point.training is not None:

@@ -7,7 +7,13 @@ from scipy.optimize import nnls as scipy_nnls
 from support import seed_options
 
 from globe_stream.seeding.methods import GramView
-from globe_stream.seeding.methods.greedy import Residual, grow, residual_greedy, top_eigenvector
+from globe_stream.seeding.methods.greedy import (
+    Residual,
+    _code,
+    grow,
+    residual_greedy,
+    top_eigenvector,
+)
 from globe_stream.seeding.methods.hybrid import hybrid
 from globe_stream.seeding.methods.kmeans import spherical_kmeans
 from globe_stream.seeding.methods.pca import gram_pca
@@ -49,7 +55,7 @@ def test_matches_the_explicit_algorithm(ridge):
     options = seed_options(greedy_ridge=ridge)
     empty = torch.zeros(40, 0, dtype=torch.float64)
     combination, found = grow(
-        view_of(columns), empty, 8, ridge, options.generator(), coding_steps=5000
+        view_of(columns), empty, 8, options.config, options.generator(), coding_steps=5000
     )
     atoms, errors = explicit_greedy(columns, 8, ridge)
     np.testing.assert_allclose(found, errors, rtol=1e-6)
@@ -126,3 +132,28 @@ def test_greedy_hybrid_without_pca_is_greedy():
     )
     expected = residual_greedy(view, 6, options).combination
     torch.testing.assert_close(hybrid(view, 6, options).combination, expected)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.1, 0.3])
+def test_a_lasso_codes_as_scikit_learn_does(penalty):
+    """Non-negative lasso: 1/2 ||x - B a||^2 + penalty sum a, its own objective being per row."""
+    from sklearn.linear_model import Lasso, LinearRegression
+
+    generator = torch.Generator().manual_seed(1)
+    data = torch.randn(30, 12, generator=generator, dtype=torch.float64)
+    data /= data.norm(dim=1, keepdim=True)
+    gram = data @ data.T
+    combination = torch.zeros(30, 4, dtype=torch.float64)
+    combination[:4] = torch.eye(4, dtype=torch.float64)
+    config = seed_options(greedy_lasso=penalty).config
+    codes, error = _code(combination, gram @ combination, torch.zeros(30, 4).double(), config, 500)
+    atoms = data[:4].T.numpy()
+    for own, target in zip(codes, data, strict=True):
+        if penalty:
+            oracle = Lasso(penalty / 12, positive=True, fit_intercept=False, tol=1e-12)
+        else:
+            oracle = LinearRegression(positive=True, fit_intercept=False)
+        expected = oracle.fit(atoms, target.numpy()).coef_
+        assert own.numpy() == pytest.approx(expected, abs=1e-5)
+    left = ((data - codes @ data[:4]) ** 2).sum()
+    assert error == pytest.approx(float(left), rel=1e-9)

@@ -7,7 +7,7 @@ from sklearn.cluster import KMeans
 from support import seed_options
 
 from globe_stream.seeding.methods import GramView
-from globe_stream.seeding.methods.kmeans import first_centres, lloyd, spherical_kmeans
+from globe_stream.seeding.methods.kmeans import cluster, first_centres, lloyd, spherical_kmeans
 
 
 def points(size=60, dimension=12, groups=0, spread=0.05, seed=0):
@@ -108,3 +108,19 @@ def test_centres_are_normalised_sums_of_members():
     explicit = rows.T @ atoms.combination.numpy()
     sums = rows.T @ members.double().numpy()
     np.testing.assert_allclose(explicit, sums / np.linalg.norm(sums, axis=0), atol=1e-12)
+
+
+def test_without_iterations_the_centres_are_proxies_as_far_apart_as_can_be():
+    generator = torch.Generator().manual_seed(3)
+    data = torch.randn(20, 6, generator=generator, dtype=torch.float64)
+    data /= data.norm(dim=1, keepdim=True)
+    gram = data @ data.T
+    options = seed_options(kmeans_init="farthest", kmeans_iterations=0)
+    found = cluster(gram, 5, options, torch.Generator().manual_seed(0))
+    chosen = found.combination.argmax(0).tolist()
+    assert sorted(found.combination.flatten().tolist()) == [0.0] * 95 + [1.0] * 5
+    for k in range(1, 5):
+        nearest = gram[:, chosen[:k]].max(1).values
+        assert chosen[k] == int(nearest.argmin())
+    assert found.labels.tolist() == (gram[:, chosen]).argmax(1).tolist()
+    assert found.objective == pytest.approx(float(gram[:, chosen].max(1).values.sum()))
