@@ -27,7 +27,7 @@ from globe_stream.config import (
     load_toml,
     to_toml,
 )
-from globe_stream.config.runtime import TRACKING
+from globe_stream.config.runtime import OF_RUNS
 from globe_stream.errors import InputError, spelled
 from globe_stream.io.dtypes import DTYPES
 from globe_stream.seeding.methods import REGISTRY
@@ -153,7 +153,7 @@ def test_the_command_line_has_every_field_with_its_default(command, models):
         assert record_from(model, values) == model()
         for field, spec in model.specs().items():
             name = model.prefix + field
-            if field not in ("checkpoint_every", *TRACKING) or command is not plan:
+            if field not in ("checkpoint_every", *OF_RUNS) or command is not plan:
                 assert flag(name) in options[name].opts
                 assert options[name].help.startswith(spelled(spec.help, flag))
 
