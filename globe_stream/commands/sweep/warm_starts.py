@@ -56,7 +56,7 @@ class WarmStarts:
         for start in starts:
             header = self._header(start)
             for point in start.points:
-                run = matching_run(self.run_of(point), header, fresh=False)
+                run = matching_run(self.run_of(point), header, False, self.session.world)
                 if run is not None:
                     run.close()
 
@@ -160,7 +160,7 @@ class WarmStarts:
 
     def _opened(self, path: Path, start: WarmStart) -> Run:
         header = self._header(start)
-        return matching_run(path, header, fresh=False) or Run.create(path, header)
+        return matching_run(path, header, False, self.session.world) or Run.create(path, header)
 
     def _keeping_proxies(self, run: Run) -> AbstractContextManager[Context]:
         return self.session.working_on(
