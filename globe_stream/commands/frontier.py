@@ -1,4 +1,4 @@
-"""The scores of `eval --frontier` as a picture."""
+"""The scores of the frontier as a picture."""
 
 from pathlib import Path
 

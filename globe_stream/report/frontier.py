@@ -1,4 +1,4 @@
-"""The picture of `eval --frontier`: bits per byte against bits a weight."""
+"""The picture of the frontier: bits per byte against bits a weight, of every way of storing."""
 
 import io
 from collections.abc import Sequence
