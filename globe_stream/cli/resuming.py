@@ -6,6 +6,7 @@ _ENDINGS = {
     "seed": _KEPT,
     "train": _KEPT,
     "export": _KEPT,
+    "merge": _KEPT,
     "run": _KEPT,
     "demo": _KEPT,
     "inspect": "it changes nothing; give it again",

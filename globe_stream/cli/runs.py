@@ -138,6 +138,18 @@ def demo(as_json: bool) -> None:
     click.echo(json.dumps(document) if as_json else render.finished(document))
 
 
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@as_json
+def merge(out: Path, runs: tuple[Path, ...], as_json: bool) -> None:
+    """Join RUN..., of other layers or families of one model, into the run directory OUT."""
+    from globe_stream.commands.merge import merge as merge_runs
+
+    document = merge_runs(out, runs)
+    click.echo(json.dumps(document) if as_json else render.status(document))
+
+
 def _command_line() -> str:
     """The command as it was given, for model cards."""
     return shlex.join(["globe-stream", *sys.argv[1:]])
@@ -148,4 +160,4 @@ def without_tracker(values: dict[str, Any], no_wandb: bool) -> dict[str, Any]:
     return {**values, "wandb_project": None} if no_wandb else values
 
 
-COMMANDS = (seed, train, status, export, run_recipe, demo)
+COMMANDS = (seed, train, status, merge, export, run_recipe, demo)

@@ -3,7 +3,9 @@
 Source: docs/design.md, section Run directory.
 """
 
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,15 @@ from zarr.codecs import Crc32cCodec
 from globe_stream.errors import GlobeError, option
 from globe_stream.store.tiles import Tiles
 
-Storable = np.ndarray[Any, Any] | Tensor | Tiles
+
+@dataclass(frozen=True)
+class StoredCopy:
+    """The array at `path` of another run, taken over file by file."""
+
+    path: Path
+
+
+Storable = np.ndarray[Any, Any] | Tensor | Tiles | StoredCopy
 Loader = Callable[[str], Path]
 """Where the stored array of a name is; see `read`."""
 CHUNK_BYTES = 64 << 20
@@ -25,6 +35,8 @@ CHUNK_BYTES = 64 << 20
 
 def nbytes(source: Storable) -> int:
     """Bytes that `source` takes on disk, chunk checksums aside."""
+    if isinstance(source, StoredCopy):
+        return sum(file.stat().st_size for file in source.path.rglob("*") if file.is_file())
     return prod(source.shape) * source.dtype.itemsize
 
 
@@ -33,6 +45,9 @@ def write(path: Path, source: Storable) -> None:
 
     Tiles keep their tiling as chunks; other arrays are chunked along the first axis.
     """
+    if isinstance(source, StoredCopy):
+        shutil.copytree(source.path, path)
+        return
     if isinstance(source, Tiles):
         _write_tiles(path, source)
         return
