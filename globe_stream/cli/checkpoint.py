@@ -47,8 +47,15 @@ def inspect(
     RuntimeConfig,
     skip=("precision", "checkpoint_every", *OF_RUNS),
 )
+@click.option(
+    "--processes",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Price the memory of each of so many processes under torchrun.",
+)
 @as_json
-def plan(model: str, as_json: bool, **values: Any) -> None:
+def plan(model: str, processes: int, as_json: bool, **values: Any) -> None:
     """Price a run on MODEL before it starts: parameters, passes, memory, disk."""
     from globe_stream.commands.plan import plan as plan_run
 
@@ -58,6 +65,7 @@ def plan(model: str, as_json: bool, **values: Any) -> None:
         record_from(SeedConfig, values),
         record_from(TrainConfig, values),
         record_from(RuntimeConfig, values),
+        processes,
     )
     click.echo(json.dumps(document) if as_json else render.estimate(document))
 

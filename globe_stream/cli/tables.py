@@ -68,6 +68,17 @@ def inventory(document: Document) -> str:
     return f"{head}\n\n{table(heads, rows)}"
 
 
+def _spilled(document: Document) -> list[str]:
+    """What banks on disk cost, if there are any."""
+    traffic = document["spilled_epoch_bytes"]
+    if not traffic:
+        return []
+    return [
+        f"banks on disk: {format_bytes(traffic)} written and read an epoch; "
+        "a larger --memory saves passes over them"
+    ]
+
+
 def estimate(document: Document) -> str:
     """`plan`."""
     heads = ("bank", "experts", "p x d", "m", "r", "kept", "SVD rank")
@@ -106,6 +117,7 @@ def estimate(document: Document) -> str:
             f"{format_bytes(document['epoch_bytes_read'])} an epoch, "
             f"{format_bytes(document['bytes_read'])} in {document['passes']} passes in all",
             f"arithmetic: {document['epoch_flops'] / 1e12:.2f} TFLOP an epoch",
+            *_spilled(document),
             f"disk: {format_bytes(document['disk_bytes'])} at most, "
             f"{format_bytes(document['disk_free_bytes'])} free",
         )

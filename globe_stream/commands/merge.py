@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from globe_stream.checkpoint.index import open_index
 from globe_stream.commands.compatibility import matching_run, source_changes
 from globe_stream.commands.experts import Places, open_experts
 from globe_stream.commands.run_files import write_config
@@ -29,6 +30,7 @@ from globe_stream.factorization.records import (
     RunHeader,
     group_state,
     run_header,
+    seeded_state,
 )
 from globe_stream.io import files
 from globe_stream.io.world import ALONE
@@ -168,10 +170,13 @@ def _joined_selection(runs: Sequence[Run], owners: dict[str, Run]) -> Document:
     ]
     names = list(dict.fromkeys(name for one in selections for name in one.family_names))
     families = "both" if set(names) == {"up", "gate"} else ",".join(names)
-    whole = any(one.layers is None and one.single_layer is None for one in selections)
     layers = {layer for key, run in owners.items() for layer in _layers(run, key)}
+    first = selections[0]
+    model = run_header(runs[0]).model
+    index = open_index(model, first.revision, first.include_mtp, first.rule)
+    whole = {expert.layer for name in names for expert in index.experts.get(name, ())} <= layers
     return {
-        **selections[0].identity(),
+        **first.identity(),
         "families": families,
         "single_layer": None,
         "layers": None if whole else f"{min(layers)}:{max(layers) + 1}",
@@ -200,5 +205,11 @@ def _adopt_records(run: Run, runs: Sequence[Run]) -> None:
     rows = [one.path / "metrics.jsonl" for one in runs]
     told = "".join(path.read_text(encoding="utf-8") for path in rows if path.exists())
     files.write_text(run.path / "metrics.jsonl", told)
-    options = {} if training is None else training.options
-    write_config(run, TrainConfig.from_mapping(options, "train") if options else None)
+    write_config(run, None if training is None else _trained_with(run, training))
+
+
+def _trained_with(run: Run, training: TrainingOptions) -> TrainConfig:
+    """The recorded options with as many epochs as were done."""
+    done = max(seeded_state(run, group.key).epoch for group in run_header(run).groups)
+    options = {**training.options, "epochs": max(1, done)}
+    return TrainConfig.from_mapping(options, f"{run.path}: recorded options")

@@ -1,7 +1,9 @@
 """`plan`: what a run would cost, from headers alone."""
 
+import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from globe_stream.commands.experts import open_experts
@@ -13,7 +15,7 @@ from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.factorization.records import GroupRecord
 from globe_stream.factorization.svd_baseline import sampled_experts, seed_passes
 from globe_stream.memory import planner
-from globe_stream.memory.cost_model import safe_budget
+from globe_stream.memory.cost_model import safe_budget, train_traffic
 from globe_stream.memory.planner import Stage
 from globe_stream.seeding.methods import proxies_for
 from globe_stream.training.epoch import PROBES
@@ -25,11 +27,18 @@ def plan(
     seeding: SeedConfig,
     training: TrainConfig,
     runtime: RuntimeConfig,
+    processes: int = 1,
 ) -> Document:
-    """Sizes, passes, priced memory and disk; InputError for what `seed` or `train` would refuse."""
+    """Sizes, passes, priced memory and disk; InputError for what `seed` or `train` would refuse.
+
+    Memory is that of each of `processes` under torchrun, and so is what it writes to and reads
+    from spilled banks; all else is of the whole.
+    """
     experts = open_experts(model, selection, seeding)
     resources = Session.open(runtime).resources()
-    needed = _needed(experts.groups, seeding, training)
+    machine = replace(resources.machine, processes=processes)
+    resources = replace(resources, machine=machine)
+    needed = _needed(experts.groups, seeding, training, processes)
     planner.require(needed, resources.limit, resources.base)
     seeded = seed_plans(experts.groups, seeding, resources)
     trained = train_plans(experts.groups, training, resources)
@@ -43,6 +52,7 @@ def plan(
     return {
         "format": 1,
         "model": model,
+        "processes": processes,
         "memory_budget_bytes": resources.limit,
         "base_bytes": resources.base,
         "least_memory_bytes": safe_budget(max(stage.least(resources.base) for stage in needed)),
@@ -52,11 +62,20 @@ def plan(
         "bytes_read": seed_bytes + training.epochs * epoch_bytes,
         "passes": min(map(seed_passes, experts.groups)) + training.epochs,
         "epoch_flops": sum(epoch_operations(group.sizes) for group in experts.groups),
+        "spilled_epoch_bytes": sum(
+            train_traffic(_share(group.sizes, processes), trained[group.key]["train"].batch_plan)
+            for group in experts.groups
+        ),
         "disk_bytes": disk_bytes(experts.groups),
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
         "units": {group.key: _group(group) for group in experts.groups},
         "stages": stages,
     }
+
+
+def _share(sizes: GroupSizes, processes: int) -> GroupSizes:
+    """What one of `processes` reads of a group's experts; of the bank, all."""
+    return replace(sizes, experts=math.ceil(sizes.experts / processes))
 
 
 def seed_bytes_read(group: ExpertGroup, config: SeedConfig) -> int:
@@ -105,15 +124,15 @@ def _group(group: ExpertGroup) -> Document:
 
 
 def _needed(
-    groups: Sequence[ExpertGroup], seeding: SeedConfig, training: TrainConfig
+    groups: Sequence[ExpertGroup], seeding: SeedConfig, training: TrainConfig, processes: int
 ) -> list[Stage]:
     """Every stage of seeding and training, of all groups."""
     return [
         stage
         for group in groups
         for stage in (
-            *seed_stages(group, seeding).values(),
-            planner.train_stage(group, training),
+            *seed_stages(group, seeding, processes).values(),
+            planner.train_stage(group, training, processes),
         )
     ]
 

@@ -152,17 +152,20 @@ def seed_plans(
 ) -> dict[str, Plans]:
     """The plans of every group; InputError that names the stage that needs most of all."""
     limit, base = resources.limit, resources.base
-    stages = {group.key: seed_stages(group, seeding) for group in groups}
+    stages = {
+        group.key: seed_stages(group, seeding, resources.machine.processes) for group in groups
+    }
     planner.require([stage for own in stages.values() for stage in own.values()], limit, base)
     return {key: planner.plans(own, limit, base) for key, own in stages.items()}
 
 
-def seed_stages(group: ExpertGroup, seeding: SeedConfig) -> dict[str, Stage]:
+def seed_stages(group: ExpertGroup, seeding: SeedConfig, processes: int = 1) -> dict[str, Stage]:
     """Every seeding stage of `group` by name."""
     return planner.seed_stages(
         group,
         proxies_for(seeding.method, seeding.proxies),
         products=gram_products(seeding, group.sizes.experts, group.bases),
+        processes=processes,
     )
 
 

@@ -73,10 +73,11 @@ def train_plans(
     groups: Sequence[ExpertGroup], training: TrainConfig, resources: Resources
 ) -> dict[str, Plans]:
     """The plans of every group; InputError that names the group that needs most of all."""
-    limit, base = resources.limit, resources.base
-    planner.require((planner.train_stage(group, training) for group in groups), limit, base)
+    limit, base, count = resources.limit, resources.base, resources.machine.processes
+    planner.require((planner.train_stage(group, training, count) for group in groups), limit, base)
     return {
-        group.key: {"train": planner.train_plan(group, training, limit, base)} for group in groups
+        group.key: {"train": planner.train_plan(group, training, limit, base, count)}
+        for group in groups
     }
 
 

@@ -14,6 +14,7 @@ from globe_stream.factorization.adapters import fitted_together
 from globe_stream.factorization.groups import GroupSizes
 from globe_stream.io.files import PIECE_BYTES
 from globe_stream.io.records import Record
+from globe_stream.io.world import PIECE_BYTES as SUM_BYTES
 from globe_stream.kernels.gram import PANEL_ROWS
 from globe_stream.kernels.nnls import BATCH_ROWS as NNLS_ROWS
 from globe_stream.kernels.pivoting import CHUNK_BYTES as NNLS_CHUNK_BYTES
@@ -62,6 +63,16 @@ class StagePlan(Record):
     batch_plan: BatchPlan
     estimate_bytes: int
 
+
+SPILLED_BATCHES = 64
+"""With a bank on disk, a pass is cut into as few batches as fit the budget, up to this many."""
+STEP_TRAFFIC = 19
+"""Times that an epoch reads or writes all of a spilled bank, outside of its batches.
+
+The bank and what is of its shape: atoms for the metric 1; gradients zeroed 2, preconditioned 2; the
+step reads bank, gradients and momentum and writes the latter two 5; both normalized 4; the new
+bank's Gram matrix 1; bank and momentum committed 4.
+"""
 
 ReaderBytes = Callable[[int, int | None], int]
 """Resident bytes of a reader for (batch, rows or None)."""
@@ -224,21 +235,73 @@ def train_bytes(
 ) -> int:
     """An epoch: bank and sum of gradients throughout, and the larger of its pass and its step.
 
+    A batch holds its mixtures, and what fits a few of its experts or else what codes all of them:
+    their rows of one tile, and arrays of codes in float64.
+
     The pass holds the metric's four matrices and two sums, the worst expert's step and the warm
     start's mean (r, d), codes twice, the reader, one batch, and one expert's row-space solve (three
     (d, r), two (r, r)). The step holds atom chunks or a few tiles.
     """
     banks = 2 * (bank_tile_bytes(sizes) if batch_plan.spill else sizes.bank_bytes)
+    batch = batch_plan.batch
     squares = 4 * (3 * (sizes.rank**2 + sizes.d**2) + 2 * sizes.rank * sizes.d)
     codes = 2 * 4 * sizes.experts * sizes.bases + 24 * sizes.experts
     solve = 4 * (3 * sizes.rank * sizes.d + 2 * sizes.rank**2)
     one = max(fit_bytes(sizes, curved), gradient_bytes(sizes, warmup, curved))
-    each = reader(batch_plan.batch, None) + _batch_bytes(sizes, batch_plan.batch, one) + solve
-    each += page_rounding(sizes, batch_plan.batch)
-    chunk = min(sizes.bank_bytes, max(ATOM_CHUNK_BYTES, 4 * sizes.rank * sizes.d))
+    fits = min(batch, fitted_together(sizes.rank, sizes.d)) * one
+    coding = 4 * batch * tile_rows(sizes) * sizes.d + 8 * 12 * min(batch, NNLS_ROWS) * sizes.bases
+    each = reader(batch, None) + 4 * batch * sizes.rank * sizes.d + max(fits, coding) + solve
+    each += page_rounding(sizes, batch)
+    chunk = min(
+        sizes.bank_bytes, max(atom_chunk_bytes(sizes, batch_plan), 4 * sizes.rank * sizes.d)
+    )
     inverses = 8 * 3 * max(sizes.rank, sizes.d) ** 2
     step = max(3 * chunk + inverses, (5 + CHUNK_READ_COPIES) * bank_tile_bytes(sizes))
     return banks + squares + codes + max(each, step)
+
+
+def atom_chunk_bytes(sizes: GroupSizes, batch_plan: BatchPlan) -> int:
+    """Whole atoms that are handled together.
+
+    Every chunk reads the whole bank once, so that chunks of a spilled bank take the room that the
+    mixtures of a batch have at other times.
+    """
+    room = 4 * batch_plan.batch * sizes.rank * sizes.d // 3 if batch_plan.spill else 0
+    return max(ATOM_CHUNK_BYTES, room)
+
+
+def measure_traffic(sizes: GroupSizes, batch_plan: BatchPlan) -> int:
+    """Bytes that measuring writes to and reads from a spilled bank: all of it for every batch."""
+    if not batch_plan.spill:
+        return 0
+    return sizes.bank_bytes * (1 + math.ceil(sizes.experts / batch_plan.batch))
+
+
+def train_traffic(sizes: GroupSizes, batch_plan: BatchPlan) -> int:
+    """Bytes that an epoch reads from and writes to spilled banks; page caches may save some.
+
+    Every batch composes its mixtures (one reading), codes (one) and adds its gradients to their
+    sum (one reading, one writing); every chunk of atoms meets the whole bank in the metric.
+    """
+    if not batch_plan.spill:
+        return 0
+    batches = math.ceil(sizes.experts / batch_plan.batch)
+    atoms = max(1, atom_chunk_bytes(sizes, batch_plan) // (4 * sizes.rank * sizes.d))
+    chunks = math.ceil(sizes.bases / atoms)
+    return sizes.bank_bytes * (4 * batches + chunks + STEP_TRAFFIC)
+
+
+def exchange_bytes(sizes: GroupSizes, proxy_itemsize: int, processes: int) -> dict[str, int]:
+    """What a stage holds besides where several processes tell one another of their shares.
+
+    Gram matrix and atoms gather a tile of all proxies: what is sent, received and put in order.
+    Everything else, under "", is summed in pieces, or tile by tile of the bank.
+    """
+    if processes == 1:
+        return {"": 0}
+    tile = sizes.experts * tile_rows(sizes) * sizes.d * proxy_itemsize
+    sums = max(SUM_BYTES, bank_tile_bytes(sizes))
+    return {"gram": 3 * tile + sums, "atoms": 3 * tile + sums, "": sums}
 
 
 def svd_work_bytes(p: int, d: int) -> int:
@@ -249,6 +312,15 @@ def svd_work_bytes(p: int, d: int) -> int:
 def baseline_bytes(sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes) -> int:
     """Spectra: the reader and the work of one expert."""
     return reader(batch_plan.batch, None) + svd_work_bytes(sizes.p, sizes.d)
+
+
+def spilled_batches(sizes: GroupSizes) -> list[int]:
+    """Batch sizes worth trying with a bank on disk, largest first: every batch reads all of it."""
+    counts = range(1, min(SPILLED_BATCHES, sizes.experts) + 1)
+    found = {math.ceil(sizes.experts / count) for count in counts}
+    while (least := min(found)) > 1:
+        found.add(least // 2)
+    return sorted(found, reverse=True)
 
 
 def batches(sizes: GroupSizes, bytes_each: int) -> list[int]:

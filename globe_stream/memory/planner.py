@@ -66,15 +66,16 @@ def seed_stages(
     proxies: str,
     kinds: Collection[str] = (),
     products: int | None = None,
+    processes: int = 1,
 ) -> dict[str, Stage]:
     """Every seeding stage of `group` by name.
 
     `kinds` are those that the statistics serve, when more than `proxies`. `products` is None where
     the Gram matrix of the proxies is formed, else the vectors that it is multiplied with.
     """
-    estimates = _seed_estimates(group, proxies, kinds, products)
+    estimates = _seed_estimates(group, proxies, kinds, products, processes)
     one = None if products is None else 1
-    small = _seed_estimates(_smallest(group), proxies, kinds, one)
+    small = _seed_estimates(_smallest(group), proxies, kinds, one, processes)
     return {
         name: _stage(
             f"seed/{name} of {group.key}", group, estimate_bytes, small[name], name == "measure"
@@ -83,9 +84,10 @@ def seed_stages(
     }
 
 
-def train_stage(group: ExpertGroup, config: TrainConfig) -> Stage:
+def train_stage(group: ExpertGroup, config: TrainConfig, processes: int = 1) -> Stage:
     """The epochs of `group`."""
-    estimate_bytes, small = _train_bytes(group, config), _train_bytes(_smallest(group), config)
+    estimate_bytes = _train_bytes(group, config, processes)
+    small = _train_bytes(_smallest(group), config, processes)
     return _stage(f"train of {group.key}", group, estimate_bytes, small, True)
 
 
@@ -95,9 +97,11 @@ def plans(stages: Mapping[str, Stage], limit: int, base: int) -> dict[str, Stage
     return {name: _plan(stage, limit, base) for name, stage in stages.items()}
 
 
-def train_plan(group: ExpertGroup, config: TrainConfig, limit: int, base: int) -> StagePlan:
+def train_plan(
+    group: ExpertGroup, config: TrainConfig, limit: int, base: int, processes: int = 1
+) -> StagePlan:
     """The plan of `group`'s epochs; InputError when even spilled banks do not fit `limit`."""
-    return plans({"train": train_stage(group, config)}, limit, base)["train"]
+    return plans({"train": train_stage(group, config, processes)}, limit, base)["train"]
 
 
 def require(stages: Iterable[Stage], limit: int, base: int, advice: str = _FEWER) -> None:
@@ -216,11 +220,16 @@ def _smallest(group: ExpertGroup) -> ExpertGroup:
 
 
 def _seed_estimates(
-    group: ExpertGroup, proxies: str, kinds: Collection[str], products: int | None
+    group: ExpertGroup,
+    proxies: str,
+    kinds: Collection[str],
+    products: int | None,
+    processes: int,
 ) -> dict[str, EstimateBytes]:
     sizes, reader = group.sizes, _reader_bytes(group)
     itemsize = group.proxy_dtype.itemsize
-    return {
+    more = cost_model.exchange_bytes(sizes, itemsize, processes)
+    alone: dict[str, EstimateBytes] = {
         "statistics": lambda k: cost_model.statistics_bytes(sizes, k, reader, kinds or {proxies}),
         "proxies": lambda k: cost_model.proxies_bytes(sizes, k, reader, proxies, itemsize),
         "gram": lambda _: cost_model.gram_bytes(sizes, itemsize, products),
@@ -228,10 +237,19 @@ def _seed_estimates(
         "measure": lambda k: cost_model.measure_bytes(sizes, k, reader),
         "baseline": lambda k: cost_model.baseline_bytes(sizes, k, reader),
     }
+    return {
+        name: _plus(estimate_bytes, more.get(name, more[""]))
+        for name, estimate_bytes in alone.items()
+    }
 
 
-def _train_bytes(group: ExpertGroup, config: TrainConfig) -> EstimateBytes:
+def _plus(estimate_bytes: EstimateBytes, more: int) -> EstimateBytes:
+    return lambda batch_plan: estimate_bytes(batch_plan) + more
+
+
+def _train_bytes(group: ExpertGroup, config: TrainConfig, processes: int) -> EstimateBytes:
     sizes, reader = group.sizes, _reader_bytes(group)
+    more = cost_model.exchange_bytes(sizes, group.proxy_dtype.itemsize, processes)
 
     def estimate_bytes(batch_plan: BatchPlan) -> int:
         return cost_model.train_bytes(
@@ -242,7 +260,7 @@ def _train_bytes(group: ExpertGroup, config: TrainConfig) -> EstimateBytes:
             curved=config.activation != "none",
         )
 
-    return estimate_bytes
+    return _plus(estimate_bytes, more[""])
 
 
 def _candidates(
@@ -251,9 +269,8 @@ def _candidates(
     # The slope where the batch dominates: small ones may hide below a fixed part of the stage.
     each = (estimate_bytes(BatchPlan(2 * _MANY)) - estimate_bytes(BatchPlan(_MANY))) // _MANY
     sizes = cost_model.batches(group.sizes, each)
-    return [
-        BatchPlan(batch, spilled) for spilled, batch in product((False, True)[: 1 + spill], sizes)
-    ]
+    on_disk = cost_model.spilled_batches(group.sizes) if spill else []
+    return [*(BatchPlan(batch) for batch in sizes), *(BatchPlan(batch, True) for batch in on_disk)]
 
 
 def _reader_bytes(group: ExpertGroup) -> cost_model.ReaderBytes:

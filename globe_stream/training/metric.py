@@ -81,11 +81,11 @@ class Metric:
         return float(values[-1] / values[0])
 
 
-def atom_chunks(bank: Tiles, bounds: Bounds) -> list[Bounds]:
+def atom_chunks(bank: Tiles, bounds: Bounds, nbytes: int = ATOM_CHUNK_BYTES) -> list[Bounds]:
     """Ranges of the atoms in `bounds` that are handled together when all rows are needed."""
     _, r, d = bank.shape
     first, last = bounds
-    size = max(1, ATOM_CHUNK_BYTES // (4 * r * d))
+    size = max(1, nbytes // (4 * r * d))
     return [(start, min(start + size, last)) for start in range(first, last, size)]
 
 
@@ -98,11 +98,16 @@ def plain_gram(bank: Tiles) -> Tensor:
     return gram
 
 
-def metric_gram(bank: Tiles, metric: Metric, world: World = ALONE) -> Tensor:
-    """K (m, m) float64 = <B_j, M B_k C>; every process computes the columns of its atoms."""
+def metric_gram(
+    bank: Tiles, metric: Metric, world: World = ALONE, nbytes: int = ATOM_CHUNK_BYTES
+) -> Tensor:
+    """K (m, m) float64 = <B_j, M B_k C>; every process computes the columns of its atoms.
+
+    The bank is read once for every `nbytes` of atoms, which are held three times.
+    """
     m = bank.shape[0]
     gram = torch.zeros(m, m, dtype=torch.float64)
-    for first, last in atom_chunks(bank, even_parts(m, world.size)[world.rank]):
+    for first, last in atom_chunks(bank, even_parts(m, world.size)[world.rank], nbytes):
         applied = metric.apply(bank.items(first, last))
         for (start, stop), tile in bank:
             part = tile.reshape(m, -1) @ applied[:, start:stop].reshape(last - first, -1).T

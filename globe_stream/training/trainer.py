@@ -32,7 +32,7 @@ from globe_stream.factorization.records import (
     global_error,
     seeded_state,
 )
-from globe_stream.memory.cost_model import StagePlan, tile_rows
+from globe_stream.memory.cost_model import StagePlan, atom_chunk_bytes, tile_rows
 from globe_stream.store import arrays, codes
 from globe_stream.store.arrays import StoredTiles
 from globe_stream.store.tiles import Tiles
@@ -234,7 +234,8 @@ class Trainer:
     def _metric_gram(self, current: TrainerState, metric: Metric) -> Tensor:
         if metric.right is None:
             return current.gram
-        return metric_gram(current.bank, metric, self.context.world)
+        chunk = atom_chunk_bytes(self.group.sizes, self.plan.batch_plan)
+        return metric_gram(current.bank, metric, self.context.world, chunk)
 
     def _moves(self) -> list[tuple[str, str]]:
         """The measured state takes the place of the saved one; the seeds are kept aside."""

@@ -1,0 +1,79 @@
+"""Two processes pinned to a core each against one on one core, on experts of a real size.
+
+    python benchmarks/scaling.py
+    python benchmarks/scaling.py --experts 64 --bases 16 --epochs 3
+
+Writes a checkpoint of Gaussian weights, seeds it with one process and trains copies of that seed
+with the environment that `torchrun` makes, every process with one thread on a core of its own.
+Seconds are of the epochs after the first, from `metrics.jsonl`. Needs two idle cores.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import click
+from runs import machine_line, markdown, scratch_folder
+
+from globe_stream.engine.metrics import read_metrics
+
+
+@click.command(help=__doc__.split("\n", 1)[0] if __doc__ else None)
+@click.option("--experts", default=48, show_default=True)
+@click.option("--intermediate", default=1408, show_default=True)
+@click.option("--hidden", default=2048, show_default=True)
+@click.option("--bases", default=8, show_default=True)
+@click.option("--epochs", default=3, show_default=True)
+@click.option("--memory", default="3GiB", show_default=True, help="Of each process.")
+@click.option("--scratch", type=click.Path(path_type=Path), help="Where everything is written.")
+def main(scratch: Path | None, experts: int, epochs: int, memory: str, **sizes: int) -> None:
+    with scratch_folder(scratch) as folder:
+        model, seeded = folder / "model", folder / "seeded"
+        bases = sizes.pop("bases")
+        shape = [part for name, size in sizes.items() for part in (f"--{name}", str(size))]
+        _run(1, "synth", "--out", model, "--layers", 1, "--experts", experts, *shape)
+        quick = ("--method", "rpca", "--proxies", "rows", "--families", "up", "--bases", bases)
+        _run(1, "seed", model, "--run", seeded, *quick, "--memory", memory)
+        found = {}
+        for processes in (1, 2):
+            run = shutil.copytree(seeded, folder / f"run-{processes}")
+            training = ("--epochs", epochs, "--warmup-epochs", 0, "--target-support", "none")
+            _run(processes, "train", run, *training, "--memory", memory)
+            rows = [row for row in read_metrics(run / "metrics.jsonl") if row.stage == "train"]
+            seconds = median(row.number("time/step_seconds") or 0.0 for row in rows[1:])
+            found[processes] = (seconds, rows[-1].number("recon/measured_error") or 0.0)
+    lines = [
+        [str(count), f"{seconds:.1f}", f"{found[1][0] / seconds:.2f}", f"{error:.6f}"]
+        for count, (seconds, error) in found.items()
+    ]
+    click.echo(f"{experts} experts, {sizes}, m = {bases}\n")
+    click.echo(markdown(["processes", "s an epoch", "times as fast", "relF"], lines))
+    click.echo(f"\n{machine_line()}")
+
+
+def _run(processes: int, *arguments: object) -> None:
+    """One command of the tool, by so many processes on the first cores."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    line = [sys.executable, "-m", "globe_stream", *map(str, arguments)]
+    click.echo(" ".join(["globe-stream", *line[3:]]), err=True)
+    cores = sorted(os.sched_getaffinity(0))
+    started = []
+    for rank in range(processes):
+        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes,
+                 "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": port, "OMP_NUM_THREADS": 1}  # fmt: skip
+        environment = {**os.environ, **{name: str(value) for name, value in world.items()}}
+        pinned = ["taskset", "-c", str(cores[rank % len(cores)]), *line]
+        started.append(subprocess.Popen(pinned, env=environment, stdout=subprocess.DEVNULL))
+    if sum(process.wait() for process in started):
+        raise click.ClickException("a command failed; its message is above")
+
+
+if __name__ == "__main__":
+    main()
