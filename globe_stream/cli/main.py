@@ -9,11 +9,13 @@ from globe_stream import __version__
 from globe_stream.cli import checkpoint, results, runs
 from globe_stream.cli.resuming import after_interruption
 from globe_stream.commands.wording import worded
-from globe_stream.engine.distributed import speaks
-from globe_stream.errors import GlobeError
+from globe_stream.engine.distributed import processes, speaks
+from globe_stream.errors import GlobeError, InputError
 from globe_stream.io.system_errors import error_of
 
 INTERRUPTED = 130
+_SHARED = ("seed", "train")
+"""Commands that several processes carry out together."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -42,6 +44,7 @@ def run(arguments: list[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else arguments
     try:
+        _require_one_process(given)
         code = cli.main(given, prog_name="globe-stream", standalone_mode=False)
     except click.ClickException as error:
         return _failed(given, _usage(error), error.exit_code, error)
@@ -55,6 +58,16 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort) as error:
         return _failed(given, f"interrupted; {after_interruption(given)}", INTERRUPTED, error)
     return code if isinstance(code, int) else 0
+
+
+def _require_one_process(arguments: list[str]) -> None:
+    """Raise InputError for a command that several processes cannot share."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    if processes() > 1 and command in cli.commands and command not in _SHARED:
+        raise InputError(
+            f"{command}: works in one process. Give it without torchrun, "
+            f"which is for {' and '.join(_SHARED)}"
+        )
 
 
 def _failed(arguments: list[str], message: str, code: int, error: BaseException) -> int:

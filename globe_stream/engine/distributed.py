@@ -23,24 +23,25 @@ _SAID = "globe-stream/said"
 
 def join() -> World:
     """The world of this process: that of `torchrun`, joined at the first call, or ALONE."""
-    return _joined()[0] if _processes() > 1 else ALONE
+    return _joined()[0] if processes() > 1 else ALONE
 
 
 def speaks(error: BaseException | None = None) -> bool:
     """Whether this process prints: results if it leads, an `error` if none was told of before."""
-    if _processes() == 1:
+    if processes() == 1:
         return True
     world, store = _joined()
     if error is None:
         return world.leads
     try:
         told: int = store.add(_SAID, 1)
-    except RuntimeError:  # the process that kept the store is gone
-        return world.rank == 1 or not isinstance(error, PeerLost)
+    except RuntimeError:  # the first process kept the store and is gone
+        return world.rank == 1 and isinstance(error, PeerLost)
     return told == 1
 
 
-def _processes() -> int:
+def processes() -> int:
+    """How many processes `torchrun` started, this one included; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

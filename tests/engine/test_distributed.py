@@ -64,6 +64,13 @@ def test_the_first_process_alone_prints_and_writes_metrics(pair):
     assert [row["epoch"] for row in rows if row["stage"] == "train"] == [1, 2, 3]
 
 
+def test_other_commands_are_refused_once(pair, tmp_path):
+    """And what `status` says of the run in one process stays as it was."""
+    assert jobs.job(["status", str(pair[1])], tmp_path / "log", 2) == [2, 2]
+    told = "".join((tmp_path / f"log.{rank}").read_text() for rank in (0, 1))
+    assert told.count("status: works in one process. Give it without torchrun") == 1
+
+
 @pytest.mark.slow
 def test_the_same_bytes_each_time(checkpoint, pair, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
