@@ -1,11 +1,12 @@
 """Two processes pinned to a core each against one on one core, on experts of a real size.
 
     python benchmarks/scaling.py
-    python benchmarks/scaling.py --experts 64 --bases 16 --epochs 3
+    python benchmarks/scaling.py --folder cache/scaling --processes 1 --experts 64 --bases 16
 
 Writes a checkpoint of Gaussian weights, seeds it with one process and trains copies of that seed
 with the environment that `torchrun` makes, every process with one thread on a core of its own.
-Seconds are of the epochs after the first, from `metrics.jsonl`. Needs two idle cores.
+Seconds are of the epochs after the first, from `metrics.jsonl`. Needs two idle cores. What is in
+--folder already is not made again, so that the timed part can be repeated by itself.
 """
 
 import os
@@ -13,8 +14,10 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import click
 from runs import machine_line, markdown, scratch_folder
@@ -23,36 +26,50 @@ from globe_stream.engine.metrics import read_metrics
 
 
 @click.command(help=__doc__.split("\n", 1)[0] if __doc__ else None)
-@click.option("--experts", default=48, show_default=True)
+@click.option("--experts", default=128, show_default=True)
 @click.option("--intermediate", default=1408, show_default=True)
 @click.option("--hidden", default=2048, show_default=True)
-@click.option("--bases", default=8, show_default=True)
-@click.option("--epochs", default=3, show_default=True)
+@click.option("--bases", default=16, show_default=True)
+@click.option("--epochs", default=2, show_default=True)
 @click.option("--memory", default="3GiB", show_default=True, help="Of each process.")
-@click.option("--scratch", type=click.Path(path_type=Path), help="Where everything is written.")
-def main(scratch: Path | None, experts: int, epochs: int, memory: str, **sizes: int) -> None:
-    with scratch_folder(scratch) as folder:
-        model, seeded = folder / "model", folder / "seeded"
-        bases = sizes.pop("bases")
-        shape = [part for name, size in sizes.items() for part in (f"--{name}", str(size))]
-        _run(1, "synth", "--out", model, "--layers", 1, "--experts", experts, *shape)
-        quick = ("--method", "rpca", "--proxies", "rows", "--families", "up", "--bases", bases)
-        _run(1, "seed", model, "--run", seeded, *quick, "--memory", memory)
-        found = {}
-        for processes in (1, 2):
-            run = shutil.copytree(seeded, folder / f"run-{processes}")
-            training = ("--epochs", epochs, "--warmup-epochs", 0, "--target-support", "none")
-            _run(processes, "train", run, *training, "--memory", memory)
-            rows = [row for row in read_metrics(run / "metrics.jsonl") if row.stage == "train"]
-            seconds = median(row.number("time/step_seconds") or 0.0 for row in rows[1:])
-            found[processes] = (seconds, rows[-1].number("recon/measured_error") or 0.0)
+@click.option("--processes", default="1,2", show_default=True, metavar="A,B,...")
+@click.option("--folder", type=click.Path(path_type=Path), help="Kept; default: a temporary one.")
+def main(folder: Path | None, processes: str, **given: Any) -> None:
+    with nullcontext(folder) if folder else scratch_folder(None) as place:
+        _prepare(place, **given)
+        counts = [int(count) for count in processes.split(",") if count]
+        found = {count: _epoch(place, count, **given) for count in counts}
     lines = [
-        [str(count), f"{seconds:.1f}", f"{found[1][0] / seconds:.2f}", f"{error:.6f}"]
+        [str(count), f"{seconds:.1f}", f"{found[counts[0]][0] / seconds:.2f}", f"{error:.6f}"]
         for count, (seconds, error) in found.items()
     ]
-    click.echo(f"{experts} experts, {sizes}, m = {bases}\n")
+    click.echo(", ".join(f"{name} {value}" for name, value in given.items()) + "\n")
     click.echo(markdown(["processes", "s an epoch", "times as fast", "relF"], lines))
     click.echo(f"\n{machine_line()}")
+
+
+def _prepare(folder: Path, experts: int, intermediate: int, hidden: int, bases: int, memory: str,
+             **_: Any) -> None:  # fmt: skip
+    """A checkpoint and a seeded run of it in `folder`, unless they are there."""
+    model, seeded = folder / "model", folder / "seeded"
+    if not model.exists():
+        shape = ("--experts", experts, "--hidden", hidden, "--intermediate", intermediate)
+        _run(1, "synth", "--out", model, "--layers", 1, *shape)
+    if not seeded.exists():
+        quick = ("--method", "rpca", "--proxies", "rows", "--families", "up", "--bases", bases)
+        _run(1, "seed", model, "--run", seeded, *quick, "--memory", memory)
+
+
+def _epoch(folder: Path, processes: int, epochs: int, memory: str, **_: Any) -> tuple[float, float]:
+    """Seconds of an epoch of so many processes, and the relative error that the last one found."""
+    run = folder / f"run-{processes}"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(folder / "seeded", run)
+    training = ("--epochs", epochs, "--warmup-epochs", 0, "--target-support", "none")
+    _run(processes, "train", run, *training, "--memory", memory)
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if row.stage == "train"]
+    seconds = median(row.number("time/step_seconds") or 0.0 for row in rows[1:])
+    return seconds, rows[-1].number("recon/measured_error") or 0.0
 
 
 def _run(processes: int, *arguments: object) -> None:

@@ -77,6 +77,12 @@ class Session:
         """
         allocator.return_freed_memory()
         chosen = devices.choose_device(runtime.device)
+        if chosen[0].type == "cuda" and world.local_size > torch.cuda.device_count():
+            raise InputError(
+                f"{option('device')} cuda: {world.local_size} processes on this machine share "
+                f"{torch.cuda.device_count()} GPUs. Start one for each, "
+                f"or use {option('device')} cpu"
+            )
         if world.size > 1 and chosen[0].type == "mps":
             raise InputError(
                 f"{option('device')} mps: one process alone can use it. "
@@ -118,7 +124,9 @@ class Session:
         run.beside = lambda: _peak_state(run, meter)
         try:
             with (
-                graceful_interrupts(answer, silent=not self.world.leads) as interrupt,
+                graceful_interrupts(
+                    answer, silent=not self.world.leads, patient=self.world.size > 1
+                ) as interrupt,
                 explained(run.path, f"writing {work}"),
             ):
                 yield Context(

@@ -48,8 +48,9 @@ def processes() -> int:
 @cache
 def _joined() -> tuple[World, Store]:
     store, rank, size = next(rendezvous("env://"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     backend = "gloo"
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and torch.cuda.device_count() >= local:
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(
@@ -60,4 +61,4 @@ def _joined() -> tuple[World, Store]:
         timeout=TIMEOUT,
     )
     atexit.register(dist.destroy_process_group)
-    return World(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", size))), store
+    return World(rank, size, local), store

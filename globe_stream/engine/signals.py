@@ -11,23 +11,24 @@ from types import FrameType
 class Interrupt:
     """Whether somebody asked the process to stop."""
 
-    def __init__(self, answer: str, silent: bool = False) -> None:
+    def __init__(self, answer: str, silent: bool = False, patient: bool = False) -> None:
         self.requested = False
+        self._patient = patient
         self._silent = silent
         self._answer = answer
 
     def request(self, number: int, _frame: FrameType | None) -> None:
-        """Signal handler: the first signal asks, a second one stops at once."""
+        """Signal handler: the first signal asks, a second one stops at once or is the same."""
+        if self.requested and self._patient:
+            return
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
         if self._silent:
             return
         name = signal.Signals(number).name
-        print(
-            f"\n{name}: {self._answer} (again to stop at once)",
-            file=sys.stderr,
-        )
+        again = "" if self._patient else " (again to stop at once)"
+        print(f"\n{name}: {self._answer}{again}", file=sys.stderr)
 
 
 @contextmanager
@@ -35,13 +36,15 @@ def graceful_interrupts(
     answer: str = "saving the state of this pass, then stopping",
     *,
     silent: bool = False,
+    patient: bool = False,
 ) -> Iterator[Interrupt]:
     """Handle SIGINT and SIGTERM as requests inside the block (main thread only).
 
-    `answer` says to whoever asked what happens now, unless `silent`. Blocks may be nested: what was
-    asked of the inner one was asked of the outer one, too.
+    `answer` says to whoever asked what happens now, unless `silent`. When `patient`, further
+    signals are the same request: torchrun passes on what the terminal has sent already. Blocks may
+    be nested: what was asked of the inner one was asked of the outer one, too.
     """
-    interrupt = Interrupt(answer, silent)
+    interrupt = Interrupt(answer, silent, patient)
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import jobs
 import pytest
@@ -95,6 +96,18 @@ def test_a_process_that_dies_ends_the_job_and_the_same_command_continues(
     assert told.count("globe-stream: another process of this job ended") == 1
     assert "Traceback" not in told
     succeeded(jobs.job(train_command(run), log, 2), log)
+    assert support.results(run) == support.results(pair[1])
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_a_checkpoint(pair, tmp_path):
+    run, log = shutil.copytree(pair[0], tmp_path / "run"), tmp_path / "log"
+    assert jobs.job(train_command(run), log, 2, 5, number=signal.SIGTERM) == [130, 130]
+    told = "".join((tmp_path / f"log.{rank}").read_text() for rank in (0, 1))
+    assert told.count("globe-stream: up epoch") == 1
+    assert "stopped after" in told
+    succeeded(jobs.job(train_command(run), log, 2), log)
+    assert "continuing after" in (tmp_path / "log.0").read_text()
     assert support.results(run) == support.results(pair[1])
 
 

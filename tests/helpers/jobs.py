@@ -47,9 +47,14 @@ def codes_of(
 
 
 def job(
-    arguments: list[str], log: Path, size: int, event: int | None = None, victim: int = 1
+    arguments: list[str],
+    log: Path,
+    size: int,
+    event: int | None = None,
+    victim: int = 1,
+    number: int = support.KILL,
 ) -> list[int]:
-    """Exit codes of a command over `size` processes; process `victim` is killed at its `event`."""
+    """Exit codes of a command over `size` processes; `victim` is sent a signal at its `event`."""
     return codes_of(
         size,
         support.command,
@@ -57,6 +62,6 @@ def job(
             arguments,
             log.with_suffix(f".{rank}"),
             event if rank == victim else None,
-            support.KILL,
+            number,
         ),
     )
