@@ -102,13 +102,14 @@ def _negative_log_likelihood(
 
 @torch.no_grad()
 def window_losses(model: Any, tokens: Tensor) -> Tensor:
-    """Negative log-likelihoods (b, n - 1) in nats, float64, of tokens (b, n) after the first.
+    """Negative log-likelihoods (b, n - 1) in nats, float64 on the CPU, of tokens (b, n), the
+    first left out.
 
     Computed in slices of LOSS_POSITIONS, so that the logits (b, n, vocabulary) exist once.
     """
     logits = model(input_ids=tokens).logits
     targets = tokens[:, 1:].to(logits.device)
-    losses = torch.empty(targets.shape, dtype=torch.float64, device=logits.device)
+    losses = torch.empty(targets.shape, dtype=torch.float64)
     for start in range(0, targets.shape[1], LOSS_POSITIONS):
         stop = min(start + LOSS_POSITIONS, targets.shape[1])
         part = torch.nn.functional.cross_entropy(
@@ -116,5 +117,5 @@ def window_losses(model: Any, tokens: Tensor) -> Tensor:
             targets[:, start:stop].flatten(),
             reduction="none",
         )
-        losses[:, start:stop] = part.view(len(tokens), -1)
+        losses[:, start:stop] = part.view(len(tokens), -1).cpu()
     return losses

@@ -59,7 +59,7 @@ def fit_adapters(
     gram = row_gram(hidden)
     projected = torch.bmm(weights, hidden.mT)
     solve = ridge_solve(gram, projected, ridge)
-    penalty = solve.amount.double().cpu() * _squares(solve.solution)
+    penalty = solve.amount.cpu().double() * _squares(solve.solution)
     error = squared_error(weights, hidden, projected, solve.solution, penalty)
     return AdapterFit(hidden, gram, projected, solve, penalty, error)
 

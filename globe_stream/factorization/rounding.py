@@ -22,7 +22,7 @@ def feedback(gram: Tensor) -> tuple[Tensor, Tensor]:
     gram is Y Y^T (k, k). Columns whose rows of Y have more energy are rounded first; row j of the
     second result is what an error of one in column j takes from the columns after it.
     """
-    exact = gram.double().cpu()
+    exact = gram.cpu().double()
     order = exact.diagonal().argsort(descending=True, stable=True)
     exact = exact[order][:, order]
     exact.diagonal().add_(RIDGE * exact.diagonal().mean().clamp_min(torch.finfo(exact.dtype).tiny))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from globe_stream.kernels.reductions import squared_sums
+
 
 @dataclass(frozen=True, slots=True)
 class Coherence:
@@ -15,9 +17,14 @@ class Coherence:
 
 
 def squared_norms(tile: Tensor) -> Tensor:
-    """Sums of squares (m,) of an (m, rows, d) tile of a bank; add them up over the tiles."""
+    """Sums of squares (m,) of an (m, rows, d) tile of a bank; add them up over the tiles.
+
+    float64, except on MPS.
+    """
+    if tile.device.type == "mps":
+        return squared_sums(tile.reshape(tile.shape[0], -1, tile.shape[-1]))
     flat = tile.reshape(tile.shape[0], -1)
-    norms: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=_wide(tile))
+    norms: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
     return norms.square()
 
 
@@ -53,7 +60,3 @@ def coherence(atom_gram: Tensor) -> Coherence:
     unit = unit - torch.diag(unit.diagonal())
     largest = float(unit.abs().max()) if unit.shape[0] > 1 else 0.0
     return Coherence(float(torch.linalg.matrix_norm(unit)), largest)
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.device.type == "cpu" else torch.float32

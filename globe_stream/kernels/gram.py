@@ -21,7 +21,7 @@ def accumulate_gram(total: Tensor, block: Tensor) -> None:
     triangle is computed, panel by panel, and mirrored.
 
     Args:
-        total: (N, N), float64 where the device has it, else float32; symmetric.
+        total: (N, N) float64, on the CPU where the device has no float64; symmetric.
         block: (N, k) floating; half precisions are widened before multiplying.
 
     Memory: one (N, 4096) tile in float32 if the block is narrower, and an (512, N) panel.
@@ -38,7 +38,7 @@ def accumulate_gram(total: Tensor, block: Tensor) -> None:
 def _accumulate_tile(total: Tensor, tile: Tensor) -> None:
     for top in range(0, tile.shape[0], PANEL_ROWS):
         bottom = min(top + PANEL_ROWS, tile.shape[0])
-        panel = (tile[top:bottom] @ tile[:bottom].T).to(total.dtype)
+        panel = (tile[top:bottom] @ tile[:bottom].T).to(total.device).to(total.dtype)
         lower = panel[:, top:].tril()  # a matrix product need not be exactly symmetric
         panel[:, top:] = lower + lower.tril(-1).T
         total[top:bottom, :bottom] += panel

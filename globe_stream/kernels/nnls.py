@@ -16,6 +16,7 @@ from torch import Tensor
 
 from globe_stream.errors import GlobeError
 from globe_stream.kernels.active_set import descend_exactly
+from globe_stream.kernels.double import double_device, widened
 from globe_stream.kernels.entmax import entmax
 from globe_stream.kernels.pivoting import Quadratic, pivot
 
@@ -32,7 +33,9 @@ class NnlsResult:
 
     codes: Tensor  # (b, m), dtype and device of `linear`
     iterations: int  # gradient steps taken, at most, for any row
-    kkt_residual: Tensor  # (b,) float64: projected-gradient residual over max |linear|
+    kkt_residual: (
+        Tensor  # (b,) float64, where it was solved: projected-gradient residual over max |linear|
+    )
 
 
 def nnls(
@@ -73,16 +76,16 @@ def nnls(
 
     Source: docs/design.md, section Codes.
     """
-    device = torch.device("cpu") if linear.device.type == "mps" else linear.device
+    device = double_device(linear.device)
     problem = Quadratic(
-        gram=gram.detach().to(device, torch.float64),
-        linear=linear.detach().to(device, torch.float64),
+        gram=widened(gram.detach()).to(device),
+        linear=widened(linear.detach()),
         mask=None if mask is None else mask.to(device),
         simplex=simplex,
         jitter=max(float(torch.finfo(x.dtype).eps) for x in (gram, linear)),
     )
     _check(problem)
-    guess = torch.zeros_like(problem.linear) if start is None else start.to(problem.linear)
+    guess = torch.zeros_like(problem.linear) if start is None else widened(start)
     if simplex and start is None:
         guess = guess + 1.0 / problem.linear.shape[1]
     lipschitz = max(float(torch.linalg.eigvalsh(problem.gram)[-1]), 1e-300)
@@ -92,7 +95,7 @@ def nnls(
         solver = _Solver(problem.rows(rows), max(tolerance, problem.jitter), lipschitz)
         codes[rows], residual[rows], taken = solver.solve(guess[rows], max_iterations, polish)
         steps = max(steps, taken)
-    return NnlsResult(codes.to(linear), steps, residual.to(linear.device))
+    return NnlsResult(codes.to(linear.dtype).to(linear.device), steps, residual)
 
 
 def _check(problem: Quadratic) -> None:

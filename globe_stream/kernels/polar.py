@@ -10,6 +10,7 @@ from torch import Tensor
 from globe_stream.errors import GlobeError
 from globe_stream.kernels.coarse import Precision, coarse_bmm
 from globe_stream.kernels.gram import row_gram
+from globe_stream.kernels.reductions import frobenius_norms
 
 STEPS = 3
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -40,7 +41,7 @@ def nearly_orthonormal_rows(matrices: Tensor, precision: Precision = "float32") 
     largest = gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None]
     zero = largest[:, 0, 0] == 0
     gram = gram.div_(torch.where(largest > 0, largest, 1.0))
-    norm: Tensor = torch.linalg.matrix_norm(gram, keepdim=True)
+    norm = frobenius_norms(gram)[:, None, None]
     norm[zero] = 1.0
     rows = matrices / (torch.where(largest > 0, largest, 1.0) * norm).sqrt()
     gram = gram.div_(norm)

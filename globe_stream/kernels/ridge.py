@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from globe_stream.errors import GlobeError
+from globe_stream.kernels.dense_solvers import cholesky, cholesky_solve, pseudo_inverse, solve
 
 RIDGE_FACTOR = 10.0
 MAX_RAISES = 4
@@ -48,10 +49,10 @@ def ridge_solve(gram: Tensor, rhs: Tensor, ridge: float) -> RidgeResult:
     if not bool(torch.isfinite(gram).all() and torch.isfinite(rhs).all()):
         raise GlobeError("ridge: the normal equations hold NaN or Inf")
     mean = gram.diagonal(dim1=1, dim2=2).mean(1)
-    factor, info = torch.linalg.cholesky_ex(_ridged(gram, ridge * mean))
+    factor, info = cholesky(_ridged(gram, ridge * mean))
     amount = ridge * mean
     raised, failed = _raise_ridges(gram, mean, amount, ridge, factor, info > 0)
-    solution = torch.cholesky_solve(rhs.transpose(1, 2), factor).transpose(1, 2)
+    solution = cholesky_solve(rhs.transpose(1, 2), factor).transpose(1, 2)
     diagonal = factor.diagonal(dim1=1, dim2=2)
     condition = (diagonal.amax(1) / diagonal.amin(1)).square()
     if failed.numel():
@@ -80,7 +81,7 @@ def _raise_ridges(
             break
         step *= RIDGE_FACTOR
         raised += int(failed.numel())
-        retried, info = torch.linalg.cholesky_ex(_ridged(gram[failed], step * mean[failed]))
+        retried, info = cholesky(_ridged(gram[failed], step * mean[failed]))
         good = info == 0
         factor[failed[good]] = retried[good]
         amount[failed[good]] = step * mean[failed[good]]
@@ -92,12 +93,11 @@ def _raise_ridges(
 def _general_solve(systems: Tensor, rhs: Tensor) -> Tensor:
     """X (b, k, r) with X S = R, by LU; by pseudo-inverse where LU breaks down."""
     sides = rhs.transpose(1, 2)
-    solved: Tensor
-    solved, info = torch.linalg.solve_ex(systems.transpose(1, 2), sides)
+    solved, info = solve(systems.transpose(1, 2), sides)
     # An LU that succeeds on a numerically singular matrix gives huge, useless values.
     error = (systems.transpose(1, 2) @ solved - sides).abs().amax((1, 2))
     limit = sides.abs().amax((1, 2)) * torch.finfo(rhs.dtype).eps ** 0.5
     broken = (info > 0) | ~(error <= limit)
     if bool(broken.any()):
-        solved[broken] = torch.linalg.pinv(systems[broken], hermitian=True) @ sides[broken]
+        solved[broken] = pseudo_inverse(systems[broken]) @ sides[broken]
     return solved.transpose(1, 2)

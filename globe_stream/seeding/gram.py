@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from globe_stream.kernels.atoms import squared_norms
+from globe_stream.kernels.double import double_device
 from globe_stream.kernels.gram import PANEL_ROWS, accumulate_gram
+from globe_stream.kernels.reductions import product
 from globe_stream.seeding.proxy_tiles import ProxyTiles
 from globe_stream.store.tiles import Tiles
 
@@ -21,13 +23,12 @@ def proxy_gram(proxies: ProxyTiles, device: torch.device) -> Tensor:
     Every process takes some tiles of rows; their sums are added up.
     """
     n = proxies.shape[0]
-    wide = torch.float64 if device.type != "mps" else torch.float32
-    total = torch.zeros(n, n, dtype=wide, device=device)
+    total = torch.zeros(n, n, dtype=torch.float64, device=double_device(device))
     for part in proxies.rounds():
         if part.tile is not None:
             accumulate_gram(total, part.tile.reshape(n, -1).to(device))
     proxies.world.add_(total)
-    return total.cpu().double()
+    return total.cpu()
 
 
 class ProxyOperator:
@@ -56,9 +57,9 @@ class ProxyOperator:
         total = torch.zeros(vectors.shape, dtype=torch.float64)
         for _, tile in self._proxies.own:
             block = tile.reshape(tile.shape[0], -1).float().to(self._device)
-            mixed = block.T @ scaled
+            mixed = product(block.T, scaled.T)
             self._proxies.world.add_(mixed)
-            total[self._own] += (block @ mixed).cpu().double()
+            total[self._own] += product(block, mixed.T).cpu().double()
         self._proxies.world.fill_(total, self._proxies.positions)
         return total / self.norms[:, None]
 
@@ -75,7 +76,7 @@ def build_bank(proxies: ProxyTiles, norms: Tensor, combination: Tensor, path: Pa
     bank = Tiles((m, r, d), own.tile_shape(0)[1], path=path)
     squares = torch.zeros(m, dtype=torch.float64)
     for part in proxies.rounds():
-        made = None if part.tile is None else weights @ part.tile.reshape(n, -1).float()
+        made = None if part.tile is None else product(weights, part.tile.reshape(n, -1).float().T)
         for rank, tile in enumerate(part.numbers):
             shape = bank.tile_shape(tile)
             atoms = weights.new_empty(shape)

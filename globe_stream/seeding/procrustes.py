@@ -14,6 +14,7 @@ from torch import Tensor
 
 from globe_stream.factorization.adapters import fitted_together
 from globe_stream.kernels.polar import nearly_orthonormal_rows
+from globe_stream.kernels.reductions import frobenius_norms
 
 SAMPLE = 256
 """Experts that the Procrustes mean is made of: more move it by less than one part in a hundred."""
@@ -23,7 +24,7 @@ def top_left(matrix: Tensor, rank: int) -> Tensor:
     """The first r left singular vectors of W (p, d) as columns (p, r), by W W^T in float64."""
     double = matrix.cpu().double()
     vectors: Tensor = torch.linalg.eigh(double @ double.T).eigenvectors
-    return vectors[:, -rank:].flip(1).to(matrix)
+    return vectors[:, -rank:].flip(1).to(matrix.dtype).to(matrix.device)
 
 
 def rotated(weights: Tensor, procrustes_mean: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ class ProcrustesMean:
 
     def add(self, matrix: Tensor) -> None:
         """Take in one expert W (p, d). The first sets the rotation; one of zeros is passed over."""
-        norm = torch.linalg.matrix_norm(matrix)
+        norm = frobenius_norms(matrix)
         if not float(norm):
             return
         if self.count:

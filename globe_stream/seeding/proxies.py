@@ -54,7 +54,7 @@ def make_projection(
         return Projection(left_gram_projector(basis.to(device)))
     if kind == "procrustes":
         mean = read(PROCRUSTES_MEAN).to(device)
-        return Projection(procrustes_projector(mean), agreement=float(mean.double().norm()))
+        return Projection(procrustes_projector(mean), agreement=float(mean.cpu().double().norm()))
     return Projection(svd_projector(rank))
 
 
@@ -130,7 +130,7 @@ class ProxyAccumulator:
 
     def update(self, batch: Batch) -> str:
         exact = self._projector(self._normalization.apply_(batch.weights))
-        rows = torch.linalg.vector_norm(exact, dim=2).double().cpu()
+        rows = torch.linalg.vector_norm(exact, dim=2).cpu().double()
         self.energy += float(rows.square().sum())
         proxies = exact.to(self._tiles.dtype)
         places = [self._place[position] for position in batch.positions]

@@ -117,8 +117,8 @@ class StatisticsAccumulator:
         weights = batch.weights
         if batch.digests is not None:
             self._sums["digests"][batch.positions] = batch.digests
-        energy = torch.linalg.vector_norm(weights, dim=2).double().cpu().square()
-        total = weights.sum(2).double().cpu()
+        energy = torch.linalg.vector_norm(weights, dim=2).cpu().double().square()
+        total = weights.sum(2).cpu().double()
         self._sums["norms"][batch.positions] = energy.sum(1)
         self._sums["sums"][batch.positions] = total.sum(1)
         self._sums["row_sum"] += total.sum(0)

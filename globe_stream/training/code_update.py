@@ -34,7 +34,7 @@ class Coding:
 class SolvedCodes:
     """New codes, and how many were above zero before entmax, pruning and cap chose supports."""
 
-    codes: Tensor  # (b, m), dtype of the start
+    codes: Tensor  # (b, m), dtype and device of the start
     candidates: int
 
 
@@ -50,13 +50,13 @@ def solve_codes(gram: Tensor, linear: Tensor, start: Tensor, settings: Coding) -
     codes = nnls(gram, linear, start=start, max_iterations=settings.steps, polish=False).codes
     candidates = int((codes > 0).sum())
     if not settings.sparse:
-        return SolvedCodes(codes.to(start.dtype), candidates)
+        return SolvedCodes(codes.to(start.dtype).to(start.device), candidates)
     kept = support(codes, settings)
     begin = torch.where(kept, codes, 0.0)
     refit = nnls(
         gram, linear, start=begin, mask=kept, max_iterations=2 * settings.steps, polish=False
     )
-    return SolvedCodes(refit.codes.to(start.dtype), candidates)
+    return SolvedCodes(refit.codes.to(start.dtype).to(start.device), candidates)
 
 
 def support(codes: Tensor, settings: Coding) -> Tensor:

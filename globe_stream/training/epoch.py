@@ -20,6 +20,8 @@ from globe_stream.factorization.normalization import Normalization
 from globe_stream.io.records import Scalars
 from globe_stream.io.world import World
 from globe_stream.kernels.coarse import Precision
+from globe_stream.kernels.double import widened
+from globe_stream.kernels.reductions import add_product
 from globe_stream.kernels.ridge import ridge_solve
 from globe_stream.kernels.workspace import Workspace
 from globe_stream.store import arrays
@@ -196,9 +198,10 @@ class EpochAccumulator:
         moving = torch.zeros(len(old), self._bank.shape[0], device=old.device)
         for (start, stop), tile in self._bank:
             rows = preconditioned.gradient[:, start:stop].reshape(len(old), -1)
-            moving.addmm_(rows, tile.reshape(len(tile), -1).T)
+            add_product(moving, rows, tile.reshape(len(tile), -1))
         moving *= (self._settings.coding_share / preconditioned.weight)[:, None]
-        return old.double() @ self._gram.to(old.device) + moving.double()
+        wide = widened(old)
+        return wide @ self._gram.to(wide.device) + widened(moving)
 
     def _sample(self, positions: list[int], fit: AdapterFit) -> None:
         """Add gamma^2 A^T A and H^T (H H^T)^-1 H of every so many experts to their sums."""

@@ -17,6 +17,7 @@ from globe_stream.factorization.adapters import AdapterFit
 from globe_stream.kernels.activation import blend_and_slope
 from globe_stream.kernels.coarse import Precision, coarse_bmm
 from globe_stream.kernels.polar import nearly_orthonormal_rows
+from globe_stream.kernels.reductions import frobenius_norms, squared_sums
 from globe_stream.kernels.ridge import ridge_solve
 
 
@@ -47,7 +48,7 @@ def orthonormal(
     else:
         products = fit.projected.mT if activation.linear else torch.bmm(mixtures, weights.mT)
     target = coarse_bmm(nearly_orthonormal_rows(products, precision), weights, precision)
-    norms = torch.linalg.matrix_norm(weights).clamp_min(torch.finfo(weights.dtype).tiny)
+    norms = frobenius_norms(weights).clamp_min(torch.finfo(weights.dtype).tiny)
     gradient = target.div_(norms[:, None, None]).sub_(mixtures)
     return PreconditionedGradient(gradient, torch.ones_like(norms))
 
@@ -80,7 +81,7 @@ def surrogate(
     else:
         _, slope = blend_and_slope(mixtures * activation.gamma, activation.name, activation.lam)
         gradient.mul_(slope.mul_(activation.gamma))
-    energies = torch.matmul(fit.adapters, probes).square().sum((1, 2))
+    energies = squared_sums(torch.matmul(fit.adapters, probes))
     mean = energies * (activation.gamma**2 / len(probes))
     # An expert without atoms has no curvature and no gradient: it stays where it is.
     weight = (4 * damping * mean).clamp_min(torch.finfo(mean.dtype).tiny)

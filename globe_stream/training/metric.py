@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from globe_stream.io.world import ALONE, Bounds, World, even_parts
+from globe_stream.kernels.reductions import pieces
 from globe_stream.memory.cost_model import ATOM_CHUNK_BYTES
 from globe_stream.store.tiles import Tiles
 
@@ -43,8 +44,8 @@ class Metric:
         cls, adapter_moment: Tensor, row_projector: Tensor, device: torch.device
     ) -> "Metric":
         """From the mean of gamma^2 A^T A (r, r) and the mean complement I - P (d, d)."""
-        left = _ridged(adapter_moment.double().cpu(), _LEFT_RIDGE)
-        right = _ridged(row_projector.double().cpu(), RIGHT_RIDGE)
+        left = _ridged(adapter_moment.cpu().double(), _LEFT_RIDGE)
+        right = _ridged(row_projector.cpu().double(), RIGHT_RIDGE)
         right = right / right.diagonal().mean()
         parts = (left, _inverse(left), right, _inverse(right))
         return cls(*(part.float().to(device) for part in parts))
@@ -77,7 +78,7 @@ class Metric:
     @property
     def condition(self) -> float:
         """Condition number of M."""
-        values = torch.linalg.eigvalsh(self.left.double().cpu())
+        values = torch.linalg.eigvalsh(self.left.cpu().double())
         return float(values[-1] / values[0])
 
 
@@ -94,7 +95,8 @@ def plain_gram(bank: Tiles) -> Tensor:
     gram = torch.zeros(bank.shape[0], bank.shape[0], dtype=torch.float64)
     for _, tile in bank:
         flat = tile.reshape(len(tile), -1)
-        gram += (flat @ flat.T).double().cpu()
+        for part in pieces(flat.shape[1], flat.device):
+            gram += (flat[:, part] @ flat[:, part].T).cpu().double()
     return gram
 
 
@@ -110,8 +112,9 @@ def metric_gram(
     for first, last in atom_chunks(bank, even_parts(m, world.size)[world.rank], nbytes):
         applied = metric.apply(bank.items(first, last))
         for (start, stop), tile in bank:
-            part = tile.reshape(m, -1) @ applied[:, start:stop].reshape(last - first, -1).T
-            gram[:, first:last] += part.double().cpu()
+            flat, other = tile.reshape(m, -1), applied[:, start:stop].reshape(last - first, -1)
+            for part in pieces(flat.shape[1], flat.device):
+                gram[:, first:last] += (flat[:, part] @ other[:, part].T).cpu().double()
     world.add_(gram)
     return (gram + gram.T) / 2
 

@@ -61,9 +61,9 @@ class EpochMoments:
             rows = preconditioned.gradient[:, start:stop].reshape(count, -1)
             values.view(len(values), -1).addmm_(new.T, rows)
             self.gradients.store(tile, values)
-        weighted = (new * preconditioned.weight[:, None]).double().cpu()
-        self.code_moment += weighted.T @ new.double().cpu()
-        self.code_change_moment += weighted.T @ (old - new).double().cpu()
+        weighted = (new * preconditioned.weight[:, None]).cpu().double()
+        self.code_moment += weighted.T @ new.cpu().double()
+        self.code_change_moment += weighted.T @ (old - new).cpu().double()
 
     def mean_adapter_moment(self) -> Tensor:
         """The mean of gamma^2 A^T A over the sampled experts (r, r)."""
