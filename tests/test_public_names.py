@@ -15,6 +15,13 @@ def test_importing_the_package_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", command], check=True)
 
 
+def test_functions_are_visible_and_have_a_page() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    for name in globe_stream.__all__:
+        assert name in dir(globe_stream)
+        assert name.startswith("__") or f"`globe_stream.{name}(" in page
+
+
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = globe_stream.nothing

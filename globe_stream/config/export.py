@@ -27,13 +27,13 @@ class ExportConfig(Options):
     )
     bits: str | None = Field(
         None,
-        description="Bits of an element of bank and adapters of a model, 2 to 8 each, as 8,4 "
+        description="Bits of an element of bank and adapters, 2 to 8 each, as 8,4 "
         "(default: not quantised).",
         json_schema_extra={"metavar": "BANK,ADAPTERS"},
     )
 
     def check(self) -> None:
-        """Bits are two numbers, and for a model."""
+        """Bits are two numbers, and not for a dense export."""
         _ = self.quantized
 
     @property
@@ -48,10 +48,10 @@ class ExportConfig(Options):
                 f"{option('bits')} {text!r}: give the bits of bank and adapters, 2 to 8 each, "
                 "as 8,4"
             )
-        if self.format != "model":
+        if self.format == "dense":
             raise InputError(
-                f"{option('bits')} {text}: {self.format} are not quantised. "
-                "Export in the format model"
+                f"{option('bits')} {text}: a dense export is not quantised. "
+                "Export in the format model or factors"
             )
         return int(match[1]), int(match[2])
 

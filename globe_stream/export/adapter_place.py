@@ -1,12 +1,13 @@
-"""Adapters of a layer on their way into a model's folder, as they are or quantised."""
+"""Adapters on their way into an export, rounded or quantised."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from globe_stream.export.model_plan import LayerFile
 from globe_stream.factorization.adapters import AdapterFit
-from globe_stream.io.dtypes import TORCH_DTYPES
+from globe_stream.factorization.rounding import round_columns
+from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import SafetensorsWriter
 from globe_stream.kernels.quantize import dequantize, orthonormal_rows, pack, quantize
@@ -14,10 +15,10 @@ from globe_stream.kernels.quantize import dequantize, orthonormal_rows, pack, qu
 
 @dataclass(frozen=True)
 class AdapterPlace:
-    """Where the adapters of one family of a layer go: stacked, or packed with scales.
+    """Where adapters go: the tensor of them, or those of their bits and scales.
 
-    A quantised adapter is A L, with H H^T = L L^T: an error in it is as large in the weights, while
-    one in A is enlarged by the condition of H. L is made anew from bank and code when it is read.
+    A stack of them, or one. A quantised adapter is A L, with H H^T = L L^T; see
+    `factorization.packed_factors`.
     """
 
     adapters: TensorEntry
@@ -26,30 +27,37 @@ class AdapterPlace:
 
     @classmethod
     def of(
-        cls, file: LayerFile, layer: int, family: str, bits: tuple[int, int] | None
+        cls, entries: Mapping[str, TensorEntry], plain: str, packed: str, bits: int | None
     ) -> "AdapterPlace":
-        """Those of `family` of `layer` in `file`."""
-        adapters = file.entry(layer, f"{family}_{'adapters' if bits is None else 'packed'}")
-        assert adapters is not None
-        return cls(adapters, file.entry(layer, f"{family}_scales"), bits[1] if bits else 0)
+        """Those among `entries`: `plain`, or with the prefix `packed` what has `bits`."""
+        if bits is None:
+            return cls(entries[plain], None, 0)
+        return cls(entries[f"{packed}packed"], entries[f"{packed}scales"], bits)
 
     def write(
         self, out: SafetensorsWriter, row: int, fit: AdapterFit, weights: Tensor, scale: float
     ) -> float:
         """Write the adapter of the expert in `row`; its squared error on the original scale.
 
-        `weights` (p, d) are the normalised ones that `fit` was made of, and `scale` is theirs.
+        `weights` (p, d) are the normalised ones that `fit` was made of, and `scale` is theirs. They
+        are overwritten. The error is that of what was written.
         """
+        weights.mul_(scale)
         if self.scales is None:
             adapter = fit.adapters[0] * scale
-            self._put(out, self.adapters, row, adapter.to(TORCH_DTYPES[self.adapters.dtype]))
-            return float(fit.squared_error[0].clamp_min(0)) * scale**2
-        rows = orthonormal_rows(fit.hidden)[0]
-        numbers, scales = quantize(weights @ rows.T * scale, self.bits)
-        self._put(out, self.adapters, row, pack(numbers.flatten(), self.bits))
-        self._put(out, self.scales, row, scales)
-        stored = dequantize(numbers, scales, self.bits)
-        return float((weights * scale - stored @ rows).norm().double().square())
+            dtype = TORCH_DTYPES[self.adapters.dtype]
+            rounded = round_columns(adapter, fit.hidden_gram[0], dtype)
+            _put(out, self.adapters, row, rounded)
+            weights.addmm_(rounded.float(), fit.hidden[0], alpha=-1)
+        else:
+            rows = orthonormal_rows(fit.hidden)[0]
+            numbers, scales = quantize(weights @ rows.T, self.bits)
+            _put(out, self.adapters, row, pack(numbers.flatten(), self.bits))
+            _put(out, self.scales, row, scales)
+            weights.addmm_(dequantize(numbers, scales, self.bits), rows, alpha=-1)
+        return float(weights.norm().double().square())
 
-    def _put(self, out: SafetensorsWriter, entry: TensorEntry, row: int, values: Tensor) -> None:
-        out.write_tensor(entry.start + row * (entry.nbytes // entry.shape[0]), values.contiguous())
+
+def _put(out: SafetensorsWriter, entry: TensorEntry, row: int, values: Tensor) -> None:
+    values = values.contiguous()
+    out.write_tensor(entry.start + row * len(bytes_of(values)), values)

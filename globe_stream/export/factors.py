@@ -8,16 +8,17 @@ Source: docs/design.md, section Export formats.
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.engine.precision import arithmetic_of
 from globe_stream.engine.progress import ProgressCall, Tally
+from globe_stream.export.adapter_place import AdapterPlace
+from globe_stream.export.bank_place import BankPlace
 from globe_stream.export.model_card import model_card
 from globe_stream.export.result import (
     ExportResult,
@@ -27,19 +28,15 @@ from globe_stream.export.result import (
 )
 from globe_stream.export.staging import ExportManifest, ExportWork, open_work
 from globe_stream.factorization import factor_files as layout
-from globe_stream.factorization.bank_cache import WrittenBank
+from globe_stream.factorization.bank_cache import Bank, BankCache, Opener
 from globe_stream.factorization.factors_config import CONFIG, describe, prefix
 from globe_stream.factorization.reconstruction import BankApproximation
-from globe_stream.factorization.rounding import round_columns
 from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
 from globe_stream.io import files
-from globe_stream.io.dtypes import TORCH_DTYPES
 from globe_stream.io.records import Json
-from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter, plan_file
 from globe_stream.memory.meter import Meter
-from globe_stream.memory.planner import ExportPlan, plan_export
-from globe_stream.store.bank import StoredBank
+from globe_stream.memory.planner import plan_export
 
 
 def export_factors(
@@ -47,6 +44,7 @@ def export_factors(
     out: Path,
     *,
     dtype: str | None = None,
+    bits: tuple[int, int] | None = None,
     memory: int | None = None,
     model: str | None = None,
     command: str = "",
@@ -57,6 +55,7 @@ def export_factors(
 
     Args:
         dtype: of bank and adapters: bf16, fp16 or fp32; default that of the checkpoint.
+        bits: of bank and adapters, 2 to 8 each, where they are to be quantised.
         memory: peak resident bytes of the process; None means no limit.
         model: where the checkpoint is now, if it moved since the run was made.
         command: the command line, for the model card.
@@ -72,10 +71,10 @@ def export_factors(
             "state": source.identity(),
             "dtype": stored,
             "shard_bytes": shard_bytes,
+            **({} if bits is None else {"bits": list(bits)}),
         }
-        plan = plan_export(
-            [fitted.group for fitted in source.groups], memory, rounds=stored != "F32"
-        )
+        groups = [fitted.group for fitted in source.groups]
+        plan = plan_export(groups, memory, rounds=stored != "F32", quantizes=bits is not None)
         meter = Meter()
         with meter.stage("export"):
             work = open_work(out, identity, layout.INDEX)
@@ -83,17 +82,22 @@ def export_factors(
             return finished_result(out, source, plan.estimate_bytes, meter.peak)
         with work, arithmetic_of(source.run), meter.stage("export"):
             resumed = len(work.records())
-            adapters = layout.plan_adapters(source, out, stored, shard_bytes)
-            small = [_plan_bank(source, out, stored), _plan_codes(source, out)]
+            adapters = layout.plan_adapters(source, out, stored, bits, shard_bytes)
+            small = [_plan_bank(source, out, stored, bits), _plan_codes(source, out)]
             _require_space(work, [*small, *(shard.planned for shard in adapters)])
             _write_bank(work, source, small[0])
             _write_codes(work, source, small[1])
-            _write_adapters(work, source, small[0].entries, adapters, plan, progress)
+            with BankCache(plan.resident, _opener(work, small[0])) as banks:
+                tally = Tally(sum(len(shard.members) for shard in adapters), progress)
+                writer = _AdapterWriter(source, banks, bits, plan.batch, tally)
+                for shard in adapters:
+                    writer.write(work, shard)
             errors = relative_errors(source, work.records())
             _publish(
                 work,
                 source,
                 adapters,
+                bits,
                 ExportManifest(identity, "factors", stored, command, errors),
             )
         return finished_result(out, source, plan.estimate_bytes, meter.peak, resumed)
@@ -104,38 +108,35 @@ def _require_space(work: ExportWork, planned: Iterable[PlannedFile]) -> None:
     files.require_free(work.out, work.remaining(sizes), "the export")
 
 
-def _plan_bank(source: TrainedRun, out: Path, dtype: str) -> PlannedFile:
-    tensors = [
-        (
-            f"{prefix(f.group.key)}.bank",
-            dtype,
-            (f.group.bases, f.group.rank, f.group.sizes.d),
-        )
-        for f in source.groups
-    ]
-    return plan_file(out / layout.BANK, tensors, {"format": "pt"})
+def _plan_bank(source: TrainedRun, out: Path, dtype: str, bits: layout.Bits) -> PlannedFile:
+    tensors = []
+    for fitted in source.groups:
+        shape = (fitted.group.bases, fitted.group.rank, fitted.group.sizes.d)
+        tensors += layout.bank_tensors(f"{prefix(fitted.group.key)}.bank", shape, dtype, bits)
+    return plan_file(out / layout.BANK, layout.widest_first(tensors), {"format": "pt"})
+
+
+def _place(planned: PlannedFile, fitted: FittedGroup) -> BankPlace:
+    name = f"{prefix(fitted.group.key)}.bank"
+    return BankPlace.of({entry.name: entry for entry in planned.entries}, name, f"{name}.")
 
 
 def _write_bank(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> None:
     if work.record(layout.BANK):
         return
     with work.writing(planned, {}) as file:
-        for fitted, entry in zip(source.groups, planned.entries, strict=True):
-            with StoredBank(fitted.bank, resident=False) as bank:
-                _write_rounded(file, entry, bank, fitted.codes.moment(fitted.group.bases))
+        for fitted in source.groups:
+            _place(planned, fitted).write(file, fitted)
 
 
-def _write_rounded(
-    file: SafetensorsWriter, entry: TensorEntry, bank: StoredBank, code_moment: Tensor
-) -> None:
-    """A bank in the dtype of `entry`, rounded so that the mixtures of its codes stay close."""
-    dtype, (m, r, d) = TORCH_DTYPES[entry.dtype], bank.shape
-    for first, last in bank.row_ranges:
-        values = bank.rows(first, last).view(m, -1).T
-        rounded = round_columns(values, code_moment, dtype).T
-        for atom, rows in enumerate(rounded):
-            start = (atom * r + first) * d * dtype.itemsize
-            file.write_tensor(entry.start + start, rows)
+def _opener(work: ExportWork, planned: PlannedFile) -> Opener:
+    """Banks as they were written."""
+    path = work.finished(layout.BANK)
+
+    def open_bank(fitted: FittedGroup, resident: bool) -> Bank:
+        return _place(planned, fitted).open(path, fitted.group.sizes.d, resident=resident)
+
+    return open_bank
 
 
 def _plan_codes(source: TrainedRun, out: Path) -> PlannedFile:
@@ -170,74 +171,61 @@ def _write_codes(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> 
                 file.write_tensor(entry.start, value.contiguous())
 
 
-def _write_adapters(
-    work: ExportWork,
-    source: TrainedRun,
-    bank_entries: Sequence[TensorEntry],
-    shards: list[layout.AdapterFile],
-    plan: ExportPlan,
-    progress: ProgressCall | None,
-) -> None:
-    """Adapters refitted to the banks as they were written."""
-    tally = Tally(sum(len(shard.members) for shard in shards), progress)
-    with ExitStack() as stack:
-        path = work.finished(layout.BANK)
-        banks = {
-            fitted.group.key: stack.enter_context(WrittenBank(path, entry))
-            for fitted, entry in zip(source.groups, bank_entries, strict=True)
-        }
-        for shard in shards:
-            name = shard.planned.path.name
-            if work.record(name) is not None:
-                tally.advance(len(shard.members), name)
-                continue
-            squared: dict[str, float] = {}
-            with work.writing(shard.planned, squared) as file:
-                for fitted in _groups_of(shard, source):
-                    source.index.fetch(fitted.group.experts)
-                    approximation = BankApproximation(fitted, banks[fitted.group.key])
-                    error = _write_group(file, shard, approximation, plan.batch, tally)
-                    squared[fitted.group.family] = squared.get(fitted.group.family, 0.0) + error
+@dataclass(frozen=True)
+class _AdapterWriter:
+    """Writes adapters refitted to the banks as they were written."""
 
+    source: TrainedRun
+    banks: BankCache
+    bits: layout.Bits
+    batch: int
+    tally: Tally
 
-def _groups_of(shard: layout.AdapterFile, source: TrainedRun) -> list[FittedGroup]:
-    present = {fitted.group.key for fitted, _ in shard.members}
-    return [fitted for fitted in source.groups if fitted.group.key in present]
+    def write(self, work: ExportWork, shard: layout.AdapterFile) -> None:
+        """Write one shard, unless it is finished already."""
+        name = shard.planned.path.name
+        if work.record(name) is not None:
+            self.tally.advance(len(shard.members), name)
+            return
+        squared: dict[str, float] = {}
+        with work.writing(shard.planned, squared) as file:
+            for fitted in self.source.groups:
+                positions = [position for owner, position in shard.members if owner is fitted]
+                if not positions:
+                    continue
+                self.source.index.fetch(fitted.group.experts)
+                error = self._write_group(file, shard, fitted, positions)
+                squared[fitted.group.family] = squared.get(fitted.group.family, 0.0) + error
 
-
-def _write_group(
-    file: SafetensorsWriter,
-    shard: layout.AdapterFile,
-    approximation: BankApproximation,
-    batch: int,
-    tally: Tally,
-) -> float:
-    """Adapters of one group in one shard; returns the squared error of what was written."""
-    fitted = approximation.fitted
-    chosen = [
-        (position, entry)
-        for (owner, position), entry in zip(shard.members, shard.planned.entries, strict=True)
-        if owner is fitted
-    ]
-    squared = 0.0
-    experts = [fitted.group.experts[position] for position, _ in chosen]
-    expected = fitted.expected([position for position, _ in chosen])
-    with ExpertReader(experts, batch, expected=expected) as reader:
-        for part in reader.batches():
-            for slot, weights in zip(part.positions, part.weights, strict=True):
-                position, entry = chosen[slot]
-                fit = approximation.fit(position, weights)
-                adapter = fit.adapters[0].mul_(fitted.scale)
-                rounded = round_columns(adapter, fit.hidden_gram[0], TORCH_DTYPES[entry.dtype])
-                file.write_tensor(entry.start, rounded)
-                left = weights.mul_(fitted.scale).addmm_(rounded.float(), fit.hidden[0], alpha=-1)
-                squared += float(left.norm().double().square())
-            tally.advance(len(part.positions), fitted.group.key)
-    return squared
+    def _write_group(
+        self,
+        file: SafetensorsWriter,
+        shard: layout.AdapterFile,
+        fitted: FittedGroup,
+        positions: list[int],
+    ) -> float:
+        """Adapters of one group in one shard; returns the squared error of what was written."""
+        entries = {entry.name: entry for entry in shard.planned.entries}
+        approximation = BankApproximation(fitted, self.banks.bank(fitted))
+        experts = [fitted.group.experts[position] for position in positions]
+        bits, squared = self.bits[1] if self.bits else None, 0.0
+        with ExpertReader(experts, self.batch, expected=fitted.expected(positions)) as reader:
+            for part in reader.batches():
+                for slot, weights in zip(part.positions, part.weights, strict=True):
+                    fit = approximation.fit(positions[slot], weights)
+                    name = layout.adapter_name(experts[slot])
+                    place = AdapterPlace.of(entries, name, f"{name}.", bits)
+                    squared += place.write(file, 0, fit, weights, fitted.scale)
+                self.tally.advance(len(part.positions), fitted.group.key)
+        return squared
 
 
 def _publish(
-    work: ExportWork, source: TrainedRun, shards: list[layout.AdapterFile], manifest: ExportManifest
+    work: ExportWork,
+    source: TrainedRun,
+    shards: list[layout.AdapterFile],
+    bits: layout.Bits,
+    manifest: ExportManifest,
 ) -> None:
     dtype, errors = manifest.dtype, manifest.relative_frobenius_error
     shard_names = [shard.planned.path.name for shard in shards]
@@ -253,7 +241,7 @@ def _publish(
         hub_id=source.index.revision is not None,
     )
     work.add("README.md", card.encode())
-    described = describe(source, dtype, errors).to_json()
+    described = describe(source, dtype, errors, bits).to_json()
     work.add(CONFIG, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
     weight_map = {
         entry.name: shard.planned.path.name for shard in shards for entry in shard.planned.entries

@@ -30,18 +30,15 @@ from globe_stream.export.result import (
 from globe_stream.export.shard_rewriter import ShardRewriter
 from globe_stream.export.staging import ExportManifest, ExportWork, open_work
 from globe_stream.factorization import model_files as layout
-from globe_stream.factorization.bank_cache import Bank, BankCache, Opener, stored_bank
-from globe_stream.factorization.packed_bank import PackedBank, write_packed
+from globe_stream.factorization.bank_cache import Bank, BankCache, Opener
 from globe_stream.factorization.reconstruction import BankApproximation
 from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
 from globe_stream.io import files
-from globe_stream.io.dtypes import TORCH_DTYPES
 from globe_stream.io.records import Json
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import SafetensorsWriter
 from globe_stream.memory.meter import Meter
 from globe_stream.memory.planner import ExportPlan, plan_export
-from globe_stream.store.bank import StoredBank
 
 SHARD_BYTES = 2 << 30
 
@@ -84,7 +81,8 @@ def export_model(
             "bits": None if bits is None else list(bits),
             "shard_bytes": shard_bytes,
         }
-        plan = plan_export([fitted.group for fitted in source.groups], memory)
+        groups = [fitted.group for fitted in source.groups]
+        plan = plan_export(groups, memory, rounds=stored != "F32", quantizes=bits is not None)
         meter = Meter()
         with meter.stage("export"):
             work = open_work(out, identity, INDEX_NAME)
@@ -123,7 +121,7 @@ def _write(
     progress: ProgressCall | None,
 ) -> None:
     tally = Tally(sum(len(fitted.group.experts) for fitted in source.groups), progress)
-    write_banks(work, source, planned)
+    _write_banks(work, source, planned)
     with BankCache(plan.resident, _opener(work, planned)) as banks:
         writer = _LayerWriter(source, banks, bits, plan.batch, tally)
         for file in planned.layers:
@@ -141,43 +139,22 @@ def _write(
             rewriter.write(work, shard)
 
 
-def write_banks(work: ExportWork, source: TrainedRun, planned: ModelPlan) -> None:
+def _write_banks(work: ExportWork, source: TrainedRun, planned: ModelPlan) -> None:
     """Write the file of all banks, group by group."""
     if work.record(work.name_of(planned.banks)):
         return
-    entries = {entry.name: entry for entry in planned.banks.entries}
     with work.writing(planned.banks, {}) as file:
         for fitted in source.groups:
-            key = fitted.group.key
-            with StoredBank(fitted.bank, resident=False) as bank:
-                if planned.description.banks[key].bits is None:
-                    _write_bank(file, bank, entries[layout.bank_tensor(key)])
-                    continue
-                parts = [entries[layout.bank_tensor(key, part)] for part in ("packed", "scales")]
-                codes = _dense_codes(fitted, list(range(len(fitted.group.experts))))
-                write_packed(file, bank, codes.T @ codes, parts[0], parts[1])
-
-
-def _write_bank(file: SafetensorsWriter, bank: StoredBank, entry: TensorEntry) -> None:
-    each = entry.nbytes // bank.shape[0]
-    for atom in range(bank.shape[0]):
-        values = bank.atom(atom).to(TORCH_DTYPES[entry.dtype])
-        file.write_tensor(entry.start + atom * each, values)
+            planned.bank_place(fitted.group.key).write(file, fitted)
 
 
 def _opener(work: ExportWork, planned: ModelPlan) -> Opener:
-    """Banks as they were written where they are quantised, else as the run keeps them."""
-    entries = {entry.name: entry for entry in planned.banks.entries}
+    """Banks as they were written."""
+    path = work.finished(work.name_of(planned.banks))
 
-    def open_bank(group: FittedGroup, resident: bool) -> Bank:
-        sizes = planned.description.banks[group.group.key]
-        if sizes.bits is None:
-            return stored_bank(group, resident)
-        packed, scales = (
-            entries[layout.bank_tensor(group.group.key, part)] for part in ("packed", "scales")
-        )
-        path = work.finished_path(work.name_of(planned.banks))
-        return PackedBank(path, packed, scales, sizes.d, resident=resident)
+    def open_bank(fitted: FittedGroup, resident: bool) -> Bank:
+        place = planned.bank_place(fitted.group.key)
+        return place.open(path, fitted.group.sizes.d, resident=resident)
 
     return open_bank
 
@@ -229,13 +206,13 @@ class _LayerWriter:
     ) -> float:
         """Codes and adapters of a family of a layer; their squared error on the original scale."""
         family = fitted.group.family
-        codes = file.entry(layer, f"{family}_codes")
-        assert codes is not None
-        out.write_tensor(codes.start, _dense_codes(fitted, positions))
+        entries = file.entries(layer)
+        out.write_tensor(entries[f"{family}_codes"].start, _dense_codes(fitted, positions))
         chosen = [fitted.group.experts[position] for position in positions]
         self.source.index.fetch(chosen)
         approximation = BankApproximation(fitted, self.banks.bank(fitted))
-        place = AdapterPlace.of(file, layer, family, self.bits)
+        bits = self.bits[1] if self.bits else None
+        place = AdapterPlace.of(entries, f"{family}_adapters", f"{family}_", bits)
         expected, squared = fitted.expected(positions), 0.0
         with ExpertReader(chosen, self.batch, expected=expected) as reader:
             for part in reader.batches():
@@ -253,15 +230,13 @@ class _LayerWriter:
             for expert in fitted.group.experts
             if expert.layer == layer and not expert.shared
         }
+        entries = file.entries(layer)
         for family in layout.FAMILIES:
-            entry = file.entry(layer, f"{family}_dense")
-            if entry is not None:
+            if entry := entries.get(f"{family}_dense"):
                 everyone = routed(self.source, family, layer)
                 left = [e for e in everyone if (family, e.expert) not in taken]
                 self._copy(out, left, entry)
-        down = file.entry(layer, layout.DOWN)
-        assert down is not None
-        self._copy(out, routed(self.source, "down", layer), down)
+        self._copy(out, routed(self.source, "down", layer), entries[layout.DOWN])
 
     def _copy(
         self, out: SafetensorsWriter, experts: Sequence[ExpertMatrix], entry: TensorEntry
@@ -298,7 +273,8 @@ def _publish(
     )
     companions.copy_companions(work, index)
     work.add("config.json", (json.dumps(planned.config, indent=2) + "\n").encode())
-    work.add(layout.SHIM, layout.shim_text(str(index.config["model_type"])).encode())
+    for name, text in layout.folder_modules(str(index.config["model_type"])).items():
+        work.add(name, text.encode())
     work.add("README.md", card.encode())
     work.add(INDEX_NAME, _weight_index(planned).encode())
     work.publish(manifest, INDEX_NAME)

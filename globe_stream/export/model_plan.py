@@ -8,18 +8,19 @@ from typing import Any
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.strided import StridedMatrix, contiguous
 from globe_stream.errors import InputError, option
+from globe_stream.export.bank_place import BankPlace
 from globe_stream.export.shard_plan import Rewrite, Shard, Tensor, plan_rewrite
 from globe_stream.factorization import model_files as layout
+from globe_stream.factorization.factor_files import (
+    Bits,
+)
+from globe_stream.factorization.packed_factors import Spec, adapter_specs, bank_specs
 from globe_stream.factorization.trained_run import Key, TrainedRun
 from globe_stream.io.dtypes import ITEM_BYTES
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import PlannedFile, plan_file
-from globe_stream.kernels.quantize import GROUP
 
 _METADATA = {"format": "pt"}
-Bits = tuple[int, int] | None
-Spec = tuple[str, str, tuple[int, ...]]
-"""Name, dtype and shape of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,14 @@ class LayerFile:
     planned: PlannedFile
     layers: tuple[int, ...]
 
-    def entry(self, layer: int, name: str) -> TensorEntry | None:
-        """The tensor `name` of a layer, if the layer has one."""
-        wanted = layout.layer_prefix(layer) + name
-        return next((entry for entry in self.planned.entries if entry.name == wanted), None)
+    def entries(self, layer: int) -> dict[str, TensorEntry]:
+        """The tensors of a layer by their names within it."""
+        prefix = layout.layer_prefix(layer)
+        return {
+            entry.name.removeprefix(prefix): entry
+            for entry in self.planned.entries
+            if entry.name.startswith(prefix)
+        }
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class ModelPlan:
     layers: tuple[LayerFile, ...]
     kept: tuple[Shard, ...]
     dequantised: dict[Key, StridedMatrix]
+
+    def bank_place(self, key: str) -> BankPlace:
+        """Where the bank `key` lies."""
+        entries = {entry.name: entry for entry in self.banks.entries}
+        return BankPlace.of(entries, layout.bank_tensor(key), layout.bank_tensor(key, ""))
 
     @property
     def files(self) -> list[PlannedFile]:
@@ -115,13 +125,11 @@ def routed(source: TrainedRun, family: str, layer: int) -> list[ExpertMatrix]:
 def _bank_specs(description: layout.ModelDescription, dtype: str) -> list[Spec]:
     specs: list[Spec] = []
     for key, bank in description.banks.items():
-        shape = (bank.bases, bank.rank)
+        shape = (bank.bases, bank.rank, bank.d)
         if bank.bits is None:
-            specs.append((layout.bank_tensor(key), dtype, (*shape, bank.d)))
-            continue
-        groups, planes = -(-bank.d // GROUP), (bank.bits[0], -(-bank.d // 8))
-        specs.append((layout.bank_tensor(key, "scales"), "BF16", (*shape, groups)))
-        specs.append((layout.bank_tensor(key, "packed"), "U8", (*shape, *planes)))
+            specs.append((layout.bank_tensor(key), dtype, shape))
+        else:
+            specs += bank_specs(layout.bank_tensor(key, ""), shape, bank.bits[0])
     return sorted(specs, key=lambda spec: -ITEM_BYTES[spec[1]])
 
 
@@ -168,11 +176,7 @@ def _layer_specs(
 def _adapter_specs(prefix: str, bank: layout.BankSizes, count: int, dtype: str) -> list[Spec]:
     if bank.bits is None:
         return [(f"{prefix}_adapters", dtype, (count, bank.p, bank.rank))]
-    planes = (bank.bits[1], -(-bank.p * bank.rank // 8))
-    return [
-        (f"{prefix}_scales", "BF16", (count, bank.p, -(-bank.rank // GROUP))),
-        (f"{prefix}_packed", "U8", (count, *planes)),
-    ]
+    return adapter_specs(f"{prefix}_", bank.p, bank.rank, bank.bits[1], (count,))
 
 
 def _spec_bytes(spec: Spec) -> int:

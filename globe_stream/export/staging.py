@@ -154,11 +154,6 @@ class ExportWork(Closing):
             files.sync_tree(partial)
             self._accept(partial, source.name, partial.stat().st_size, files.sha256_of(partial), {})
 
-    def finished_path(self, name: str) -> Path:
-        """Where the finished file `name` lies until it is published."""
-        ready = self._folder / _READY / name
-        return ready if ready.exists() else self.out / name
-
     def records(self) -> dict[str, FileRecord]:
         """Every finished file by name."""
         found = {row.name: row.record for row in self._ledger.rows if isinstance(row, Finished)}

@@ -34,7 +34,7 @@ class FactorGroupConfig(Record):
     """The experts that share a bank: their sizes and what reconstructs them.
 
     `tensors` is how the names of the group's tensors begin, `relative_frobenius_error` that of the
-    run, with factors in float32.
+    run, with factors in float32; `bits` are those of bank and adapters where they are quantised.
     """
 
     family: str
@@ -53,6 +53,7 @@ class FactorGroupConfig(Record):
     offset: float
     normalisation: StoredNormalization
     relative_frobenius_error: float
+    bits: tuple[int, int] | None = None
 
     @property
     def phi(self) -> Activation:
@@ -79,8 +80,19 @@ class FactorsConfig(Record):
     units: dict[str, FactorGroupConfig]
 
 
-def describe(source: TrainedRun, dtype: str, errors: dict[str, float]) -> FactorsConfig:
-    """The description of `source` exported as `dtype` with these `errors` by family."""
+QUANTIZED = (
+    "scale * A @ inverse(L) @ H + offset, H = phi(gain * sum_j alpha_j B_j), H H^T = L L^T; "
+    "A and B in few bits an element"
+)
+
+
+def describe(
+    source: TrainedRun,
+    dtype: str,
+    errors: dict[str, float],
+    bits: tuple[int, int] | None = None,
+) -> FactorsConfig:
+    """The description of `source` exported as `dtype`, or in `bits`, with `errors` by family."""
     index = source.index
     return FactorsConfig(
         FORMAT,
@@ -91,8 +103,8 @@ def describe(source: TrainedRun, dtype: str, errors: dict[str, float]) -> Factor
         index.model_type,
         index.fingerprint(),
         errors,
-        RECONSTRUCTION,
-        {fitted.group.key: _group(fitted) for fitted in source.groups},
+        RECONSTRUCTION if bits is None else QUANTIZED,
+        {fitted.group.key: _group(fitted, bits) for fitted in source.groups},
     )
 
 
@@ -112,7 +124,7 @@ def prefix(key: str) -> str:
     return key.replace("/", ".")
 
 
-def _group(fitted: FittedGroup) -> FactorGroupConfig:
+def _group(fitted: FittedGroup, bits: tuple[int, int] | None) -> FactorGroupConfig:
     sizes, phi = fitted.group.sizes, fitted.activation
     return FactorGroupConfig(
         family=fitted.group.family,
@@ -131,4 +143,5 @@ def _group(fitted: FittedGroup) -> FactorGroupConfig:
         offset=fitted.state.mean,
         normalisation=StoredNormalization(fitted.state.mean, fitted.state.scale, folded=True),
         relative_frobenius_error=fitted.state.relative_frobenius_error,
+        bits=bits,
     )

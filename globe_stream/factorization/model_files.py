@@ -9,6 +9,7 @@ projections, in the shapes that are computed with; so loading copies nothing. Ba
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from globe_stream.errors import InputError, option
@@ -26,6 +27,9 @@ BANKS, LAYERS, DOWN = "globe_banks", "globe_layers", "down_proj"
 FAMILIES = ("gate", "up")
 SHIM = "modeling_globe_stream.py"
 """The module that `trust_remote_code=True` runs."""
+
+MLX_FILE = "mlx_globe_stream.py"
+"""The module that mlx-lm runs."""
 
 _SHIM_TEXT = '''"""Loads this folder through globe-stream (pip install globe-stream)."""
 
@@ -210,10 +214,15 @@ def model_config(config: dict[str, Any], description: ModelDescription) -> dict[
             "AutoConfig": f"{module}.GlobeConfig",
             "AutoModelForCausalLM": f"{module}.GlobeForCausalLM",
         },
+        "model_file": MLX_FILE,
         FIELD: description.document(),
     }
 
 
-def shim_text(model_type: str) -> str:
-    """The content of the shim for a source of type `model_type`."""
-    return _SHIM_TEXT.format(model_type=model_type)
+def folder_modules(model_type: str) -> dict[str, str]:
+    """The Python files of a folder by name, for a source of type `model_type`."""
+    mlx = Path(__file__).with_name("templates") / MLX_FILE
+    return {
+        SHIM: _SHIM_TEXT.format(model_type=model_type),
+        MLX_FILE: mlx.read_text(encoding="utf-8"),
+    }

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from globe_stream.factorization.packed_factors import bank_values
 from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
 from globe_stream.io.files import read_exactly
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import SafetensorsWriter
-from globe_stream.kernels.quantize import dequantize, pack, quantize_atoms, unpack
+from globe_stream.kernels.quantize import pack, quantize_atoms
 from globe_stream.store.bank import StoredBank
 
 _TILE_BYTES = 32 << 20
@@ -33,12 +34,11 @@ def write_packed(
     for first in range(0, r, step):
         rows = torch.stack([bank.atom(atom)[first : first + step].clone() for atom in range(m)])
         numbers, factors = quantize_atoms(rows, moment, packed.shape[2])
-        planes = pack(numbers, packed.shape[2])
-        for entry, values in ((packed, planes), (scales, factors)):
-            row = entry.nbytes // (m * r)
-            for atom in range(m):
-                place = entry.start + (atom * r + first) * row
-                file.write_tensor(place, values[atom].contiguous())
+        for atom in range(m):
+            planes = pack(numbers[atom], packed.shape[2])
+            for entry, values in ((packed, planes), (scales, factors[atom])):
+                place = entry.start + (atom * r + first) * (entry.nbytes // (m * r))
+                file.write_tensor(place, values.contiguous())
 
 
 class PackedBank:
@@ -73,5 +73,4 @@ class PackedBank:
             start = entry.start + number * (entry.nbytes // entry.shape[0])
             read_exactly(self._descriptor, start, bytes_of(values), self._path)
             stored.append(values)
-        numbers = unpack(stored[0], self.shape[2])
-        return dequantize(numbers, stored[1], self._packed.shape[2])
+        return bank_values(stored[0], stored[1], self.shape[2])

@@ -1,12 +1,13 @@
 """A bank as a module: codes in, composed matrices out, one product for several experts."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from globe_stream.factorization.model_files import BankSizes
-from globe_stream.kernels.quantize import GROUP, dequantize, unpack
+from globe_stream.factorization.packed_factors import Spec, bank_specs, bank_values
+from globe_stream.io.dtypes import TORCH_DTYPES
 
 _TILE_BYTES = 4 << 20
 
@@ -75,11 +76,8 @@ class PackedBank(Bank):
     def _register(self) -> None:
         sizes = self.sizes
         assert sizes.bits is not None
-        shape, planes = (sizes.bases, sizes.rank), (sizes.bits[0], -(-sizes.d // 8))
-        packed = torch.empty(*shape, *planes, dtype=torch.uint8)
-        scales = torch.empty(*shape, -(-sizes.d // GROUP), dtype=torch.bfloat16)
-        self.packed = nn.Parameter(packed, requires_grad=False)
-        self.scales = nn.Parameter(scales, requires_grad=False)
+        shape = (sizes.bases, sizes.rank, sizes.d)
+        self.scales, self.packed = empty_parameters(bank_specs("", shape, sizes.bits[0]))
         self._itemsize = torch.get_default_dtype().itemsize
 
     @property
@@ -98,9 +96,15 @@ class PackedBank(Bank):
         return False
 
     def _rows(self, rows: slice, chosen: Tensor | slice) -> Tensor:
-        assert self.sizes.bits is not None
-        numbers = unpack(self.packed[:, rows][chosen], self.sizes.d)
-        return dequantize(numbers, self.scales[:, rows][chosen], self.sizes.bits[0])
+        return bank_values(self.packed[:, rows][chosen], self.scales[:, rows][chosen], self.sizes.d)
 
     def _finished(self, hidden: Tensor) -> Tensor:
         return hidden
+
+
+def empty_parameters(specs: Sequence[Spec]) -> list[nn.Parameter]:
+    """Parameters to be filled, of these dtypes and shapes, that are not trained."""
+    return [
+        nn.Parameter(torch.empty(shape, dtype=TORCH_DTYPES[dtype]), requires_grad=False)
+        for _, dtype, shape in specs
+    ]

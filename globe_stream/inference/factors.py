@@ -18,10 +18,17 @@ from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.compose import compose_sparse
 from globe_stream.factorization.factor_files import BANK, CODES, INDEX
 from globe_stream.factorization.factors_config import CONFIG, FactorGroupConfig, read_factors_config
+from globe_stream.factorization.packed_factors import (
+    adapter_values,
+    bank_values,
+    plain_adapters,
+)
 from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
 from globe_stream.io.files import read_exactly
 from globe_stream.io.safetensors import TensorEntry, read_header
+from globe_stream.kernels.quantize import orthonormal_rows
 
+_PARTS = ("packed", "scales")
 _TORCH = {**TORCH_DTYPES, "I32": torch.int32, "I64": torch.int64}
 
 
@@ -29,7 +36,7 @@ _TORCH = {**TORCH_DTYPES, "I32": torch.int32, "I64": torch.int64}
 class FactorGroup:
     """The experts that share a bank, and what their reconstruction needs besides it.
 
-    `members` (N, 3) are layer, expert, shared.
+    `members` (N, 3) are layer, expert, shared; `bits` those of bank and adapters, if quantised.
     """
 
     key: str
@@ -46,6 +53,7 @@ class FactorGroup:
     indices: Tensor
     values: Tensor
     members: Tensor
+    bits: tuple[int, int] | None = None
 
     def code(self, position: int) -> tuple[Tensor, Tensor]:
         """Atoms (k,) int64 and values (k,) float32 of an expert."""
@@ -85,7 +93,11 @@ class Factors:
         """
         group, position = self.find(family, layer, expert, shared=shared)
         hidden = self.hidden(group, position)
-        matrix = self.adapter(group, position).float() @ hidden
+        if group.bits is None:
+            matrix = self.adapter(group, position).float() @ hidden
+        else:
+            stored = adapter_values(*self.packed_adapter(group, position), group.rank)
+            matrix = stored @ orthonormal_rows(hidden[None])[0]
         return matrix.mul_(group.scale).add_(group.offset)
 
     def find(
@@ -111,20 +123,45 @@ class Factors:
         return group.activation.apply(mixture)
 
     def adapter(self, group: FactorGroup, position: int) -> Tensor:
-        """A (p, r) of one expert, as stored."""
-        layer, expert, shared = group.members[position].tolist()
-        kind = "shared_experts" if shared else "experts"
-        return self._read(f"layers.{layer}.{kind}.{expert}.{group.family}.adapter")
+        """A (p, r) of one expert, as stored; of one in few bits, float32 and made with its H."""
+        if group.bits is None:
+            return self._read(self._adapter_name(group, position))
+        stored = adapter_values(*self.packed_adapter(group, position), group.rank)
+        return plain_adapters(stored, self.hidden(group, position))
+
+    def packed_adapter(self, group: FactorGroup, position: int) -> tuple[Tensor, Tensor]:
+        """Bits (b, bytes) and scales (p, groups) of an adapter in few bits."""
+        name = self._adapter_name(group, position)
+        return self._read(f"{name}.packed"), self._read(f"{name}.scales")
 
     def atom(self, group: FactorGroup, number: int) -> Tensor:
-        """Atom `number` (r, d) of a group's bank, as stored."""
-        entry = self._entries[f"{group.prefix}.bank"]
-        each = entry.nbytes // group.bases
-        return _read_range(entry, entry.start + number * each, (group.rank, group.d))
+        """Atom `number` (r, d) of a unit's bank, as stored; of one in few bits, float32."""
+        if group.bits is None:
+            return self._row(f"{group.prefix}.bank", number)
+        packed, scales = (self._row(f"{group.prefix}.bank.{x}", number) for x in _PARTS)
+        return bank_values(packed, scales, group.d)
 
     def bank(self, group: FactorGroup) -> Tensor:
-        """The whole bank (m, r, d) of a group, as stored."""
-        return self._read(f"{group.prefix}.bank")
+        """The whole bank (m, r, d) of a unit, as `atom` has it."""
+        if group.bits is None:
+            return self._read(f"{group.prefix}.bank")
+        return bank_values(*self.packed_bank(group), group.d)
+
+    def packed_bank(self, group: FactorGroup) -> tuple[Tensor, Tensor]:
+        """Bits (m, r, b, bytes) and scales (m, r, groups) of a bank in few bits."""
+        name = f"{group.prefix}.bank"
+        return self._read(f"{name}.packed"), self._read(f"{name}.scales")
+
+    def _adapter_name(self, group: FactorGroup, position: int) -> str:
+        layer, expert, shared = group.members[position].tolist()
+        kind = "shared_experts" if shared else "experts"
+        return f"layers.{layer}.{kind}.{expert}.{group.family}.adapter"
+
+    def _row(self, name: str, number: int) -> Tensor:
+        """Part `number` of the first dimension of a tensor."""
+        entry = self._entries[name]
+        each = entry.nbytes // entry.shape[0]
+        return _read_range(entry, entry.start + number * each, entry.shape[1:])
 
     def _read(self, name: str) -> Tensor:
         entry = self._entries[name]
@@ -149,7 +186,11 @@ class Factors:
             described.phi,
             described.scale,
             described.offset,
-            *(self._read(f"{name}.{part}") for part in ("offsets", "indices", "values", "experts")),
+            self._read(f"{name}.offsets"),
+            self._read(f"{name}.indices"),
+            self._read(f"{name}.values"),
+            self._read(f"{name}.experts"),
+            described.bits,
         )
 
 

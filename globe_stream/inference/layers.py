@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from globe_stream.factorization.model_files import FAMILIES, BankSizes
+from globe_stream.factorization.packed_factors import adapter_values
 from globe_stream.inference.bank import Bank
 from globe_stream.inference.cache import ComposedCache, Key
-from globe_stream.kernels.quantize import dequantize, orthonormal_rows, unpack
+from globe_stream.kernels.quantize import orthonormal_rows
 
 _WORK_BYTES = 64 << 20
 """Composed matrices of one layer and family, in float32, that are made at a time."""
@@ -104,11 +105,9 @@ class ComposedExperts(nn.Module):
     def _whole(self, family: str, rows: list[int], hidden: Tensor) -> Tensor:
         """W_hat (k, p, d) in the model's type of the experts in `rows`, with H (k, r, d)."""
         sizes = self._parts[family].sizes
-        assert sizes.bits is not None
         packed: Tensor = getattr(self, f"{family}_packed")
         scales: Tensor = getattr(self, f"{family}_scales")
-        numbers = unpack(packed[rows], sizes.p * sizes.rank).view(-1, sizes.p, sizes.rank)
-        adapters = dequantize(numbers, scales[rows], sizes.bits[1])
+        adapters = adapter_values(packed[rows], scales[rows], sizes.rank)
         whole = adapters @ orthonormal_rows(hidden).to(adapters.device)
         down: Tensor = self.down_proj  # type: ignore[assignment]
         return whole.mul_(sizes.scale).add_(sizes.offset).to(down.dtype)

@@ -5,6 +5,7 @@ saved and loaded again in the same way. Needs the `hf` extra.
 """
 
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from globe_stream.factorization.model_files import (
 )
 from globe_stream.formatting import parse_size
 from globe_stream.inference.factors import Factors, load_factors
-from globe_stream.inference.layers import ComposedExperts, FamilyPart
+from globe_stream.inference.layers import ComposedExperts
 from globe_stream.inference.pretrained import install, model_classes
 from globe_stream.inference.structure import checked_modules, layer_of
 
@@ -79,7 +80,7 @@ def describe(factors: Factors) -> ModelDescription:
     for group in factors.groups:
         numbers = (group.p, group.d, group.rank, group.bases)
         constants = (group.activation, group.scale, group.offset)
-        banks[group.key] = BankSizes(*numbers, *constants)
+        banks[group.key] = BankSizes(*numbers, *constants, group.bits)
         groups.append(
             (group.key, group.family, [(a, b, bool(c)) for a, b, c in group.members.tolist()])
         )
@@ -97,7 +98,7 @@ def _adopt(model: Any, model_type: str, description: ModelDescription) -> None:
     config_class, model_class = model_classes(model_type)
     model.config.__class__, model.__class__ = config_class, model_class
     described = model_config({"model_type": model_type}, description)
-    for name in ("model_type", "auto_map", FIELD):
+    for name in ("model_type", "auto_map", "model_file", FIELD):
         setattr(model.config, name, described[name])
     model.config.architectures = [model_class.__name__]
     # Loading recorded how tensors of the source were fused; a compressed model has its own names.
@@ -130,7 +131,10 @@ def _fill_banks(model: Any, factors: Factors, dtype: torch.dtype) -> None:
     device = torch.device("cpu") if model.device.type == "meta" else model.device
     for group in factors.groups:
         bank = model.globe_banks[bank_module(group.key)]
-        bank.atoms = nn.Parameter(factors.bank(group).to(device, dtype))
+        if group.bits is None:
+            bank.atoms = nn.Parameter(factors.bank(group).to(device, dtype))
+        else:
+            bank.packed, bank.scales = _fixed(factors.packed_bank(group), device)
 
 
 def _fill_layer(
@@ -139,21 +143,39 @@ def _fill_layer(
     device = before.down.device
     for family, part in module._parts.items():
         if part.rows:
-            adapters, codes = _stack(factors, family, layer, part)
-            setattr(module, f"{family}_adapters", nn.Parameter(adapters.to(device, dtype)))
-            setattr(module, f"{family}_codes", nn.Parameter(codes.to(device)))
+            _fill_factors(module, family, layer, factors, device, dtype)
         if part.dense_rows:
             dense = before.families[family][list(part.dense_rows)]
             setattr(module, f"{family}_dense", nn.Parameter(dense.to(dtype).contiguous()))
     module.down_proj = nn.Parameter(before.down.to(dtype).contiguous())
 
 
-def _stack(factors: Factors, family: str, layer: int, part: FamilyPart) -> tuple[Tensor, Tensor]:
-    """Adapters (E', p, r) and codes (E', m) of the experts of a layer that have factors."""
-    found = [factors.find(family, layer, expert) for expert in part.rows]
-    group = found[0][0]
-    adapters = torch.stack([factors.adapter(group, position) for _, position in found])
-    return adapters, group.codes([position for _, position in found])
+def _fill_factors(
+    module: Any,
+    family: str,
+    layer: int,
+    factors: Factors,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Adapters (E', p, r), or their bits and scales, and codes (E', m) of a layer's experts."""
+    found = [factors.find(family, layer, expert) for expert in module._parts[family].rows]
+    group, positions = found[0][0], [position for _, position in found]
+    if group.bits is None:
+        adapters = torch.stack([factors.adapter(group, position) for position in positions])
+        setattr(module, f"{family}_adapters", nn.Parameter(adapters.to(device, dtype)))
+    else:
+        parts = zip(*(factors.packed_adapter(group, one) for one in positions), strict=True)
+        packed, scales = _fixed([torch.stack(part) for part in parts], device)
+        setattr(module, f"{family}_packed", packed)
+        setattr(module, f"{family}_scales", scales)
+    codes = nn.Parameter(group.codes(positions).to(device), requires_grad=group.bits is None)
+    setattr(module, f"{family}_codes", codes)
+
+
+def _fixed(values: Iterable[Tensor], device: torch.device) -> list[nn.Parameter]:
+    """Parameters that are not trained."""
+    return [nn.Parameter(one.to(device), requires_grad=False) for one in values]
 
 
 def _patch_shared_experts(model: nn.Module, factors: Factors) -> None:

@@ -18,11 +18,10 @@ from globe_stream.factorization.model_files import (
     BANKS,
     CLASS_PREFIX,
     FIELD,
-    SHIM,
     TYPE_PREFIX,
     ModelDescription,
+    folder_modules,
     layer_prefix,
-    shim_text,
 )
 from globe_stream.formatting import parse_size
 from globe_stream.inference.cache import ComposedCache, Key
@@ -117,7 +116,8 @@ def model_classes(model_type: str) -> tuple[Any, Any]:
 
     def save(self: Any, save_directory: str | Path, **options: Any) -> None:
         base.save_pretrained(self, save_directory, **options)
-        (Path(save_directory) / SHIM).write_text(shim_text(model_type), encoding="utf-8")
+        for name, text in folder_modules(model_type).items():
+            (Path(save_directory) / name).write_text(text, encoding="utf-8")
 
     model_class = type(
         CLASS_PREFIX + base.__name__,

@@ -14,10 +14,10 @@ from globe_stream.factorization.model_files import (
     ModelDescription,
     bank_module,
 )
-from globe_stream.inference.bank import Bank, PackedBank
+from globe_stream.factorization.packed_factors import adapter_specs
+from globe_stream.inference.bank import Bank, PackedBank, empty_parameters
 from globe_stream.inference.cache import ComposedCache
 from globe_stream.inference.layers import ComposedExperts, FamilyPart
-from globe_stream.kernels.quantize import GROUP
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.")
 _NEEDED = (
@@ -134,11 +134,9 @@ def _register(module: nn.Module, family: str, part: FamilyPart, p: int, d: int) 
             adapters = torch.empty(count, p, sizes.rank)
             module.register_parameter(f"{family}_adapters", nn.Parameter(adapters))
         else:
-            packed = torch.empty(count, sizes.bits[1], -(-p * sizes.rank // 8), dtype=torch.uint8)
-            scales = torch.empty(count, p, -(-sizes.rank // GROUP), dtype=torch.bfloat16)
-            for name, values in (("packed", packed), ("scales", scales)):
-                one = nn.Parameter(values, requires_grad=False)
-                module.register_parameter(f"{family}_{name}", one)
+            specs = adapter_specs(f"{family}_", p, sizes.rank, sizes.bits[1], (count,))
+            for (name, _, _), one in zip(specs, empty_parameters(specs), strict=True):
+                module.register_parameter(name, one)
         codes = torch.empty(count, sizes.bases, dtype=torch.float32)
         trained = sizes.bits is None
         module.register_parameter(f"{family}_codes", nn.Parameter(codes, requires_grad=trained))

@@ -333,14 +333,18 @@ def batches(sizes: GroupSizes, bytes_each: int) -> list[int]:
     return sizes_down
 
 
-def estimate_export(sizes: GroupSizes, reader: int, banks: int, *, rounds: bool = False) -> int:
+def estimate_export(
+    sizes: GroupSizes, reader: int, banks: int, *, rounds: bool = False, quantizes: bool = False
+) -> int:
     """Bytes of an export above the base, for `banks` resident bytes of banks and a `reader`.
 
     One expert's mixture and fit (see `fit_bytes`) and two more (r, d) in a curved activation; its
     adapter scaled (p, r); its gate-and-up block as stored (2 p, d), at most float32; one atom; the
     copy buffer twice; codes as supports. An export that `rounds` holds of an adapter (p, r), or of
     a tile of the bank, three more in float32 and five matrices of its side in float64, and for a
-    bank dense codes.
+    bank dense codes. One that `quantizes` holds of an expert H, its rows made orthonormal and two
+    matrices of its side in float64, of the adapter nine arrays as large as it in float32 while
+    groups try their scales, and the paths of a trellis code; of the bank a tile with its numbers.
     """
     r, p, d, m = sizes.rank, sizes.p, sizes.d, sizes.bases
     codes = 8 * sizes.experts * m
@@ -350,6 +354,11 @@ def estimate_export(sizes: GroupSizes, reader: int, banks: int, *, rounds: bool 
         working += 4 * 3 * p * r + 8 * 5 * r * r
         bank = 4 * bank_tile_bytes(sizes) + 8 * 5 * m * m + 4 * sizes.experts * m
         working = max(working, bank)
+    if quantizes:
+        trellis = 16 << 20
+        working += 20 * r * d + 24 * r * r + 36 * p * r + trellis
+        tile = 2 * min(TILE_BYTES, 4 * m * r * d)
+        working = max(working, tile + trellis + 8 * 5 * m * m + 4 * sizes.experts * m)
     return working + 2 * PIECE_BYTES + codes
 
 

@@ -121,9 +121,15 @@ def require(stages: Iterable[Stage], limit: int, base: int, advice: str = _FEWER
 
 
 def plan_export(
-    groups: Sequence[ExpertGroup], memory: int | None, *, rounds: bool = False
+    groups: Sequence[ExpertGroup],
+    memory: int | None,
+    *,
+    rounds: bool = False,
+    quantizes: bool = False,
 ) -> ExportPlan:
     """The largest choice that fits `memory` bytes, base included; None means no limit.
+
+    `rounds` and `quantizes` say how factors are written; see `cost_model.estimate_export`.
 
     Raises InputError when even one expert at a time does not fit.
     """
@@ -137,6 +143,7 @@ def plan_export(
                 _largest_reader(group.experts, choice[1]),
                 resident[choice[0]],
                 rounds=rounds,
+                quantizes=quantizes,
             )
             for group in groups
         )

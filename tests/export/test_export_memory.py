@@ -23,14 +23,17 @@ import psutil, torch
 from globe_stream.memory.allocator import return_freed_memory
 from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
+from globe_stream.export.model import export_model
 from globe_stream.memory.base import warm_up
 return_freed_memory()
 torch.set_num_threads(1)
 warm_up(torch.device("cpu"))
 base = psutil.Process().memory_info().rss
 kind, run, out, budget = sys.argv[1:]
-export = {"dense": export_dense, "factors": export_factors}[kind]
-result = export(Path(run), Path(out), memory=base + int(budget))
+name, _, bits = kind.partition(" ")
+export = {"dense": export_dense, "factors": export_factors, "model": export_model}[name]
+options = {"bits": tuple(map(int, bits.split(",")))} if bits else {}
+result = export(Path(run), Path(out), memory=base + int(budget), **options)
 print(json.dumps({"base": base, "peak": result.peak_bytes, "price": result.price_bytes}))
 """
 
@@ -50,7 +53,15 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "budget"), [("dense", 108 << 20), ("dense", 148 << 20), ("factors", 124 << 20)]
+    ("kind", "budget"),
+    [
+        ("dense", 108 << 20),
+        ("dense", 148 << 20),
+        ("factors", 124 << 20),
+        ("model", 124 << 20),
+        ("model 8,8", 152 << 20),
+        ("factors 8,8", 176 << 20),
+    ],
 )
 def test_peak_stays_within_budget_and_bytes(
     tmp_path: Path, large: Path, kind: str, budget: int

@@ -15,7 +15,7 @@ from sample_runs import Recipe, make_run, tiny_of_type
 from globe_stream.errors import InputError
 from globe_stream.export.dense import export_dense
 from globe_stream.export.model import export_model
-from globe_stream.kernels.quantize import levels
+from globe_stream.kernels.trellis import SHAPES, decode
 from globe_stream.memory.planner import ExportPlan
 
 TOKENS = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(5))
@@ -121,7 +121,7 @@ def test_the_budget_changes_no_byte(
     with pytest.raises(InputError, match="needs at least"):
         export_model(run, tmp_path / "none", memory=1)
     smallest = ExportPlan(0, 1, 0)
-    monkeypatch.setattr("globe_stream.export.model.plan_export", lambda *_: smallest)
+    monkeypatch.setattr("globe_stream.export.model.plan_export", lambda *_, **__: smallest)
     export_model(run, tmp_path / "tight")
     roomy, tight = tensors(tmp_path / "roomy"), tensors(tmp_path / "tight")
     assert all(torch.equal(roomy[name], tight[name]) for name in roomy)
@@ -165,11 +165,14 @@ def read_config(folder: Path) -> Any:
 
 
 def numpy_values(packed: Any, scales: Any, shape: tuple[int, ...], bits: int) -> Any:
-    """Values of bit planes (bits, bytes) and scales by rows of `shape`, groups of 64."""
+    """Values of bit planes (bits, bytes) and scales by rows of `shape`, one group a row."""
     planes = np.unpackbits(packed.numpy(), axis=-1, bitorder="little")[..., : math.prod(shape)]
     numbers = (planes * (1 << np.arange(bits))[:, None]).sum(0).reshape(shape)
-    spread = scales.double().numpy().repeat(64, axis=-1)[..., : shape[-1]]
-    return levels(bits).double().numpy()[numbers] * spread
+    if bits in SHAPES:
+        levels = decode(torch.from_numpy(numbers.astype("uint8")), bits).double().numpy()
+    else:
+        levels = np.linspace(-1, 1, 2**bits)[numbers]
+    return levels * scales.double().numpy()
 
 
 def numpy_matrix(
