@@ -11,25 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from globe_stream.checkpoint.index import INDEX_NAME, SINGLE_NAME
-from globe_stream.engine.precision import arithmetic_of
 from globe_stream.engine.progress import ProgressCall, Tally
 from globe_stream.export import auxiliary_files as companions
+from globe_stream.export.carry_out import carry_out
 from globe_stream.export.model_card import model_card
 from globe_stream.export.result import (
     ExportResult,
     choose_dtype,
-    finished_result,
     relative_errors,
 )
 from globe_stream.export.shard_plan import Rewrite, expected_tensors, plan_rewrite
 from globe_stream.export.shard_rewriter import Provider, ShardRewriter
-from globe_stream.export.staging import ExportManifest, ExportWork, open_work
+from globe_stream.export.staging import ExportManifest, ExportWork
 from globe_stream.factorization.bank_cache import BankCache
 from globe_stream.factorization.reconstruction import BankApproximation
 from globe_stream.factorization.trained_run import TrainedRun, open_trained_run
 from globe_stream.io import files
 from globe_stream.io.records import Json
-from globe_stream.memory.meter import Meter
 from globe_stream.memory.planner import ExportPlan, plan_export
 
 
@@ -114,27 +112,24 @@ def write_dense(
     order: DenseOrder, provider: AbstractContextManager[Provider], progress: ProgressCall | None
 ) -> ExportResult:
     """Write the checkpoint of `order` with what `provider` puts in the experts' place."""
-    source, out = order.source, order.out
-    meter = Meter()
-    with meter.stage("export"):
-        work = open_work(out, order.identity, order.last)
-    if work is None:
-        return finished_result(out, source, order.plan.estimate_bytes, meter.peak)
-    arithmetic = arithmetic_of(source.run)
-    with work, arithmetic, meter.stage("export"), provider as provide:
-        resumed = len(work.records())
+    source = order.source
+
+    def write(work: ExportWork) -> None:
         experts = [expert for fitted in source.groups for expert in fitted.group.experts]
-        rewrite = plan_rewrite(source.index, experts, order.stored, out, order.dtype is not None)
+        chosen = order.dtype is not None
+        rewrite = plan_rewrite(source.index, experts, order.stored, order.out, chosen)
         sizes = {work.name_of(shard.planned): shard.planned.size for shard in rewrite.shards}
         companions.fetch_companions(source.index)
         needed = work.remaining(sizes) + companions.total_bytes(source.index)
-        files.require_free(out, needed, "the export")
+        files.require_free(order.out, needed, "the export")
         tally = Tally(sum(len(shard.places) for shard in rewrite.shards), progress)
-        writer = ShardRewriter(source, rewrite.dequantised, provide, order.plan.batch, tally)
-        for shard in rewrite.shards:
-            writer.write(work, shard)
+        with provider as provide:
+            writer = ShardRewriter(source, rewrite.dequantised, provide, order.plan.batch, tally)
+            for shard in rewrite.shards:
+                writer.write(work, shard)
         _publish(work, order, rewrite, sum(sizes.values()))
-    return finished_result(out, source, order.plan.estimate_bytes, meter.peak, resumed)
+
+    return carry_out(source, order.out, order.identity, order.last, order.plan, write)
 
 
 def _publish(work: ExportWork, order: DenseOrder, rewrite: Rewrite, size: int) -> None:

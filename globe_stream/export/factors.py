@@ -15,18 +15,17 @@ from pathlib import Path
 import torch
 
 from globe_stream.checkpoint.reader import ExpertReader
-from globe_stream.engine.precision import arithmetic_of
 from globe_stream.engine.progress import ProgressCall, Tally
 from globe_stream.export.adapter_place import AdapterPlace
 from globe_stream.export.bank_place import BankPlace
+from globe_stream.export.carry_out import carry_out
 from globe_stream.export.model_card import model_card
 from globe_stream.export.result import (
     ExportResult,
     choose_dtype,
-    finished_result,
     relative_errors,
 )
-from globe_stream.export.staging import ExportManifest, ExportWork, open_work
+from globe_stream.export.staging import ExportManifest, ExportWork
 from globe_stream.factorization import factor_files as layout
 from globe_stream.factorization.bank_cache import Bank, BankCache, Opener
 from globe_stream.factorization.factors_config import CONFIG, describe, prefix
@@ -35,7 +34,6 @@ from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open
 from globe_stream.io import files
 from globe_stream.io.records import Json
 from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter, plan_file
-from globe_stream.memory.meter import Meter
 from globe_stream.memory.planner import plan_export
 
 
@@ -75,13 +73,8 @@ def export_factors(
         }
         groups = [fitted.group for fitted in source.groups]
         plan = plan_export(groups, memory, rounds=stored != "F32", quantizes=bits is not None)
-        meter = Meter()
-        with meter.stage("export"):
-            work = open_work(out, identity, layout.INDEX)
-        if work is None:
-            return finished_result(out, source, plan.estimate_bytes, meter.peak)
-        with work, arithmetic_of(source.run), meter.stage("export"):
-            resumed = len(work.records())
+
+        def write(work: ExportWork) -> None:
             adapters = layout.plan_adapters(source, out, stored, bits, shard_bytes)
             small = [_plan_bank(source, out, stored, bits), _plan_codes(source, out)]
             _require_space(work, [*small, *(shard.planned for shard in adapters)])
@@ -93,14 +86,10 @@ def export_factors(
                 for shard in adapters:
                     writer.write(work, shard)
             errors = relative_errors(source, work.records())
-            _publish(
-                work,
-                source,
-                adapters,
-                bits,
-                ExportManifest(identity, "factors", stored, command, errors),
-            )
-        return finished_result(out, source, plan.estimate_bytes, meter.peak, resumed)
+            manifest = ExportManifest(identity, "factors", stored, command, errors)
+            _publish(work, source, adapters, bits, manifest)
+
+        return carry_out(source, out, identity, layout.INDEX, plan, write)
 
 
 def _require_space(work: ExportWork, planned: Iterable[PlannedFile]) -> None:

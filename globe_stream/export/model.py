@@ -14,21 +14,20 @@ import torch
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.index import INDEX_NAME
 from globe_stream.checkpoint.reader import ExpertReader
-from globe_stream.engine.precision import arithmetic_of
 from globe_stream.engine.progress import ProgressCall, Tally
 from globe_stream.export import auxiliary_files as companions
 from globe_stream.export.adapter_place import AdapterPlace
+from globe_stream.export.carry_out import carry_out
 from globe_stream.export.convert import write_matrix
 from globe_stream.export.model_card import model_card
 from globe_stream.export.model_plan import LayerFile, ModelPlan, place_of, plan_model, routed
 from globe_stream.export.result import (
     ExportResult,
     choose_dtype,
-    finished_result,
     relative_errors,
 )
 from globe_stream.export.shard_rewriter import ShardRewriter
-from globe_stream.export.staging import ExportManifest, ExportWork, open_work
+from globe_stream.export.staging import ExportManifest, ExportWork
 from globe_stream.factorization import model_files as layout
 from globe_stream.factorization.bank_cache import Bank, BankCache, Opener
 from globe_stream.factorization.reconstruction import BankApproximation
@@ -37,7 +36,6 @@ from globe_stream.io import files
 from globe_stream.io.records import Json
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import SafetensorsWriter
-from globe_stream.memory.meter import Meter
 from globe_stream.memory.planner import ExportPlan, plan_export
 
 SHARD_BYTES = 2 << 30
@@ -83,26 +81,17 @@ def export_model(
         }
         groups = [fitted.group for fitted in source.groups]
         plan = plan_export(groups, memory, rounds=stored != "F32", quantizes=bits is not None)
-        meter = Meter()
-        with meter.stage("export"):
-            work = open_work(out, identity, INDEX_NAME)
-        if work is None:
-            return finished_result(out, source, plan.estimate_bytes, meter.peak)
-        with work, arithmetic_of(source.run), meter.stage("export"):
-            resumed = len(work.records())
-            planned = plan_model(
-                source, out, stored, bits, chosen=dtype is not None, shard_bytes=shard_bytes
-            )
+
+        def write(work: ExportWork) -> None:
+            chosen = dtype is not None
+            planned = plan_model(source, out, stored, bits, chosen=chosen, shard_bytes=shard_bytes)
             _require_space(work, source, planned)
             _write(work, source, planned, bits, plan, progress)
             errors = relative_errors(source, work.records())
-            _publish(
-                work,
-                source,
-                planned,
-                ExportManifest(identity, "model", stored, command, errors),
-            )
-        return finished_result(out, source, plan.estimate_bytes, meter.peak, resumed)
+            manifest = ExportManifest(identity, "model", stored, command, errors)
+            _publish(work, source, planned, manifest)
+
+        return carry_out(source, out, identity, INDEX_NAME, plan, write)
 
 
 def _require_space(work: ExportWork, source: TrainedRun, planned: ModelPlan) -> None:

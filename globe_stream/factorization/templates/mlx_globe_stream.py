@@ -165,7 +165,7 @@ class _Factors(nn.Module):
         used = sorted(set(indices.flatten().tolist()))
         place = {expert: row for row, expert in enumerate(used)}
         lookup = mx.array([place.get(expert, 0) for expert in range(used[-1] + 1)])
-        matrices = self._matrices([expert for expert in used if expert in self._rows])
+        matrices = self._matrices([e for e in used if e in self._rows], x.dtype)
         if self._bits is None:
             made = self._thin(x, lookup[indices], used, matrices)
         else:
@@ -193,8 +193,8 @@ class _Factors(nn.Module):
         factored = mx.array([expert in self._rows for expert in used])[rows]
         return mx.where(factored[..., None, None], made, plain)
 
-    def _matrices(self, experts):
-        """H (r, d) by expert, or W (p, d) where factors are quantised, as far as possible kept."""
+    def _matrices(self, experts, kind):
+        """H (r, d) by expert, or W (p, d) where factors are quantised, of the type `kind`."""
         found = {expert: self._cache.find((id(self), expert)) for expert in experts}
         missing = [expert for expert, kept in found.items() if kept is None]
         if missing:
@@ -202,19 +202,12 @@ class _Factors(nn.Module):
             made = self._bank(self.codes[mx.array(rows)])
             if self._bits is not None:
                 made = self._whole(rows, made)
-            made = made.astype(self._kept_type)
+            made = made.astype(kind)
             mx.eval(made)
             for expert, matrix in zip(missing, made, strict=True):
                 found[expert] = matrix
                 self._cache.keep((id(self), expert), matrix)
         return found
-
-    @property
-    def _kept_type(self):
-        """The type that matrices are kept in."""
-        if self._bits is None:
-            return self.adapters.dtype
-        return self.dense.dtype if self._others else mx.bfloat16
 
     def _whole(self, rows, hidden):
         """W (k, p, d) from quantised adapters, which stand in an orthonormal basis of H's rows."""
