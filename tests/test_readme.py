@@ -19,24 +19,10 @@ def blocks(marker: str) -> list[str]:
     return re.findall(r"\A(?:```\w+\n(.*?)```\n)(?:```\w+\n(.*?)```\n)?", after, re.DOTALL)[0]
 
 
-def with_tokenizer(folder: Path) -> Path:
-    """Put a tokenizer of bytes beside the weights."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from tokenizers.decoders import ByteLevel
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: k for k, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_from_checkpoint_to_text(tmp_path, monkeypatch):
-    from sample_runs import tiny_model
+    from sample_runs import tiny_model, with_tokenizer
 
     monkeypatch.chdir(tmp_path)
     model = with_tokenizer(tiny_model(tmp_path / "tiny"))

@@ -50,6 +50,20 @@ def tiny_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16, shard: str 
     return folder
 
 
+def with_tokenizer(folder: Path) -> Path:
+    """Put a tokenizer of bytes beside the weights."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers.decoders import ByteLevel
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: k for k, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
 def larger_model(folder: Path, *, experts: int, hidden: int, intermediate: int) -> Path:
     """A random Qwen2-MoE of four layers, large enough to measure memory with."""
     from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM

@@ -1,12 +1,14 @@
 """The folder of a model run by mlx-lm, against transformers."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sample_runs import Recipe, make_run, tiny_of_type
+from sample_runs import Recipe, make_run, tiny_model, tiny_of_type, with_tokenizer
 
 from globe_stream.export.model import export_model
 
@@ -68,3 +70,15 @@ def test_remote_code_must_be_trusted(tmp_path: Path, run: Path) -> None:
     export_model(run, tmp_path / "out")
     with pytest.raises(ValueError, match="trust_remote_code"):
         utils.load_model(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_text_by_command(tmp_path: Path) -> None:
+    source = with_tokenizer(tiny_model(tmp_path / "source", dtype=torch.float32))
+    export_model(make_run(tmp_path / "run", source), tmp_path / "out", bits=(8, 4))
+    options = ["--prompt", "Experts", "--max-tokens", "5", "--ignore-chat-template"]
+    command = [sys.executable, "-m", "mlx_lm", "generate", "--model", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, "--trust-remote-code", *options], check=True, capture_output=True, text=True
+    )
+    assert "Generation: 5 tokens" in done.stdout
