@@ -393,7 +393,11 @@ def details(checkout: Checkout) -> Iterator[str]:
 def main(arguments: list[str]) -> None:
     """Print the table, and with --walks what it counts."""
     roots = [Path(word) for word in arguments if not word.startswith("--")]
-    checkouts = [Checkout(root) for root in roots or [Path(__file__).parents[1]]]
+    roots = roots or [Path(__file__).parents[1]]
+    missing = [str(root) for root in roots if not (root / PACKAGE).is_dir()]
+    if missing:
+        sys.exit(f"{', '.join(missing)}: no folder {PACKAGE} in it; give folders of checkouts")
+    checkouts = [Checkout(root) for root in roots]
     print(table(checkouts))
     if "--walks" in arguments:
         print("\n".join(line for checkout in checkouts for line in details(checkout)))

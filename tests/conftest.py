@@ -13,6 +13,8 @@ from sample_runs import make_run, tiny_model
 
 from globe_stream.cli.main import run as run_command_line
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
+
 settings.register_profile(
     "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -33,12 +33,12 @@ from globe_stream.store.run import Run
 DOCUMENT_FORMAT = 1
 STATES = ("seeding", "seeded", "training", "trained")
 
-Standing = tuple[GroupRecord, GroupState]
+SeededGroup = tuple[GroupRecord, GroupState]
 
 
 @dataclass(frozen=True)
-class FamilySeeding(Record):
-    """A family of which only `units_seeded` groups are seeded yet; `banks` is their number."""
+class FamilySizes(Record):
+    """A family's experts (p, d) and its `banks` of m = `bases` atoms (r, d)."""
 
     experts: int
     p: int
@@ -47,21 +47,20 @@ class FamilySeeding(Record):
     bases: int
     banks: int
     seeding_method: str
+
+
+@dataclass(frozen=True)
+class FamilySeeding(FamilySizes):
+    """A family of which only `units_seeded` groups are seeded yet."""
+
     state: str
     units_seeded: int
 
 
 @dataclass(frozen=True)
-class FamilyStatus(Record):
+class FamilyStatus(FamilySizes):
     """A seeded family: its groups pooled, errors by squared norm."""
 
-    experts: int
-    p: int
-    d: int
-    rank: int
-    bases: int
-    banks: int
-    seeding_method: str
     parameter_ratio: float
     svd_equal_parameters_relative_error: float | None
     svd_sampled_experts: int
@@ -102,14 +101,14 @@ def run_status(run: Run) -> StatusDocument:
     """Where `run` stands; reads the ledger and the supports of the codes."""
     header = run_header(run)
     states = {group.key: group_state(run, group.key) for group in header.groups}
-    standing = [(group, state) for group in header.groups if (state := states[group.key])]
+    seeded = [(group, state) for group in header.groups if (state := states[group.key])]
     training = run.state(TRAINING, TrainingOptions)
     peak, budget = run.state(MEMORY, PeakMemory), run.state(BUDGET, Budget)
-    whole = len(standing) == len(header.groups)
+    whole = len(seeded) == len(header.groups)
     return StatusDocument(
         format=DOCUMENT_FORMAT,
         run=str(run.path),
-        state=_overall([state.stage for _, state in standing]) if whole else "seeding",
+        state=_overall([state.stage for _, state in seeded]) if whole else "seeding",
         config={
             **header.config.to_json(),
             "model": header.model,
@@ -118,16 +117,16 @@ def run_status(run: Run) -> StatusDocument:
         fingerprint=fingerprint(run, header),
         peak_memory_bytes=peak.bytes if peak else 0,
         memory_budget_bytes=budget.bytes if budget else 0,
-        bytes_read=sum(state.bytes_read for _, state in standing),
-        seconds=sum(state.seconds for _, state in standing),
+        bytes_read=sum(state.bytes_read for _, state in seeded),
+        seconds=sum(state.seconds for _, state in seeded),
         machine=run.state(MACHINE, Machine),
         relative_frobenius_error=global_error(run),
         warnings=tuple(
-            f"{group.key}: {line}" for group, state in standing for line in state.warnings
+            f"{group.key}: {line}" for group, state in seeded for line in state.warnings
         ),
         zero_experts=header.zero_experts,
         families={
-            family: _family(run, header, family, standing)
+            family: _family(run, header, family, seeded)
             for family in dict.fromkeys(group.family for group in header.groups)
         },
     )
@@ -161,39 +160,21 @@ def _overall(stages: Sequence[str]) -> str:
 
 
 def _family(
-    run: Run, header: RunHeader, family: str, standing: Sequence[Standing]
+    run: Run, header: RunHeader, family: str, seeded: Sequence[SeededGroup]
 ) -> FamilyStatus | FamilySeeding:
     groups = [group for group in header.groups if group.family == family]
-    members = [(group, state) for group, state in standing if group.family == family]
-    first = groups[0]
-    experts = sum(group.experts for group in groups)
-    if len(members) < len(groups):
-        return FamilySeeding(
-            experts,
-            first.p,
-            first.d,
-            first.rank,
-            first.bases,
-            len(groups),
-            str(header.config.seed["method"]),
-            STATES[0],
-            len(members),
-        )
+    states = [state for group, state in seeded if group.family == family]
+    sizes = _sizes(groups, str(header.config.seed["method"]))
+    if len(states) < len(groups):
+        return FamilySeeding(**vars(sizes), state=STATES[0], units_seeded=len(states))
     supports = torch.cat(
         [
             torch.from_numpy(arrays.read(run.array(f"{group.key}/codes/count"))).double()
             for group in groups
         ]
     )
-    states = [state for _, state in members]
     return FamilyStatus(
-        experts=experts,
-        p=first.p,
-        d=first.d,
-        rank=first.rank,
-        bases=first.bases,
-        banks=len(groups),
-        seeding_method=str(header.config.seed["method"]),
+        **vars(sizes),
         parameter_ratio=_parameter_ratio(groups, float(supports.sum())),
         svd_equal_parameters_relative_error=_pooled_svd(states),
         svd_sampled_experts=sum(state.svd_sampled for state in states),
@@ -204,6 +185,15 @@ def _family(
         median_support=float(supports.quantile(0.5)),
         temperature=states[0].temperature,
         activation_lambda=min(state.activation_lambda for state in states),
+    )
+
+
+def _sizes(groups: Sequence[GroupRecord], method: str) -> FamilySizes:
+    """Of a family's groups, which have atoms of one size."""
+    first = groups[0]
+    experts = sum(group.experts for group in groups)
+    return FamilySizes(
+        experts, first.p, first.d, first.rank, first.bases, len(groups), seeding_method=method
     )
 
 
