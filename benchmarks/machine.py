@@ -7,7 +7,7 @@ GEMM speeds are the best of several products of square matrices; `medium` and `h
 PyTorch's settings for float32, with the error of each. Reading speeds are those of positioned reads
 of a megabyte each, once after asking the kernel to drop the file's pages (cold; where that is
 possible) and once again (warm). For a run, the epochs in its `metrics.jsonl` are compared with the
-operations that `globe_stream.commands.plan.epoch_operations` counts for a surrogate epoch.
+operations that `globe_stream.commands.operations.epoch_operations` counts for a surrogate epoch.
 """
 
 import os
@@ -19,7 +19,7 @@ import click
 import torch
 from runs import machine_line, markdown
 
-from globe_stream.commands.plan import epoch_operations
+from globe_stream.commands.operations import epoch_operations
 from globe_stream.engine.device import Machine
 from globe_stream.engine.metrics import MetricRow, read_metrics
 from globe_stream.engine.records import MACHINE

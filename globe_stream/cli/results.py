@@ -209,17 +209,17 @@ def evaluate(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="HTML file to write (default: report.html in the run).",
+    help="HTML file to write (default, for one run: report.html in it).",
 )
-def report(run: Path, out: Path | None) -> None:
-    """Write an HTML report with pictures of the run at RUN."""
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write an HTML report with pictures of the run at RUNS, or of several side by side."""
     from globe_stream.commands.report import report as write_report
 
-    click.echo(str(write_report(run, out)))
+    click.echo(str(write_report(runs, out)))
 
 
 @click.command()

@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from globe_stream.commands.experts import open_experts
+from globe_stream.commands.operations import epoch_operations
 from globe_stream.commands.seed import seed_plans, seed_stages
 from globe_stream.commands.session import Document, Plans, Session
 from globe_stream.commands.train import train_plans
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
-from globe_stream.factorization.groups import ExpertGroup, GroupSizes
+from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.records import GroupRecord
 from globe_stream.factorization.svd_baseline import sampled_experts, seed_passes
 from globe_stream.memory import planner
 from globe_stream.memory.cost_model import safe_budget, train_traffic
 from globe_stream.memory.planner import Stage
 from globe_stream.seeding.methods import proxies_for
-from globe_stream.training.epoch import PROBES
 
 
 def plan(
@@ -84,18 +84,6 @@ def seed_bytes_read(group: ExpertGroup, config: SeedConfig) -> int:
     share = sizes.rank / sizes.p if proxies_for(config.method, config.proxies) == "rows" else 1.0
     sample = len(sampled_experts(group)) / sizes.experts
     return round(sizes.stored_bytes * (2 + share + sample))
-
-
-def epoch_operations(sizes: GroupSizes) -> float:
-    """Floating-point operations of one surrogate epoch.
-
-    For each expert: compose and both bank products 6 m r d; H H^T by halves 5/4 r^2 d; W H^T, the
-    residual and A^T of it 6 p r d; the solve 2 r^2 p; 2 p r a curvature probe; Cholesky r^3 / 3.
-    """
-    m, r, p, d = sizes.bases, sizes.rank, sizes.p, sizes.d
-    products = 6 * m * r * d + 1.25 * r * r * d + 6 * p * r * d
-    each = products + 2 * r * r * p + 2 * PROBES * p * r + r**3 / 3
-    return float(sizes.experts * each)
 
 
 def disk_bytes(groups: Sequence[ExpertGroup]) -> int:

@@ -32,7 +32,7 @@ def run_recipe(recipe: Recipe, *, command: str, silent: bool = False) -> Json:
         status = _learn(recipe, silent)
         exports = [_export(recipe, item, command, silent) for item in recipe.export]
         if recipe.report is not None:
-            report(recipe.run, recipe.report)
+            report([recipe.run], recipe.report)
     return {
         **status,
         "exports": list(exports),

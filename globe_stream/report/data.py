@@ -13,6 +13,13 @@ from globe_stream.engine.metrics import MetricRow, read_metrics
 from globe_stream.engine.status import StatusDocument, run_status
 from globe_stream.factorization.records import GroupRecord, GroupState, group_state, run_header
 from globe_stream.io.records import Json
+from globe_stream.report.history import (
+    EpochPoint,
+    MemoryPoint,
+    Operations,
+    history,
+    memory_over_time,
+)
 from globe_stream.store import arrays
 from globe_stream.store.run import Run
 
@@ -38,6 +45,7 @@ class GroupData:
     popularity: Array
     eigenvalues: Array | None
     svd_error: float | None
+    history: tuple[EpochPoint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class ReportData:
     status: StatusDocument
     groups: tuple[GroupData, ...]
     memory: tuple[StageMemory, ...] = field(default=())
+    memory_points: tuple[MemoryPoint, ...] = field(default=())
 
     def document(self) -> Json:
         """The status document with curves and stages beside it, as plain values."""
@@ -69,19 +78,28 @@ class ReportData:
         }
 
 
-def gather(path: Path) -> ReportData:
-    """Read the run at `path`. Raises InputError when it is no run, GlobeError when damaged."""
+def gather(path: Path, operations: Operations) -> ReportData:
+    """Read the run at `path`, `operations` being those of an epoch of a group of given sizes.
+
+    Raises InputError when it is no run, GlobeError when damaged.
+    """
     run = Run(path, writable=False)
     rows = read_metrics(path / "metrics.jsonl")
     groups = tuple(
-        _group(run, record, state, rows)
+        _group(run, record, state, rows, operations)
         for record in run_header(run).groups
         if (state := group_state(run, record.key)) is not None
     )
-    return ReportData(run_status(run), groups, _memory(rows))
+    return ReportData(run_status(run), groups, _memory(rows), memory_over_time(rows))
 
 
-def _group(run: Run, record: GroupRecord, state: GroupState, rows: list[MetricRow]) -> GroupData:
+def _group(
+    run: Run,
+    record: GroupRecord,
+    state: GroupState,
+    rows: list[MetricRow],
+    operations: Operations,
+) -> GroupData:
     key = record.key
     counts = arrays.read(run.array(f"{key}/codes/count"))
     indices = arrays.read(run.array(f"{key}/codes/indices"))
@@ -98,6 +116,7 @@ def _group(run: Run, record: GroupRecord, state: GroupState, rows: list[MetricRo
         np.bincount(indices, minlength=record.bases),
         arrays.read(run.array(spectrum)) if run.has(spectrum) else None,
         state.svd_relative_error,
+        history(rows, key, record.sizes, operations),
     )
 
 

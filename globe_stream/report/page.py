@@ -1,7 +1,7 @@
 """The page of a report: one HTML file with everything in it, pictures included."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,17 @@ from globe_stream.formatting import format_bytes, format_seconds
 from globe_stream.io import files
 from globe_stream.io.records import Json
 from globe_stream.report import plots
+from globe_stream.report.captions import CAPTIONS
 from globe_stream.report.data import GroupData, ReportData
-from globe_stream.report.pooling import pool_stages
+from globe_stream.report.pooling import MANY_GROUPS, pool_histories, pool_stages
+from globe_stream.report.themes import Drawn, drawn
+from globe_stream.report.trajectories import (
+    coherence,
+    error_over_costs,
+    memory_over_time,
+    rates,
+    steering,
+)
 
 
 def _encodable(value: Any) -> Any:
@@ -52,15 +61,26 @@ _FAMILY_HEADS = (
 
 @dataclass(frozen=True)
 class Image:
-    """A PNG file and what it shows, for readers who cannot see it."""
+    """A picture, what it shows, for readers who cannot see it, and what to look for in it."""
 
     title: str
-    png: bytes
+    drawn: Drawn
+    caption: str
 
     @property
-    def base64(self) -> str:
-        """The file as text."""
-        return base64.b64encode(self.png).decode()
+    def png(self) -> bytes:
+        """The PNG file for a light page."""
+        return self.drawn.light
+
+    @property
+    def light(self) -> str:
+        """The same as text."""
+        return base64.b64encode(self.drawn.light).decode()
+
+    @property
+    def dark(self) -> str:
+        """The PNG file for a dark page as text."""
+        return base64.b64encode(self.drawn.dark).decode()
 
 
 @dataclass(frozen=True)
@@ -97,19 +117,27 @@ def write_page(target: Path, page: str) -> None:
 
 
 def render(data: ReportData) -> str:
-    """The page as text."""
+    """The page of one run as text."""
     status = data.status
     stages = pool_stages(data.memory)
     kinds = "stage" if len(stages) == len(data.memory) else "stage, highest peak of all banks"
+    pictures = []
+    if stages:
+        pictures = [
+            _image("price and peak by stage", plots.memory, stages),
+            _image("memory over time", memory_over_time, data.memory_points,
+                   status.memory_budget_bytes),
+        ]  # fmt: skip
     return _TEMPLATES.get_template("report.html.jinja").render(
+        title=status.config["model"],
         status=status,
         version=__version__,
         family_heads=_FAMILY_HEADS,
         family_rows=[_family(name, family) for name, family in status.families.items()],
         verdicts=_verdicts(status),
-        sections=sections(data.groups) if data.groups else [],
+        sections=sections(data),
         cost_rows=_costs(status),
-        memory_picture=Image("price and peak by stage", plots.memory(stages)) if stages else None,
+        memory_pictures=pictures,
         memory_heads=(kinds, "price", "peak", "peak / price"),
         memory_rows=[
             (
@@ -121,6 +149,32 @@ def render(data: ReportData) -> str:
             for one in stages
         ],
         settings=_flat(status.config),
+    )
+
+
+def render_several(runs: Sequence[ReportData]) -> str:
+    """The page of several runs side by side as text."""
+    names = distinct_names([data.status.run for data in runs])
+    rows = [
+        (name, *_family(family, found), format_seconds(data.status.seconds))
+        for name, data in zip(names, runs, strict=True)
+        for family, found in data.status.families.items()
+    ]
+    settings = [dict(_flat(data.status.config)) for data in runs]
+    keys = list(dict.fromkeys(key for own in settings for key in own))
+    differing = [
+        (key, *(own.get(key, "") for own in settings))
+        for key in keys
+        if len({own.get(key) for own in settings}) > 1
+    ]
+    return _TEMPLATES.get_template("compared.html.jinja").render(
+        title=f"{len(runs)} runs side by side",
+        version=__version__,
+        family_heads=("run", *_FAMILY_HEADS, "time"),
+        family_rows=rows,
+        sections=compared([data for data in runs if data.groups]),
+        setting_heads=("setting that differs", *names),
+        settings=differing,
     )
 
 
@@ -158,23 +212,66 @@ def _verdicts(status: StatusDocument) -> list[Verdict]:
     return verdicts
 
 
-def sections(groups: Sequence[GroupData]) -> list[Section]:
-    """The pictures of `groups` under their headings."""
+def sections(data: ReportData) -> list[Section]:
+    """The pictures of a run under their headings; none before a group is seeded."""
+    groups = data.groups
+    if not groups:
+        return []
+    own = pool_histories(groups) if len(groups) > MANY_GROUPS else groups
+    named = [(group.key, group) for group in own]
+    found = [Section("Error by epoch", (_image("error by epoch", plots.error_curve, groups),))]
+    if any(len(group.history) > 1 for group in groups):
+        found += _training_sections(named)
     families = dict.fromkeys(group.family for group in groups)
     maps = tuple(
-        Image(f"error of every expert, {family}", plots.error_map(family, _of(groups, family)))
+        _image("error of every expert", plots.error_map, family, _of(groups, family), about=family)
         for family in families
     )
-    found = [
-        Section("Error by epoch", (Image("error by epoch", plots.error_curve(groups)),)),
+    found += [
         Section("Error by layer and expert", maps),
-        Section("Supports", (Image("histogram of supports", plots.supports(groups)),)),
-        Section("Popularity of atoms", (Image("popularity", plots.popularity(groups)),)),
+        Section("Supports", (_image("histogram of supports", plots.supports, groups),)),
+        Section("Popularity of atoms", (_image("popularity", plots.popularity, groups),)),
     ]
     if any(group.eigenvalues is not None for group in groups):
-        image = Image("eigenvalues of the Gram matrix", plots.spectrum(groups))
+        image = _image("eigenvalues of the Gram matrix", plots.spectrum, groups)
         found.append(Section("Spectrum of the proxies", (image,)))
     return found
+
+
+def _training_sections(named: Sequence[tuple[str, GroupData]]) -> list[Section]:
+    return [
+        Section("What the error cost", (_image("error over costs", error_over_costs, named),)),
+        Section("What steered training", (_image("schedule", steering, named),)),
+        Section("Likeness of atoms", (_image("coherence", coherence, named),)),
+        Section("Rates", (_image("rates", rates, named),)),
+    ]
+
+
+def compared(runs: Sequence[ReportData]) -> list[Section]:
+    """The pictures of several runs side by side, a line for each run and family."""
+    names = distinct_names([data.status.run for data in runs])
+    named = [
+        (f"{name} {group.family}", group)
+        for name, data in zip(names, runs, strict=True)
+        for group in pool_histories(data.groups)
+    ]
+    return _training_sections(named)
+
+
+def distinct_names(paths: Sequence[str]) -> list[str]:
+    """The last parts of `paths`, as many as it takes to tell them apart."""
+    parts = [Path(path).parts for path in paths]
+    longest = max(map(len, parts))
+    for count in range(1, longest + 1):
+        names = ["/".join(own[-count:]) for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
+def _image(title: str, plot: Callable[..., bytes], *arguments: object, about: str = "") -> Image:
+    full = f"{title}, {about}" if about else title
+    return Image(full, drawn(plot, *arguments), CAPTIONS[title])
 
 
 def _of(groups: Sequence[GroupData], family: str) -> list[GroupData]:

@@ -1,21 +1,13 @@
 """The pictures of a report, each as the bytes of a PNG file."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from globe_stream.report.canvas import FAMILY_COLOURS, STYLES, figure_of, png_of, whole_ticks
 from globe_stream.report.data import Array, GroupData, StageMemory
 from globe_stream.report.pooling import MANY_GROUPS, pool_curves, spread
-
-_COLOURS = {"up": "#1f5fa8", "gate": "#c4541a"}
-_STYLES = ("-", "--", ":", "-.")
-_DPI = 130
 
 
 def error_curve(groups: Sequence[GroupData]) -> bytes:
@@ -23,14 +15,14 @@ def error_curve(groups: Sequence[GroupData]) -> bytes:
 
     Many groups are one line a family, with a band from the lowest to the highest.
     """
-    figure, axes = _figure(6.4, 3.6)
+    figure, (axes,) = figure_of(6.4, 3.6)
     if len(groups) > MANY_GROUPS:
         _pooled_curves(axes, groups)
     else:
         _group_curves(axes, groups)
     axes.set(xlabel="epoch (0 is the seed)", ylabel="relative Frobenius error", ylim=(0, None))
-    _integer(axes.xaxis)
-    return _png(figure, legend=axes)
+    whole_ticks(axes.xaxis)
+    return png_of(figure, legend=axes)
 
 
 def _group_curves(axes: Axes, groups: Sequence[GroupData]) -> None:
@@ -52,7 +44,7 @@ def _group_curves(axes: Axes, groups: Sequence[GroupData]) -> None:
 
 def _pooled_curves(axes: Axes, groups: Sequence[GroupData]) -> None:
     for one in pool_curves(groups):
-        colour = _COLOURS.get(one.family)
+        colour = FAMILY_COLOURS.get(one.family)
         count = sum(group.family == one.family for group in groups)
         label = f"{one.family}, all {count} banks (band: lowest to highest)"
         axes.fill_between(
@@ -83,49 +75,51 @@ def error_map(family: str, groups: Sequence[GroupData]) -> bytes:
     columns = np.where(members[:, 2] == 1, routed + members[:, 1], members[:, 1])
     grid = np.full((len(layers), int(columns.max()) + 1), np.nan)
     grid[np.searchsorted(layers, members[:, 0]), columns] = errors
-    figure, axes = _figure(6.4, min(6.0, 1.6 + 0.16 * len(layers)))
+    figure, (axes,) = figure_of(6.4, min(6.0, 1.6 + 0.16 * len(layers)))
     axes.grid(visible=False)
     image = axes.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest")
     figure.colorbar(image, ax=axes, label="relative error")
     shown = range(0, len(layers), max(1, len(layers) // 12))
     axes.set_yticks(list(shown), [str(layers[k]) for k in shown])
     axes.set(xlabel="expert", ylabel="layer", title=family)
-    _integer(axes.xaxis)
-    return _png(figure)
+    whole_ticks(axes.xaxis)
+    return png_of(figure)
 
 
 def supports(groups: Sequence[GroupData]) -> bytes:
     """How many atoms the experts use."""
-    figure, axes = _figure(6.4, 3.0)
+    figure, (axes,) = figure_of(6.4, 3.0)
     highest = max(int(group.supports.max(initial=1)) for group in groups)
     bins = np.arange(0, highest + 2) - 0.5 if highest < 80 else np.linspace(0, highest, 60)
     for family, counts in _by_family(groups, "supports").items():
-        axes.hist(counts, bins=list(bins), color=_COLOURS.get(family), alpha=0.55, label=family)
+        axes.hist(
+            counts, bins=list(bins), color=FAMILY_COLOURS.get(family), alpha=0.55, label=family
+        )
     axes.set(xlabel="atoms in an expert's code", ylabel="experts")
-    _integer(axes.xaxis)
-    _integer(axes.yaxis)
-    return _png(figure, legend=axes)
+    whole_ticks(axes.xaxis)
+    whole_ticks(axes.yaxis)
+    return png_of(figure, legend=axes)
 
 
 def popularity(groups: Sequence[GroupData]) -> bytes:
     """How many experts use each atom, most used first; many groups as a band a family."""
-    figure, axes = _figure(6.4, 3.0)
+    figure, (axes,) = figure_of(6.4, 3.0)
     _ranked(axes, groups, [np.sort(group.popularity)[::-1] for group in groups])
     axes.set(xlabel="atoms, most used first", ylabel="experts that use it", ylim=(0, None))
-    _integer(axes.yaxis)
-    return _png(figure, legend=axes)
+    whole_ticks(axes.yaxis)
+    return png_of(figure, legend=axes)
 
 
 def spectrum(groups: Sequence[GroupData]) -> bytes:
     """Eigenvalues of the proxies' Gram matrix, and where the bank's size cuts them."""
-    figure, axes = _figure(6.4, 3.2)
+    figure, (axes,) = figure_of(6.4, 3.2)
     kept = [group for group in groups if group.eigenvalues is not None]
     _ranked(axes, kept, [np.clip(_eigenvalues(group), 1e-12, None) for group in kept])
     for family, atoms in dict.fromkeys((group.family, len(group.popularity)) for group in kept):
-        axes.axvline(atoms, color=_COLOURS.get(family), linewidth=0.8, alpha=0.6)
+        axes.axvline(atoms, color=FAMILY_COLOURS.get(family), linewidth=0.8, alpha=0.6)
     axes.set(xlabel="index (the line marks the number of atoms)", ylabel="eigenvalue")
     axes.set_yscale("log")
-    return _png(figure, legend=axes)
+    return png_of(figure, legend=axes)
 
 
 def _eigenvalues(group: GroupData) -> Array:
@@ -135,7 +129,7 @@ def _eigenvalues(group: GroupData) -> Array:
 
 def _ranked(axes: Axes, groups: Sequence[GroupData], rows: Sequence[Array]) -> None:
     """One line a group over 1, 2, ...; of many groups the median of a family, and a band."""
-    _integer(axes.xaxis)
+    whole_ticks(axes.xaxis)
     if len(groups) <= MANY_GROUPS:
         for number, (group, row) in enumerate(zip(groups, rows, strict=True)):
             colour, style = _look(group, number, groups)
@@ -145,7 +139,7 @@ def _ranked(axes: Axes, groups: Sequence[GroupData], rows: Sequence[Array]) -> N
     for family in dict.fromkeys(group.family for group in groups):
         own = [row for group, row in zip(groups, rows, strict=True) if group.family == family]
         lowest, median, highest = spread(own)
-        colour, places = _COLOURS.get(family), np.arange(1, len(median) + 1)
+        colour, places = FAMILY_COLOURS.get(family), np.arange(1, len(median) + 1)
         axes.fill_between(places, lowest, highest, color=colour, alpha=0.18, linewidth=0)
         label = f"{family}, median of {len(own)} banks (band: lowest to highest)"
         axes.plot(places, median, color=colour, label=label)
@@ -153,7 +147,7 @@ def _ranked(axes: Axes, groups: Sequence[GroupData], rows: Sequence[Array]) -> N
 
 def memory(stages: Sequence[StageMemory]) -> bytes:
     """Price beside measured peak of every stage."""
-    figure, axes = _figure(6.4, 0.8 + 0.32 * len(stages))
+    figure, (axes,) = figure_of(6.4, 0.8 + 0.32 * len(stages))
     places = np.arange(len(stages))
     mebibyte = 2**20
     axes.barh(
@@ -167,14 +161,14 @@ def memory(stages: Sequence[StageMemory]) -> bytes:
         places + 0.19,
         [one.peak / mebibyte for one in stages],
         height=0.36,
-        color="#1f5fa8",
+        color="#3d7fc9",
         label="peak",
     )
     axes.set_yticks(list(places), [one.stage for one in stages])
     axes.invert_yaxis()
     axes.set(xlabel="MiB, the program itself included")
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
-    return _png(figure)
+    return png_of(figure)
 
 
 def _by_family(groups: Sequence[GroupData], name: str) -> dict[str, Array]:
@@ -188,26 +182,4 @@ def _by_family(groups: Sequence[GroupData], name: str) -> dict[str, Array]:
 def _look(group: GroupData, number: int, groups: Sequence[GroupData]) -> tuple[str | None, str]:
     """Families by colour, groups of a family by line style."""
     same = [other.key for other in groups[:number] if other.family == group.family]
-    return _COLOURS.get(group.family), _STYLES[len(same) % len(_STYLES)]
-
-
-def _integer(axis: Axis) -> None:
-    """Ticks of `axis` at whole numbers only."""
-    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _figure(width: float, height: float):  # type: ignore[no-untyped-def]
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    return figure, axes
-
-
-def _png(figure, legend=None) -> bytes:  # type: ignore[no-untyped-def]
-    if legend is not None:
-        legend.legend(frameon=False, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    return FAMILY_COLOURS.get(group.family), STYLES[len(same) % len(STYLES)]

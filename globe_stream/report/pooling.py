@@ -1,15 +1,26 @@
 """Many groups in few lines: families pooled, and the highest of each kind of stage."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from globe_stream.factorization.error_sums import ErrorSums, pooled
 from globe_stream.report.data import Array, GroupData, StageMemory
+from globe_stream.report.history import EpochPoint
 
 MANY_GROUPS = 8
 """More groups than these are pooled by family."""
+_MEDIANS = (
+    "activation_lambda",
+    "beta",
+    "temperature",
+    "median_support",
+    "target_support",
+    "coherence",
+    "bytes_per_second",
+    "operations_per_second",
+)
 MANY_STAGES = 12
 """More stages than these are pooled by kind."""
 
@@ -46,6 +57,42 @@ def _pool(family: str, groups: Sequence[GroupData]) -> FamilyCurve:
 def _pooled(errors: Sequence[float], norms: Sequence[float]) -> float:
     """relF over all groups from those of each and their squared norms."""
     return pooled(map(ErrorSums.from_relative, errors, norms)).relative_error
+
+
+def pool_histories(groups: Sequence[GroupData]) -> list[GroupData]:
+    """One group a family, whose history is that of all its groups; the epochs of all.
+
+    Errors are pooled, costs added up, other values medians.
+    """
+    families = dict.fromkeys(group.family for group in groups)
+    return [_together([g for g in groups if g.family == family]) for family in families]
+
+
+def _together(groups: Sequence[GroupData]) -> GroupData:
+    if len(groups) == 1:
+        return groups[0]
+    by_epoch = [{point.epoch: point for point in group.history} for group in groups]
+    epochs = sorted(set.intersection(*(set(points) for points in by_epoch)))
+    norms = [group.state.squared_norm for group in groups]
+    points = tuple(_point([points[epoch] for points in by_epoch], norms) for epoch in epochs)
+    return replace(groups[0], key=groups[0].family, history=points)
+
+
+def _point(points: Sequence[EpochPoint], norms: Sequence[float]) -> EpochPoint:
+    medians = {name: _median([getattr(point, name) for point in points]) for name in _MEDIANS}
+    first = replace(points[0], **medians)  # type: ignore[arg-type]
+    return replace(
+        first,
+        error=_pooled([point.error for point in points], norms),
+        seconds=sum(point.seconds for point in points),
+        operations=sum(point.operations for point in points),
+        rejected=any(point.rejected for point in points),
+    )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
 
 
 def pool_stages(stages: Sequence[StageMemory]) -> list[StageMemory]:

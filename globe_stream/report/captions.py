@@ -1,0 +1,30 @@
+"""What to look for in each picture of a report."""
+
+CAPTIONS = {
+    "error by epoch": "Look for the curve falling below the dashed line, the truncated SVD with as "
+    "many parameters: a bank above it is not worth having. A curve still falling at its end asks "
+    "for more epochs.",
+    "error over costs": "The same errors against what they took. Compare runs where they reach the "
+    "same height: the one further to the left was cheaper.",
+    "schedule": "lambda is the share of the activation in the mixtures, from 0 (linear) to 1; it "
+    "should climb to 1 in small steps. beta is the share of weight-aware targets, 0 in warm-up. "
+    "The support, the number of atoms an expert uses, should settle on its pale target while the "
+    "temperature comes to rest. A cross is an epoch whose step was taken back: a few are normal, "
+    "one after the other ask for a larger damping.",
+    "coherence": "1 means that two atoms are the same. Values that stay near 1 say that the bank "
+    "is larger than it need be.",
+    "rates": "Flat lines are good. An epoch far below its neighbours shared the machine; "
+    "low reading with low arithmetic means that the disk held it up.",
+    "error of every expert": "Look for rows or single cells that stand out: layers that do not "
+    "fit the common bank, or damaged experts. A narrower bank scope helps the former.",
+    "histogram of supports": "How many atoms experts use. A pile at the right edge says that the "
+    "bank is too small for the wanted error.",
+    "popularity": "Atoms at zero are used by no expert. A steep start means that a few atoms are "
+    "in nearly every expert.",
+    "eigenvalues of the Gram matrix": "How alike the experts are: the steeper the fall, the fewer "
+    "atoms are needed. What lies to the right of the line is left out at the start.",
+    "price and peak by stage": "A peak should end a little below its price; above it is a bug "
+    "worth reporting.",
+    "memory over time": "All points lie below the budget. Peaks just below their prices mean that "
+    "the budget was used well.",
+}

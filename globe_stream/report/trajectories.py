@@ -1,0 +1,125 @@
+"""Pictures over epochs: the error and what steered it, coherence, rates, and memory over time."""
+
+from collections.abc import Callable, Sequence
+from itertools import cycle
+
+from globe_stream.report.canvas import FAMILY_COLOURS, STYLES, figure_of, png_of, whole_ticks
+from globe_stream.report.data import GroupData
+from globe_stream.report.history import EpochPoint, MemoryPoint
+
+_PRICE, _BUDGET, _PEAK = "#c4541a", "#a3260f", "#3d7fc9"
+
+Value = Callable[[EpochPoint], float | None]
+
+
+def error_over_costs(named: Sequence[tuple[str, GroupData]]) -> bytes:
+    """relF over passes, seconds and operations; `named` are groups with what to call them."""
+    figure, panels = figure_of(6.4, 7.2, rows=3)
+    costs: list[tuple[str, Value]] = [
+        ("passes over the experts, seeding included", lambda point: point.passes),
+        ("seconds", lambda point: point.seconds),
+        ("TFLOP of the epochs", lambda point: point.operations / 1e12),
+    ]
+    for axes, (label, cost) in zip(panels, costs, strict=True):
+        for (name, group), colour, style in _looks(named):
+            places = [(cost(point), point.error) for point in group.history]
+            axes.plot(*_columns(places), color=colour, linestyle=style, marker=".", label=name)
+        axes.set(xlabel=label, ylabel="relF")
+    return png_of(figure, legend=panels[0])
+
+
+def steering(named: Sequence[tuple[str, GroupData]]) -> bytes:
+    """lambda, beta, temperature and support by epoch; rejected steps as crosses on lambda."""
+    figure, panels = figure_of(6.4, 7.6, rows=4, sharex=True)
+    values: list[tuple[str, Value]] = [
+        ("lambda", lambda point: point.activation_lambda),
+        ("beta", lambda point: point.beta),
+        ("temperature T", lambda point: point.temperature),
+        ("median support", lambda point: point.median_support),
+    ]
+    for axes, (label, value) in zip(panels, values, strict=True):
+        for (name, group), colour, style in _looks(named):
+            places = [(point.epoch, value(point)) for point in group.history]
+            axes.plot(*_columns(places), color=colour, linestyle=style, label=name)
+        axes.set(ylabel=label)
+    for (_, group), colour, _style in _looks(named):
+        crosses = [(p.epoch, p.activation_lambda) for p in group.history if p.rejected]
+        panels[0].plot(*_columns(crosses), "x", color=colour, label=None)
+        targets = [(p.epoch, p.target_support) for p in group.history]
+        panels[3].plot(*_columns(targets), color=colour, linewidth=0.8, alpha=0.5)
+    panels[2].set_yscale("log")
+    panels[3].set(xlabel="epoch")
+    whole_ticks(panels[3].xaxis)
+    return png_of(figure, legend=panels[0])
+
+
+def coherence(named: Sequence[tuple[str, GroupData]]) -> bytes:
+    """The largest cosine between two atoms, by epoch."""
+    figure, (axes,) = figure_of(6.4, 2.8)
+    for (name, group), colour, style in _looks(named):
+        places = [(point.epoch, point.coherence) for point in group.history]
+        axes.plot(*_columns(places), color=colour, linestyle=style, label=name)
+    axes.set(xlabel="epoch", ylabel="largest cosine of two atoms", ylim=(0, 1.02))
+    whole_ticks(axes.xaxis)
+    return png_of(figure, legend=axes)
+
+
+def rates(named: Sequence[tuple[str, GroupData]]) -> bytes:
+    """Operations and bytes a second of every epoch."""
+    figure, panels = figure_of(6.4, 4.6, rows=2, sharex=True)
+    for (name, group), colour, style in _looks(named):
+        arithmetic = [(p.epoch, _scaled(p.operations_per_second, 1e9)) for p in group.history]
+        reading = [(p.epoch, _scaled(p.bytes_per_second, 2**20)) for p in group.history]
+        for axes, places in zip(panels, (arithmetic, reading), strict=True):
+            axes.plot(*_columns(places), color=colour, linestyle=style, label=name)
+    panels[0].set(ylabel="GFLOP/s", ylim=(0, None))
+    panels[1].set(xlabel="epoch", ylabel="MiB/s read", ylim=(0, None))
+    whole_ticks(panels[1].xaxis)
+    return png_of(figure, legend=panels[0])
+
+
+def memory_over_time(points: Sequence[MemoryPoint], budget: int) -> bytes:
+    """Peaks and prices as they were logged, the resident memory between, the budget above."""
+    figure, (axes,) = figure_of(6.4, 3.0)
+    mebibyte = 2**20
+    values: list[tuple[str, str, Callable[[MemoryPoint], int | None]]] = [
+        ("priced", _PRICE, lambda point: point.price),
+        ("peak so far in the stage", _PEAK, lambda point: point.peak),
+        ("resident", "#6b7684", lambda point: point.rss),
+    ]
+    for label, colour, value in values:
+        places = [(point.seconds, _scaled(value(point), mebibyte)) for point in points]
+        axes.plot(*_columns(places), ".", color=colour, markersize=4, label=label)
+    if budget:
+        axes.axhline(budget / mebibyte, color=_BUDGET, linewidth=1, linestyle="--", label="budget")
+    axes.set(xlabel="seconds since the first stage", ylabel="MiB", ylim=(0, None))
+    return png_of(figure, legend=axes)
+
+
+def _looks(
+    named: Sequence[tuple[str, GroupData]],
+) -> list[tuple[tuple[str, GroupData], str | None, str]]:
+    """Each with a colour and a line style: families by colour in one run, runs by both."""
+    runs = {name for name, _ in named}
+    families = [group.family for _, group in named]
+    if len(runs) == len(set(families)) == len(named):
+        return [(one, FAMILY_COLOURS.get(one[1].family), "-") for one in named]
+    palette = cycle(f"C{k}" for k in range(10))
+    styles = cycle(STYLES)
+    chosen: dict[str, str] = {}
+    by_family = {family: next(styles) for family in dict.fromkeys(families)}
+    for name, _ in named:
+        chosen.setdefault(name, next(palette))
+    return [(one, chosen[one[0]], by_family[one[1].family]) for one in named]
+
+
+def _columns(
+    places: Sequence[tuple[float | None, float | None]],
+) -> tuple[list[float], list[float]]:
+    """x and y of the places that have both."""
+    known = [(x, y) for x, y in places if x is not None and y is not None]
+    return [x for x, _ in known], [y for _, y in known]
+
+
+def _scaled(value: float | None, unit: float) -> float | None:
+    return None if value is None else value / unit
