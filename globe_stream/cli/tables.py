@@ -167,11 +167,14 @@ def sweep(document: Document) -> str:
     """`sweep`."""
     names = document["options"]
     several = len({row["unit"] for row in document["rows"]}) > 1
+    trained = any(row["epoch"] for row in document["rows"])
     scores = {point["name"]: point["bits_per_byte"] for point in document["points"]}
     heads = [
         *names,
         *(["bank"] if several else []),
-        *("proxies", "kept", "relF", "SVD relF", "seed relF", "explained", "support"),
+        *("proxies", "kept", "relF", "SVD relF"),
+        *(["seed relF"] if trained else []),
+        *("explained", "support"),
         *("method s", "total s", "read", "passes", "peak memory"),
         *(["bits/byte"] if document["original_bits_per_byte"] is not None else []),
     ]
@@ -183,7 +186,7 @@ def sweep(document: Document) -> str:
             f"{row['parameter_ratio']:.1%}",
             f"{row['relative_frobenius_error']:.4f}",
             f"{row['svd_equal_parameters_relative_error']:.4f}",
-            f"{row['seed_relative_frobenius_error']:.4f}",
+            *([f"{row['seed_relative_frobenius_error']:.4f}"] if trained else []),
             f"{row['explained_variance']:.3f}",
             f"{row['median_support']:g}",
             f"{row['method_seconds']:.1f}",
@@ -205,8 +208,8 @@ def _shared(document: Document) -> list[str]:
     lines = [
         f"passes over the experts: {passes['read']}, {passes['saved']} fewer than the "
         f"{passes['alone']} of {count_of(points, 'point')} by themselves; "
-        f"{count_of(passes['warm_starts'], 'warm start')} from "
-        f"{count_of(passes['gram_matrices'], 'set')} of proxies with its Gram matrix"
+        f"warm starts made: {passes['warm_starts']}, Gram matrices formed: "
+        f"{passes['gram_matrices']}"
     ]
     if original is not None:
         lines.append(f"bits per byte of the original: {original:.4f}")

@@ -81,32 +81,6 @@ def records(run):
     return [wandb_file.records(path) for path in paths]
 
 
-def history(part):
-    """The logged rows of one offline run: values by name, media as {field: value}."""
-    rows = []
-    for record in part:
-        if record.WhichOneof("record_type") != "history":
-            continue
-        row = {}
-        for item in record.history.item:
-            name, *fields = [item.key] if item.key else list(item.nested_key)
-            value = json.loads(item.value_json)
-            if fields:
-                row.setdefault(name, {})[fields[0]] = value
-            else:
-                row[name] = value
-        rows.append(row)
-    return rows
-
-
-def configuration(part):
-    values = {}
-    for record in part:
-        for update in (record.run.config.update, record.config.update):
-            values |= {item.key: json.loads(item.value_json) for item in update}
-    return values
-
-
 @pytest.mark.slow
 def test_an_offline_run_holds_configuration_metrics_and_pictures(tmp_path, tell, checkpoint):
     run = tmp_path / "run"
@@ -118,7 +92,7 @@ def test_an_offline_run_holds_configuration_metrics_and_pictures(tmp_path, tell,
     assert told.code == 0, told.err
     seeded, trained = records(run)
 
-    config = configuration(trained)
+    config = wandb_file.configuration(trained)
     status = json.loads(tell("status", run, "--json").out)
     assert config["seeding_method"] == "svd"
     assert config["m"] == {"up": 5, "gate": 5}
@@ -130,15 +104,15 @@ def test_an_offline_run_holds_configuration_metrics_and_pictures(tmp_path, tell,
     assert config["machine"] == status["machine"]
     for section, model in (("selection", SelectionConfig), ("seed", SeedConfig),
                            ("train", TrainConfig), ("runtime", RuntimeConfig)):  # fmt: skip
-        own = configuration(seeded) if section in ("selection", "seed") else config
+        own = wandb_file.configuration(seeded) if section in ("selection", "seed") else config
         assert set(own[section]) == set(model.model_fields), section
-    groups = {part.run.run_group for records_ in (seeded, trained) for part in records_
-              if part.WhichOneof("record_type") == "run"}  # fmt: skip
-    assert groups == {"several"}
+    assert [wandb_file.group(part) for part in (seeded, trained)] == ["several"] * 2
 
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     epochs = [row for row in rows if row["stage"] == "train"]
-    logged = [row for row in history(trained) if any(name.startswith("train/") for name in row)]
+    logged = [
+        row for row in wandb_file.history(trained) if any(name.startswith("train/") for name in row)
+    ]
     by_epoch = {(name.split("/")[1], row["epoch"]): row for row in logged for name in row
                 if name.startswith("train/") and "epoch" in row}  # fmt: skip
     for row in epochs:
@@ -151,15 +125,15 @@ def test_an_offline_run_holds_configuration_metrics_and_pictures(tmp_path, tell,
         histogram = kept[f"{prefix}/alpha/popularity"]
         assert histogram["_type"] == "histogram"
         assert sum(histogram["values"]) == 5
-    seeds = {name for row in history(seeded) for name in row}
+    seeds = {name for row in wandb_file.history(seeded) for name in row}
     assert {"seed/proxies/up/energy_captured", "seed/atoms/up/explained_variance",
             "seed/atoms/gate/alpha/popularity", "seed/measure/up/recon/by_layer/1",
             "seed/baseline/gate/recon/global_relative_frobenius_error"} <= seeds  # fmt: skip
 
-    steps = [row["_step"] for row in history(seeded) + history(trained)]
+    steps = [row["_step"] for row in wandb_file.history(seeded) + wandb_file.history(trained)]
     assert steps == sorted(steps), "a continued run goes on where it stood"
     assert max(steps) == len(rows) - 1
-    pictures = {name: value for row in history(trained) for name, value in row.items()
+    pictures = {name: value for row in wandb_file.history(trained) for name, value in row.items()
                 if name.startswith("pictures/")}  # fmt: skip
     assert "pictures/error by epoch" in pictures
     for value in pictures.values():
@@ -168,6 +142,26 @@ def test_an_offline_run_holds_configuration_metrics_and_pictures(tmp_path, tell,
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_the_points_of_a_sweep_are_runs_of_one_group(tmp_path, tell, checkpoint):
+    command = ("sweep", checkpoint, "--families", "up", "--set", "bases=3,4", "--out",
+               tmp_path / "sizes", "--wandb-project", "test", "--memory", "2GiB")  # fmt: skip
+    told = tell(*command, "--epochs", 1, "--warmup-epochs", 0)
+    assert told.code == 0, told.err
+    runs = sorted((tmp_path / "sizes/runs").iterdir())
+    assert [run.name for run in runs] == ["bases=3", "bases=4"]
+    for run in runs:
+        (part,) = records(run)
+        assert wandb_file.group(part) == "sizes"
+        names = {name for row in wandb_file.history(part) for name in row}
+        assert {"seed/measure/up/recon/relative_frobenius_error",
+                "train/up/recon/relative_frobenius_error"} <= names  # fmt: skip
+        assert wandb_file.configuration(part)["m"] == {"up": int(run.name[-1])}
+    assert tell(*command).code == 0
+    assert all(len(records(run)) == 2 for run in runs), "the same runs, continued"
+    assert all((run / "wandb-id").exists() for run in runs)
+
+
 def test_tensorboard_holds_the_same(tmp_path, tell, checkpoint):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
