@@ -15,10 +15,12 @@ Value = Callable[[EpochPoint], float | None]
 def error_over_costs(named: Sequence[tuple[str, GroupData]]) -> bytes:
     """relF over passes, seconds and operations; `named` are groups with what to call them."""
     figure, panels = figure_of(6.4, 7.2, rows=3)
+    most = max((point.operations for _, group in named for point in group.history), default=0.0)
+    unit, scale = ("TFLOP", 1e12) if most >= 1e12 else ("GFLOP", 1e9)
     costs: list[tuple[str, Value]] = [
         ("passes over the experts, seeding included", lambda point: point.passes),
         ("seconds", lambda point: point.seconds),
-        ("TFLOP of the epochs", lambda point: point.operations / 1e12),
+        (f"{unit} of the epochs", lambda point: point.operations / scale),
     ]
     for axes, (label, cost) in zip(panels, costs, strict=True):
         for (name, group), colour, style in _looks(named):
