@@ -108,6 +108,6 @@ def _scatter(axes: Axes, places: Sequence[tuple[str, float, float]]) -> None:
 def _file(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
     none = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
-    with matplotlib.rc_context({"svg.hashsalt": "globe-stream"}):
+    with matplotlib.rc_context({"svg.hashsalt": "globe-stream", "svg.fonttype": "none"}):
         figure.savefig(buffer, format=kind, dpi=_DPI, metadata=none)
     return buffer.getvalue()
