@@ -12,7 +12,7 @@ from globe_stream.commands.seed import seed_plans, seed_stages
 from globe_stream.commands.session import Document, Plans, Session
 from globe_stream.commands.train import train_plans
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
-from globe_stream.factorization.groups import ExpertGroup
+from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.factorization.records import GroupRecord
 from globe_stream.factorization.svd_baseline import sampled_experts, seed_passes
 from globe_stream.memory import planner

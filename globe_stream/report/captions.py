@@ -2,7 +2,7 @@
 
 CAPTIONS = {
     "error by epoch": "Look for the curve falling below the dashed line, the truncated SVD with as "
-    "many parameters: a bank above it is not worth having. A curve still falling at its end asks "
+    "many parameters: above it the bank is of no use. A curve still falling at its end asks "
     "for more epochs.",
     "error over costs": "The same errors against what they took. Compare runs where they reach the "
     "same height: the one further to the left was cheaper.",

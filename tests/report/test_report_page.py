@@ -2,6 +2,7 @@
 
 import base64
 import errno
+import io
 import json
 import re
 import shutil
@@ -12,15 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image as PixelImage
 from sample_runs import Recipe, make_run
 
 from globe_stream.commands.operations import epoch_operations
 from globe_stream.commands.report import report
 from globe_stream.errors import InputError
+from globe_stream.report import page as pages
 from globe_stream.report import plots as pictures
 from globe_stream.report.data import GroupData, StageMemory, gather
-from globe_stream.report.page import render
+from globe_stream.report.page import render, render_several
 from globe_stream.report.pooling import pool_curves, pool_histories, pool_stages
+from globe_stream.report.themes import Drawn
 from globe_stream.store import arrays
 from globe_stream.store.run import Run
 
@@ -58,6 +62,18 @@ def told(run: Path) -> Path:
         + _row("train/memory", "up", None, estimate_bytes=500 << 20, peak=480 << 20)
     )
     return run
+
+
+@pytest.fixture
+def _dots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of one dot each, where it does not matter what they show."""
+    buffer = io.BytesIO()
+    PixelImage.new("RGB", (1, 1)).save(buffer, "PNG")
+    dot = Drawn(buffer.getvalue(), buffer.getvalue())
+    monkeypatch.setattr(pages, "drawn", lambda *_: dot)
+
+
+DOTS = pytest.mark.usefixtures("_dots")
 
 
 class _Outline(HTMLParser):
@@ -118,12 +134,14 @@ def test_page_is_complete_in_itself(told: Path, tmp_path: Path) -> None:
     assert "96.0%" in outline.cells
 
 
+@DOTS
 def test_report_lies_in_the_run_by_default(told: Path) -> None:
     assert report([told]) == told / "report.html"
     assert (told / "report.html").exists()
 
 
 @pytest.mark.slow
+@DOTS
 def test_a_bank_worse_than_the_svd_is_called_that(told: Path) -> None:
     data = gather(told, epoch_operations)
     up = data.status.families["up"]
@@ -135,6 +153,7 @@ def test_a_bank_worse_than_the_svd_is_called_that(told: Path) -> None:
     assert "not worth" not in render(data)
 
 
+@DOTS
 def test_text_is_escaped(told: Path) -> None:
     data = gather(told, epoch_operations)
     data.status.config["model"] = "<script>x</script>"
@@ -142,6 +161,7 @@ def test_text_is_escaped(told: Path) -> None:
 
 
 @pytest.mark.slow
+@DOTS
 def test_layer_scopes_and_shared_experts(tmp_path: Path, model: Path) -> None:
     run = make_run(tmp_path / "run", model, Recipe(per_layer=True))
     assert len(re.findall("<img", render(gather(run, epoch_operations)))) == 5
@@ -160,6 +180,7 @@ def test_a_folder_is_no_report(told: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@DOTS
 @pytest.mark.parametrize("place", ["/proc/x.html", "file/x.html"])
 def test_places_that_cannot_be_written(told: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
@@ -168,6 +189,7 @@ def test_places_that_cannot_be_written(told: Path, tmp_path: Path, place: str) -
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@DOTS
 def test_a_full_disk_leaves_nothing(
     told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,12 +266,14 @@ def test_ticks_of_counted_things_are_whole(told: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@DOTS
 def test_the_table_tells_how_many_banks(model: Path, tmp_path: Path, told: Path) -> None:
     run = make_run(tmp_path / "run", model, Recipe(per_layer=True))
     assert "<td>2 banks of 5 x 18</td>" in render(gather(run, epoch_operations))
     assert "<td>5 x 18</td>" in render(gather(told, epoch_operations))
 
 
+@DOTS
 def test_a_path_that_is_no_text_in_this_locale(told: Path, tmp_path: Path) -> None:
     """As in a C locale, whose decoder keeps the bytes beyond ASCII as lone surrogates."""
     run = tmp_path / "r\udcc3\udcbcn"
@@ -318,6 +342,7 @@ def test_the_history_adds_up_what_epochs_cost(run: Path, tmp_path: Path) -> None
     assert one.history[1].passes == 4
 
 
+@DOTS
 def test_several_runs_side_by_side(told: Path, model: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other" / "run", model, Recipe(bases=4))
     with pytest.raises(InputError, match="Give the HTML file to write, with out"):
@@ -329,7 +354,10 @@ def test_several_runs_side_by_side(told: Path, model: Path, tmp_path: Path) -> N
     for path in (told, other):
         for family in gather(path, epoch_operations).status.families.values():
             assert f"{family.relative_frobenius_error:.4f}" in outline.cells
-    assert "seed.bases" in outline.cells
-    assert "selection.families" not in outline.cells, "settings that all share are left out"
+    one, two = gather(told, epoch_operations), gather(other, epoch_operations)
+    one.status.config["gain"], two.status.config["gain"] = 0.5, 0.75
+    settings = render_several([one, two]).split("<h2>Settings</h2>")[1]
+    assert "<td>gain</td><td>0.5</td><td>0.75</td>" in settings
+    assert "<td>model</td>" not in settings, "settings that all share are left out"
     alone = report([told, told], tmp_path / "alone.html").read_text()
     assert alone == render(gather(told, epoch_operations))
