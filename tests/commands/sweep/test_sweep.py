@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -278,3 +281,44 @@ def test_scores_are_those_of_eval(model, text, tmp_path):
     )
     again = sweep(str(model), grid, given, out=tmp_path / "out", text=text, silent=True)
     assert again == found
+
+
+KILLED = """
+import os, signal, sys
+left, rename = int(sys.argv[1]), os.rename
+def counted(*arguments, **options):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(*arguments, **options)
+os.rename = counted
+from globe_stream.cli.main import main
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_continues_and_ends_as_if_it_had_not_been(checkpoint, tmp_path):
+    """`kill -9` at some renames of a file: inside commits, between them, while a run is copied."""
+
+    def given(out: Path, renames: int) -> int:
+        options = (
+            "--families up --set method=ts_pca,nn_dictionary --set damping=0.2,0.4 --bases 5 "
+            "--rank 9 --epochs 2 --warmup-epochs 1 --memory 2GiB --device cpu"
+        )
+        arguments = ["sweep", checkpoint, *options.split(), "--out", out]
+        command = [sys.executable, "-c", KILLED, str(renames), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, check=False).returncode
+
+    assert given(tmp_path / "whole", 0) == 0
+    endings = [given(tmp_path / "out", renames) for renames in (3, 20, 31, 43)]
+    assert endings == [-signal.SIGKILL] * 4
+    assert given(tmp_path / "out", 0) == 0
+    runs = sorted(path.name for path in (tmp_path / "whole/runs").iterdir())
+    assert sorted(path.name for path in (tmp_path / "out/runs").iterdir()) == runs
+    for name in runs:
+        first, second = (kept(tmp_path / folder / "runs" / name) for folder in ("whole", "out"))
+        assert all(np.array_equal(first[key], second[key]) for key in first | second)
+    records = [json.loads((tmp_path / f / "sweep.json").read_text()) for f in ("whole", "out")]
+    assert records[0]["passes"] == records[1]["passes"]
