@@ -6,8 +6,9 @@ with the number of batches done. Resuming restores it and skips those batches, s
 bit for bit that of an undisturbed pass. Source: docs/design.md, section Run directory.
 """
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,50 +81,63 @@ def stream(context: Context, task: Pass, accumulator: Accumulator) -> PassCost:
     """
     world = context.world
     shares = deal(task.experts, world.size)
-    positions = shares[world.rank]
-    steps = max(-(-len(share) // task.batch) for share in shares)
     skip, before = _resume(context, task, accumulator)
-    clock, start = Clock(context.checkpoint_seconds), time.monotonic()
-    title, seen = f"{task.group} {task.stage}", sum(len(s[: skip * task.batch]) for s in shares)
-    with ExpertReader(
+    start = time.monotonic()
+    reader = ExpertReader(
         task.experts,
         task.batch,
         rows=task.rows,
         device=context.device,
         expected=_expected(context, task),
-        positions=positions,
-    ) as reader:
+        positions=shares[world.rank],
+    )
 
-        def cost() -> PassCost:
-            (read,) = world.totals([reader.bytes_read])
-            return PassCost(
-                before.bytes_read + read,
-                before.seconds + time.monotonic() - start,
-                before.waiting + reader.seconds_waiting,
+    def cost() -> PassCost:
+        (read,) = world.totals([reader.bytes_read])
+        return PassCost(
+            before.bytes_read + read,
+            before.seconds + time.monotonic() - start,
+            before.waiting + reader.seconds_waiting,
+        )
+
+    with reader:
+        _feed(context, task, accumulator, reader.batches(skip), cost, skip, shares)
+    if world.size > 1:
+        accumulator.reduce(world, shares[world.rank])
+    return cost()
+
+
+def _feed(
+    context: Context,
+    task: Pass,
+    accumulator: Accumulator,
+    batches: Iterator[Batch],
+    cost: Callable[[], PassCost],
+    skip: int,
+    shares: Sequence[Sequence[int]],
+) -> None:
+    """Hand `batches` to `accumulator`, in step with other processes, and save it when due."""
+    title, clock = f"{task.group} {task.stage}", Clock(context.checkpoint_seconds)
+    seen = sum(len(share[: skip * task.batch]) for share in shares)
+    steps = max(math.ceil(len(share) / task.batch) for share in shares)
+    bar = context.progress.bar(title, len(task.experts), seen)
+    for done in range(skip + 1, steps + 1):
+        batch = next(batches, None)
+        note = "" if batch is None else accumulator.update(batch)
+        due = context.world.leads and done < steps and clock.due()
+        counts = (len(batch.positions) if batch else 0, context.interrupt.requested, due)
+        count, stops, saves = context.world.totals(counts)
+        seen += count
+        bar.advance(count, note, context.meter.now())
+        if stops or saves:
+            _checkpoint(context, task, accumulator, done, cost())
+        if stops:
+            bar.close()
+            raise Interrupted(
+                f"{title}: stopped after {seen} of {len(task.experts)} experts; "
+                "the same command continues"
             )
-
-        bar = context.progress.bar(title, len(task.experts), seen)
-        batches = reader.batches(skip)
-        for done in range(skip + 1, steps + 1):
-            batch = next(batches, None)
-            note = "" if batch is None else accumulator.update(batch)
-            count = 0 if batch is None else len(batch.positions)
-            due = world.leads and done < steps and clock.due()
-            count, stops, saves = world.totals([count, context.interrupt.requested, due])
-            seen += count
-            bar.advance(count, note, context.meter.now())
-            if stops or saves:
-                _checkpoint(context, task, accumulator, done, cost())
-            if stops:
-                bar.close()
-                raise Interrupted(
-                    f"{title}: stopped after {seen} of {len(task.experts)} experts; "
-                    "the same command continues"
-                )
-        bar.close()
-        if world.size > 1:
-            accumulator.reduce(world, positions)
-        return cost()
+    bar.close()
 
 
 def _expected(context: Context, task: Pass) -> Tensor | None:
