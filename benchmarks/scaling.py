@@ -5,8 +5,9 @@
 
 Writes a checkpoint of Gaussian weights, seeds it with one process and trains copies of that seed
 with the environment that `torchrun` makes, every process with one thread on a core of its own.
-Seconds are of the epochs after the first, from `metrics.jsonl`. Needs two idle cores. What is in
---folder already is not made again, so that the timed part can be repeated by itself.
+Seconds are of the epochs after the first, if there are more, from `metrics.jsonl`. Needs two idle cores; beside other
+work compare the processors' seconds, those of the whole command in the process that took most.
+What is in --folder already is not made again, so that the timed part can be repeated by itself.
 """
 
 import os
@@ -24,6 +25,8 @@ from runs import machine_line, markdown, scratch_folder
 
 from globe_stream.engine.metrics import read_metrics
 
+HEADS = ["processes", "s an epoch", "times as fast", "processor's s", "relF"]
+
 
 @click.command(help=__doc__.split("\n", 1)[0] if __doc__ else None)
 @click.option("--experts", default=128, show_default=True)
@@ -40,11 +43,12 @@ def main(folder: Path | None, processes: str, **given: Any) -> None:
         counts = [int(count) for count in processes.split(",") if count]
         found = {count: _epoch(place, count, **given) for count in counts}
     lines = [
-        [str(count), f"{seconds:.1f}", f"{found[counts[0]][0] / seconds:.2f}", f"{error:.6f}"]
-        for count, (seconds, error) in found.items()
-    ]
+        [str(count), f"{seconds:.1f}", f"{found[counts[0]][0] / seconds:.2f}", f"{used:.1f}",
+         f"{error:.6f}"]
+        for count, (seconds, used, error) in found.items()
+    ]  # fmt: skip
     click.echo(", ".join(f"{name} {value}" for name, value in given.items()) + "\n")
-    click.echo(markdown(["processes", "s an epoch", "times as fast", "relF"], lines))
+    click.echo(markdown(HEADS, lines))
     click.echo(f"\n{machine_line()}")
 
 
@@ -60,20 +64,24 @@ def _prepare(folder: Path, experts: int, intermediate: int, hidden: int, bases: 
         _run(1, "seed", model, "--run", seeded, *quick, "--memory", memory)
 
 
-def _epoch(folder: Path, processes: int, epochs: int, memory: str, **_: Any) -> tuple[float, float]:
-    """Seconds of an epoch of so many processes, and the relative error that the last one found."""
+def _epoch(folder: Path, processes: int, epochs: int, memory: str,
+           **_: Any) -> tuple[float, float, float]:  # fmt: skip
+    """Seconds of an epoch of so many processes, the processor's, and the error last found."""
     run = folder / f"run-{processes}"
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(folder / "seeded", run)
     training = ("--epochs", epochs, "--warmup-epochs", 0, "--target-support", "none")
-    _run(processes, "train", run, *training, "--memory", memory)
+    used = _run(processes, "train", run, *training, "--memory", memory)
     rows = [row for row in read_metrics(run / "metrics.jsonl") if row.stage == "train"]
-    seconds = median(row.number("time/step_seconds") or 0.0 for row in rows[1:])
-    return seconds, rows[-1].number("recon/measured_error") or 0.0
+    seconds = median(row.number("time/step_seconds") or 0.0 for row in rows[1:] or rows)
+    return seconds, used, rows[-1].number("recon/measured_error") or 0.0
 
 
-def _run(processes: int, *arguments: object) -> None:
-    """One command of the tool, by so many processes on the first cores."""
+def _run(processes: int, *arguments: object) -> float:
+    """One command of the tool, by so many processes on the first cores.
+
+    Returns the most processor's seconds that one of them took.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -88,8 +96,10 @@ def _run(processes: int, *arguments: object) -> None:
         environment = {**os.environ, **{name: str(value) for name, value in world.items()}}
         pinned = ["taskset", "-c", str(cores[rank % len(cores)]), *line]
         started.append(subprocess.Popen(pinned, env=environment, stdout=subprocess.DEVNULL))
-    if sum(process.wait() for process in started):
+    ended = [os.wait4(process.pid, 0) for process in started]
+    if any(status for _, status, _ in ended):
         raise click.ClickException("a command failed; its message is above")
+    return max(usage.ru_utime + usage.ru_stime for _, _, usage in ended)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import signal
 import jobs
 import pytest
 import support
+import torch
 
 SEED = ("--checkpoint-every", "0", "--seed", "3", "--families", "up", "--rank", "9")
 TRAIN = ("--epochs", "3", "--warmup-epochs", "1", "--checkpoint-every", "0")
@@ -70,6 +71,17 @@ def test_other_commands_are_refused_once(pair, tmp_path):
     assert jobs.job(["status", str(pair[1])], tmp_path / "log", 2) == [2, 2]
     told = "".join((tmp_path / f"log.{rank}").read_text() for rank in (0, 1))
     assert told.count("status: works in one process. Give it without torchrun") == 1
+
+
+@pytest.mark.slow
+def test_what_one_process_finds_wrong_is_said_once(tmp_path):
+    tensors = support.expert_matrices(2, 12, 12, 20)
+    tensors[support.NAME.format(layer=1, expert=11, family="up")][0, 0] = torch.nan
+    model = support.write_checkpoint(tmp_path / "model", tensors)
+    assert jobs.job(seed_command(model, tmp_path / "run"), tmp_path / "log", 2) == [1, 2]
+    told = "".join((tmp_path / f"log.{rank}").read_text() for rank in (0, 1))
+    assert told.count("globe-stream: ") == 1
+    assert "experts.11.up_proj.weight has 1 elements that are NaN or Inf" in told
 
 
 @pytest.mark.slow
