@@ -5,9 +5,10 @@
 
 Writes a checkpoint of Gaussian weights, seeds it with one process and trains copies of that seed
 with the environment that `torchrun` makes, every process with one thread on a core of its own.
-Seconds are of the epochs after the first, if there are more, from `metrics.jsonl`. Needs two idle cores; beside other
-work compare the processors' seconds, those of the whole command in the process that took most.
-What is in --folder already is not made again, so that the timed part can be repeated by itself.
+Seconds are of the epochs after the first, if there are more, from `metrics.jsonl`. Needs two idle
+cores; beside other work compare the processors' seconds, those of the whole command in the process
+that took most. What is in --folder already is not made again, so that the timed part can be
+repeated by itself.
 """
 
 import os
