@@ -81,7 +81,7 @@ def test_what_one_process_finds_wrong_is_said_once(tmp_path):
     assert jobs.job(seed_command(model, tmp_path / "run"), tmp_path / "log", 2) == [1, 2]
     told = "".join((tmp_path / f"log.{rank}").read_text() for rank in (0, 1))
     assert told.count("globe-stream: ") == 1
-    assert "experts.11.up_proj.weight has 1 elements that are NaN or Inf" in told
+    assert "up of layer 1, expert 11 has 1 elements that are NaN or Inf" in told
 
 
 @pytest.mark.slow
