@@ -77,13 +77,14 @@ class Session:
         """
         allocator.return_freed_memory()
         chosen = devices.choose_device(runtime.device)
-        if chosen[0].type == "cuda" and world.local_size > torch.cuda.device_count():
+        several = world.size > 1
+        if several and chosen[0].type == "cuda" and world.local_size > torch.cuda.device_count():
             raise InputError(
                 f"{option('device')} cuda: {world.local_size} processes on this machine share "
                 f"{torch.cuda.device_count()} GPUs. Start one for each, "
                 f"or use {option('device')} cpu"
             )
-        if world.size > 1 and chosen[0].type == "mps":
+        if several and chosen[0].type == "mps":
             raise InputError(
                 f"{option('device')} mps: one process alone can use it. "
                 f"Use {option('device')} cpu, or give the command without torchrun"

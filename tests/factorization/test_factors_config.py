@@ -48,7 +48,7 @@ def test_the_file_has_the_published_keys(exported):
     assert set(stored["units"]["up/layers-000-000"]) == {
         "family", "tensors", "layers", "experts", "p", "d", "rank", "bases", "parameter_ratio",
         "activation", "lambda", "gain", "scale", "offset", "normalisation",
-        "relative_frobenius_error",
+        "relative_frobenius_error", "bits",
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Runs this folder with MLX: `mlx_lm.generate --model FOLDER --trust-remote-code`.
+"""Runs this folder with MLX, as the commands of mlx-lm do when they may trust its code.
 
 The model of the source's type as mlx-lm has it, with gate and up projections of the experts
 computed from factors: W = scale A phi(sum_j code_j atom_j) + offset. It needs mlx and mlx-lm only.
