@@ -93,10 +93,8 @@ def test_the_same_bytes_each_time(checkpoint, pair, tmp_path):
     assert support.results(run) == support.results(pair[1])
 
 
-@pytest.mark.parametrize(
-    ("victim", "event"),
-    [(1, 5), pytest.param(0, 40, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "event"), [(1, 5), (0, 40)])
 def test_a_process_that_dies_ends_the_job_and_the_same_command_continues(
     pair, tmp_path, victim, event
 ):
