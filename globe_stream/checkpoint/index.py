@@ -318,7 +318,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         with explained(path):
             value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no JSON file ({error}). Download it again.") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds no JSON object. Download it again.")

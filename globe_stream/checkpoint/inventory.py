@@ -1,6 +1,6 @@
 """From the headers of a checkpoint to its experts: every rule of `layouts` applied and checked."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -98,7 +98,9 @@ def _take_inventory(
     given: ModelType | None,
 ) -> Inventory:
     name = model_type_of(config)
-    refused = next((kind for kind in (config.get("model_type"), name) if kind in REFUSED), None)
+    refused = next(
+        (kind for kind in (str(config.get("model_type")), name) if kind in REFUSED), None
+    )
     if refused is not None and given is None:
         raise InputError(f"model type {refused} cannot be read: {REFUSED[refused]}.")
     model = _Model(name, given or MODEL_TYPES.get(name, UNKNOWN), config)
@@ -136,6 +138,11 @@ def _sort_names(
                     "like an expert's weights and matches no known layout."
                 )
             continue
+        if entry.nbytes == 0:
+            raise InputError(
+                f"{entry.path}: tensor {entry.name} {list(entry.shape)} is empty. "
+                "Download the file again."
+            )
         layers = model.layers(name.section)
         extra = name.extra or (layers is not None and name.layer >= layers)
         if extra and not include_mtp:
@@ -213,13 +220,13 @@ def _check_section(own: dict[str, tuple[ExpertMatrix, ...]], section: str, model
 
 def _check_numbers(family: str, layer: int, present: list[int], count: int | None) -> None:
     total = count if count is not None else max(present, default=0) + 1
-    if present == list(range(total)):
+    if len(present) == total and all(n == k for k, n in enumerate(present)):
         return
-    if len(set(present)) < len(present):
-        twice = next(n for n in present if present.count(n) > 1)
+    twice = next((n for n, times in Counter(present).items() if times > 1), None)
+    if twice is not None:
         raise InputError(f"the {family} matrix of layer {layer}, expert {twice} is stored twice.")
-    missing = sorted(set(range(total)) - set(present))
-    what = f"expert {missing[0]} is missing" if missing else f"there is an expert {present[-1]}"
+    first = next((k for k, n in enumerate(present) if n != k), len(present))
+    what = f"expert {first} is missing" if first < total else f"there is an expert {present[-1]}"
     raise InputError(
         f"{family} of layer {layer}: {what}, {total} experts a layer were expected. "
         "The checkpoint is incomplete or its config.json belongs to another."

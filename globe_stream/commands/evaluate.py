@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from globe_stream.commands.frontier import require_picture, write_picture
 from globe_stream.commands.models import is_model_folder
 from globe_stream.commands.scoring import Scoring, compare_models
@@ -35,6 +37,8 @@ def evaluate(
     or SVG file of the scores against bits a weight.
     """
     memory = memory_limit(runtime, None)
+    if runtime.memory is None:
+        memory = min(memory, psutil.virtual_memory().available)
     runs = [path for path in paths if not is_model_folder(path)]
     if scoring is None and (not runs or picture is not None):
         raise InputError(f"eval: give {option('text')} to score models on")

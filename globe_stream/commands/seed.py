@@ -87,6 +87,7 @@ def _seed(
             held.enter_context(run)
         resources = session.resources(run)
         plans = seed_plans(experts.groups, seeding, resources)
+        session.require_free(resources, (one for own in plans.values() for one in own.values()))
         if run is None:
             run = held.enter_context(_new_run(path, header, fresh, world))
         options = {"selection": selection, "seed": seeding}

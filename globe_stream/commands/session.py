@@ -5,7 +5,7 @@ and measure the program itself, plans its stages within the memory that is left,
 a run within `Session.working_on`, which handles signals, metrics and full disks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +40,8 @@ from globe_stream.memory.cost_model import StagePlan
 from globe_stream.memory.meter import Meter
 from globe_stream.store.run import Run
 
-FREE_SHARE = 0.6
-"""Share of the free memory that is the budget when none is given."""
+SHARE = 0.6
+"""Share of the machine's memory that is the budget when none is given."""
 
 Document = dict[str, Any]
 Plans = dict[str, StagePlan]
@@ -104,6 +104,22 @@ class Session:
         limit = memory_limit(self.runtime, run, self.world.local_size)
         base = max(self.world.gather(Meter(self.device).now()))
         return Resources(machine, min(self.world.gather(limit)), base)
+
+    def require_free(self, resources: Resources, plans: Iterable[StagePlan]) -> None:
+        """Raise InputError when the machine has too little memory free for one of `plans`.
+
+        Only where no budget was given: one that was is for the user to judge.
+        """
+        greatest = max(plans, key=lambda plan: plan.estimate_bytes)
+        free = min(self.world.gather(psutil.virtual_memory().available)) + resources.base
+        needed = resources.base + self.world.local_size * greatest.estimate_bytes
+        if self.runtime.memory is None and needed > free:
+            raise InputError(
+                f"{option('memory')}: not given, so {greatest.stage} may take "
+                f"{format_bytes(needed)} of the {format_bytes(resources.limit)} that are "
+                f"{SHARE:.0%} of this machine's memory, and {format_bytes(free)} are free. Close "
+                f"other programs, or give {option('memory')}, with which last bits may differ"
+            )
 
     @contextmanager
     def working_on(
@@ -181,14 +197,15 @@ class Session:
 def memory_limit(runtime: RuntimeConfig, run: Run | None, processes: int = 1) -> int:
     """The budget of each of the machine's `processes` in bytes.
 
-    As given, else the run's own, else a share of what is free.
+    As given, else the run's own, else a share of the machine's memory: not of what is free, since
+    the budget chooses the batches, and these decide last bits.
     """
     if runtime.memory is not None:
         return parse_size(runtime.memory)
     recorded = run.state(BUDGET, Budget) if run is not None else None
     if recorded is not None:
         return recorded.bytes
-    return int(FREE_SHARE * psutil.virtual_memory().available / processes)
+    return int(SHARE * psutil.virtual_memory().total / processes)
 
 
 def recorded_plans(run: Run, key: str, plans: Plans, limit: int) -> Plans:

@@ -54,6 +54,7 @@ def train(
         session = Session.open(runtime, silent=silent, world=world)
         resources = session.resources(run)
         plans = train_plans(experts.groups, training, resources)
+        session.require_free(resources, (own["train"] for own in plans.values()))
         _require_initial(run, experts.groups, training)
         _adopt_config(run, training, fresh)
         with session.recording(run, resources, {"train": training}) as context:

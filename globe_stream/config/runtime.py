@@ -18,7 +18,7 @@ class RuntimeConfig(Options):
     memory: str | None = Field(
         None,
         description="Peak resident memory of the whole process, of each under torchrun, such as "
-        "6GiB; 6G means the same (default: 60 % of what is free, shared by all on a machine).",
+        "6GiB; 6G means the same (default: 60 % of the machine's memory, shared by all on it).",
         json_schema_extra={**RUNTIME, "metavar": "SIZE"},
     )
     device: Literal["auto", "cpu", "mps", "cuda"] = Field(

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from globe_stream.io.system_errors import explained
 
 PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+_MAX_SIDES = 64  # torch's limit of dimensions
+_SHOWN = 200  # letters of a name or value in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def load_header(path: Path, size: int, fetch: Callable[[int, int], bytes]) -> He
         )
     raw = fetch(PREFIX_BYTES, PREFIX_BYTES + length)
     fields = _parse_json(path, raw)
-    metadata = fields.pop("__metadata__", None) or {}
+    metadata = _metadata(path, fields.pop("__metadata__", None))
     base = PREFIX_BYTES + length
     entries = [_entry(path, base, name, value) for name, value in fields.items()]
     entries.sort(key=lambda entry: (entry.start, entry.stop))
@@ -103,27 +106,62 @@ def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in fields if names.count(name) > 1)
-        raise ValueError(f"{twice} stands in it twice")
+        twice = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
+        raise ValueError(f"{_shown(twice)} stands in it twice")
     return fields
 
 
+def _metadata(path: Path, value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise InputError(
+            f"{path}: has a damaged header (__metadata__ does not map text to text). "
+            "Download the file again."
+        )
+    return value
+
+
+def _shown(text: object) -> str:
+    """A name or value from a header, for a message of one line."""
+    plain = text if isinstance(text, str) and text.isprintable() else repr(text)
+    return plain if len(plain) <= _SHOWN else f"{plain[:_SHOWN]}..."
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written down: no half of a surrogate pair is in it."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _numbers(value: Any) -> tuple[int, ...] | None:
+    """`value` as a short list of numbers from 0 that fit 63 bits; None if it is none."""
+    if not isinstance(value, list) or len(value) > _MAX_SIDES:
+        return None
+    fits = all(type(number) is int and 0 <= number < 1 << 63 for number in value)
+    return tuple(value) if fits else None
+
+
 def _entry(path: Path, base: int, name: str, value: Any) -> TensorEntry:
-    try:
-        dtype = value["dtype"]
-        shape = tuple(int(side) for side in value["shape"])
-        begin, end = (int(offset) for offset in value["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
+    shown = _shown(name)
+    fields = value if isinstance(value, dict) else {}
+    if not {"dtype", "shape", "data_offsets"} <= set(fields) or not _is_text(name):
         raise InputError(
-            f"{path}: the header's entry for {name} is incomplete. Download the file again."
-        ) from error
-    if dtype not in ITEM_BYTES:
-        raise InputError(f"{path}: tensor {name} has the unsupported dtype {dtype}.")
+            f"{path}: the header's entry for {shown} is incomplete. Download the file again."
+        )
+    dtype = fields["dtype"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise InputError(f"{path}: tensor {shown} has the unsupported dtype {_shown(dtype)}.")
+    shape, offsets = _numbers(fields["shape"]), _numbers(fields["data_offsets"])
+    if shape is None or offsets is None or len(offsets) != 2:
+        raise InputError(
+            f"{path}: the header lies about tensor {shown}: shape {_shown(fields['shape'])} at "
+            f"{_shown(fields['data_offsets'])} are no sides and bytes. Download the file again."
+        )
+    begin, end = offsets
     expected = math.prod(shape) * ITEM_BYTES[dtype]
-    if min(shape, default=0) < 0 or begin < 0 or end - begin != expected:
+    if end - begin != expected:
         raise InputError(
-            f"{path}: the header lies about tensor {name}: {dtype} {list(shape)} takes "
+            f"{path}: the header lies about tensor {shown}: {dtype} {list(shape)} takes "
             f"{expected:,} bytes, its offsets say {end - begin:,}. Download the file again."
         )
     return TensorEntry(name, dtype, shape, path, base + begin, base + end)
@@ -135,13 +173,13 @@ def _check_layout(path: Path, base: int, size: int, entries: list[TensorEntry]) 
         if entry.start != position:
             problem = "overlaps the one before it" if entry.start < position else "follows a gap"
             raise InputError(
-                f"{path}: the header lies about tensor {entry.name}: it {problem} "
+                f"{path}: the header lies about tensor {_shown(entry.name)}: it {problem} "
                 f"(byte {entry.start:,} instead of {position:,}). Download the file again."
             )
         if entry.stop > size:
             raise InputError(
-                f"{path}: tensor {entry.name} is truncated: {entry.nbytes:,} bytes expected, "
-                f"{max(0, size - entry.start):,} present. Download the file again."
+                f"{path}: tensor {_shown(entry.name)} is truncated: {entry.nbytes:,} bytes "
+                f"expected, {max(0, size - entry.start):,} present. Download the file again."
             )
         position = entry.stop
     if position != size:

@@ -3,6 +3,7 @@
 Source: docs/design.md, section Run directory.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 import zarr
 from torch import Tensor
 from zarr.codecs import Crc32cCodec
@@ -31,6 +33,7 @@ Storable = np.ndarray[Any, Any] | Tensor | Tiles | StoredCopy
 Loader = Callable[[str], Path]
 """Where the stored array of a name is; see `read`."""
 CHUNK_BYTES = 64 << 20
+_METADATA, _CHECK = "zarr.json", "check"
 
 
 def nbytes(source: Storable) -> int:
@@ -68,17 +71,13 @@ def open_checked(path: Path) -> "zarr.Array[Any]":
     would read back as zeros.
     """
     try:
+        _require_metadata(path)
         array = zarr.open_array(str(path), mode="r", zarr_format=3)
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise GlobeError(
             f"{path}: the array is missing or unreadable ({error}). "
             f"Restore it or start over with {option('fresh')}"
         ) from error
-    if array.attrs.asdict() != _description(array.shape, array.chunks, str(array.dtype)):
-        raise GlobeError(
-            f"{path}/zarr.json: changed since it was written. "
-            f"Restore the run directory or start over with {option('fresh')}"
-        )
     if array.nchunks_initialized != array.nchunks:
         raise GlobeError(
             f"{path}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks are "
@@ -145,7 +144,7 @@ def _leading_chunks(values: np.ndarray[Any, Any]) -> tuple[int, ...]:
 def _create(
     path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str
 ) -> "zarr.Array[Any]":
-    return zarr.create_array(
+    array = zarr.create_array(
         str(path),
         shape=shape,
         chunks=chunks,
@@ -154,10 +153,21 @@ def _create(
         compressors=[Crc32cCodec()],
         config={"write_empty_chunks": True},
         zarr_format=3,
-        attributes=_description(shape, chunks, dtype),
     )
+    array.update_attributes({_CHECK: _digest(json.loads((path / _METADATA).read_bytes()))})
+    return array
 
 
-def _description(shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> dict[str, str]:
-    """What an array is, a second time: its chunks have checksums, its metadata has this."""
-    return {"array": f"{dtype} {list(shape)} in chunks of {list(chunks)}"}
+def _require_metadata(path: Path) -> None:
+    """Raise ValueError unless the metadata of the array at `path` are as they were written.
+
+    Chunks have checksums of their own; what says how to read them has one among the attributes.
+    """
+    found = json.loads((path / _METADATA).read_bytes())
+    attributes = found.get("attributes") if isinstance(found, dict) else None
+    if not isinstance(attributes, dict) or attributes.pop(_CHECK, None) != _digest(found):
+        raise ValueError(f"{_METADATA} does not have its checksum")
+
+
+def _digest(metadata: Any) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(metadata, sort_keys=True).encode())

@@ -103,7 +103,7 @@ def first_row(folder: Path) -> Any:
 
 
 def _row(line: Any, kinds: dict[str, type[Row]], where: str) -> Row:
-    kind = kinds.get(line.pop("kind", "")) if isinstance(line, dict) else None
+    kind = kinds.get(str(line.pop("kind", ""))) if isinstance(line, dict) else None
     if kind is None:
         raise InputError(
             f"{where}: a row of an unknown kind; known are {', '.join(kinds)}. "

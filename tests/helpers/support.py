@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -208,6 +209,7 @@ def command(arguments: list[str], log: Path, event: int | None = None, number: i
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where it is begun with "&"
     torch.set_num_threads(1)
     make_quick()
     make_small_batches()
@@ -220,6 +222,29 @@ def command(arguments: list[str], log: Path, event: int | None = None, number: i
     with log.open("a") as file:
         file.write(f"\nevents {count[0]}\n")
     sys.exit(code)
+
+
+def plain_command(arguments: list[str], log: Path, free: int) -> None:
+    """Run the command line as it is, on a machine of which `free` bytes are free, if not 0."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    if free:
+        from globe_stream.commands import session
+
+        session.psutil = machine_with(free)  # type: ignore[assignment]
+    from globe_stream.cli.main import run
+
+    sys.exit(run(arguments))
+
+
+def machine_with(free: int) -> Any:
+    """Stands for psutil on this machine, of whose memory only `free` bytes are free."""
+    import psutil
+
+    found = psutil.virtual_memory()._replace(available=free)
+    return SimpleNamespace(virtual_memory=lambda: found, Process=psutil.Process)
 
 
 def _count_events(event: int | None, number: int) -> list[int]:

@@ -122,3 +122,20 @@ def test_another_shape_is_an_error(tmp_path):
     arrays.write(tmp_path / "bank", random_tiles())
     with pytest.raises(GlobeError, match="shape"):
         arrays.read_into(tmp_path / "bank", Tiles((3, 11, 4), 4))
+
+
+def test_a_flipped_bit_of_the_metadata_is_noticed(tmp_path):
+    """Wherever it is: in a shape, a type, a key or the name of a codec."""
+    path = tmp_path / "a"
+    arrays.write(path, torch.arange(12.0).view(3, 4))
+    file = path / "zarr.json"
+    whole = file.read_bytes()
+    for bit in range(5, 8 * len(whole), 41):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        with pytest.raises(GlobeError, match="missing or unreadable") as raised:
+            arrays.read(path)
+        assert len(str(raised.value).splitlines()) == 1
+    file.write_bytes(whole)
+    assert arrays.read(path).sum() == 66
