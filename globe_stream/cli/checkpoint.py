@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from globe_stream.cli import tables as render
+from globe_stream.cli.examination import examination
 from globe_stream.cli.options import options_of, record_from
 from globe_stream.config import (
     RuntimeConfig,
@@ -71,6 +72,35 @@ def plan(model: str, processes: int, as_json: bool, **values: Any) -> None:
 
 
 @click.command()
+@click.argument("model", required=False)
+@options_of(
+    SelectionConfig,
+    SeedConfig,
+    TrainConfig,
+    RuntimeConfig,
+    skip=("precision", "checkpoint_every", *OF_RUNS),
+)
+@as_json
+def doctor(model: str | None, as_json: bool, **values: Any) -> None:
+    """Show what this machine can do, and what a run on MODEL would take here.
+
+    Measures for a few seconds; the disk is that of the current folder. Its --json is what a report
+    of a fault needs.
+    """
+    from globe_stream.commands.doctor import doctor as examine
+
+    document = examine(
+        model,
+        record_from(SelectionConfig, values),
+        record_from(SeedConfig, values),
+        record_from(TrainConfig, values),
+        record_from(RuntimeConfig, values),
+        Path.cwd(),
+    )
+    click.echo(json.dumps(document) if as_json else examination(document))
+
+
+@click.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @options_of(SyntheticModel)
 @as_json
@@ -83,4 +113,4 @@ def synth(out: Path, as_json: bool, **values: Any) -> None:
     click.echo(json.dumps(document) if as_json else render.synthetic(document))
 
 
-COMMANDS = (inspect, plan, synth)
+COMMANDS = (inspect, plan, doctor, synth)

@@ -11,6 +11,7 @@ _ENDINGS = {
     "demo": _KEPT,
     "inspect": "it changes nothing; give it again",
     "plan": "it changes nothing; give it again",
+    "doctor": "it changes nothing; give it again",
     "status": "it changes nothing; give it again",
     "verify": "it changes nothing; give it again",
     "report": "no report was written; the same command starts over",

@@ -12,6 +12,7 @@ from globe_stream.commands.seed import seed_plans, seed_stages
 from globe_stream.commands.session import Document, Plans, Session
 from globe_stream.commands.train import train_plans
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
+from globe_stream.engine.capabilities import device_fault
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.factorization.records import GroupRecord
 from globe_stream.factorization.svd_baseline import sampled_experts, seed_passes
@@ -35,7 +36,7 @@ def plan(
     from spilled banks; all else is of the whole.
     """
     experts = open_experts(model, selection, seeding)
-    resources = Session.open(runtime).resources()
+    resources = Session.open(_here(runtime)).resources()
     machine = replace(resources.machine, processes=processes)
     resources = replace(resources, machine=machine)
     needed = _needed(experts.groups, seeding, training, processes)
@@ -53,6 +54,7 @@ def plan(
         "format": 1,
         "model": model,
         "processes": processes,
+        "device": runtime.device,
         "memory_budget_bytes": resources.limit,
         "base_bytes": resources.base,
         "least_memory_bytes": safe_budget(max(stage.least(resources.base) for stage in needed)),
@@ -76,6 +78,16 @@ def plan(
 def _share(sizes: GroupSizes, processes: int) -> GroupSizes:
     """What one of `processes` reads of a group's experts; of the bank, all."""
     return replace(sizes, experts=math.ceil(sizes.experts / processes))
+
+
+def _here(runtime: RuntimeConfig) -> RuntimeConfig:
+    """`runtime` with the CPU for a device that only another machine has.
+
+    Unified memory is priced as the CPU's: an array takes its bytes once, on either side.
+    """
+    if runtime.device in ("cpu", "auto") or device_fault(runtime.device) is None:
+        return runtime
+    return runtime.model_copy(update={"device": "cpu"})
 
 
 def seed_bytes_read(group: ExpertGroup, config: SeedConfig) -> int:

@@ -37,6 +37,7 @@ from globe_stream.io.world import ALONE, World
 from globe_stream.memory import allocator
 from globe_stream.memory.base import warm_up
 from globe_stream.memory.cost_model import StagePlan
+from globe_stream.memory.device_memory import cap, explained_refusals
 from globe_stream.memory.meter import Meter
 from globe_stream.store.run import Run
 
@@ -145,7 +146,9 @@ class Session:
                     answer, silent=not self.world.leads, patient=self.world.size > 1
                 ) as interrupt,
                 explained(run.path, f"writing {work}"),
+                explained_refusals(self.device),
             ):
+                cap(self.device, resources.limit - resources.base)
                 yield Context(
                     run,
                     metrics,

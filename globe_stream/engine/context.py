@@ -12,7 +12,9 @@ from globe_stream.engine.progress import Progress
 from globe_stream.engine.signals import Interrupt
 from globe_stream.io.world import ALONE, World
 from globe_stream.kernels.coarse import Precision
+from globe_stream.kernels.dense_solvers import FALLBACKS
 from globe_stream.memory import allocator
+from globe_stream.memory.device_memory import release_cached
 from globe_stream.memory.meter import Meter
 from globe_stream.store.run import Run
 
@@ -39,16 +41,21 @@ class Context:
         """Measure the peak memory of a stage beside its price in bytes."""
         self.estimates[name] = max(self.estimates.get(name, 0), estimate_bytes)
         allocator.trim()
+        release_cached(self.device)
         with self.meter.stage(name):
             yield
 
     def memory_values(self, name: str) -> dict[str, float]:
-        """The metric values of a stage measured by `stage`: its peak and base plus price."""
+        """The metric values of a stage measured by `stage`: its peak and base plus price.
+
+        Beside them, how often the device left a dense solver to the CPU so far.
+        """
         peak, estimate_bytes = self.meter.peaks[name], self.base + self.estimates[name]
         return {
             "memory/peak_bytes": peak,
             "memory/price_bytes": estimate_bytes,
             "memory/peak_over_price": peak / estimate_bytes,
+            **FALLBACKS.metrics(self.device),
         }
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from globe_stream.engine.capabilities import device_fault, solver_faults
 from globe_stream.errors import InputError, option
 from globe_stream.io.records import Record
 from globe_stream.kernels.coarse import Precision
+from globe_stream.kernels.dense_solvers import FALLBACKS
 
 _PROBE = 256
-_CANARY_TILE = 16_384
 EXACT_ERROR = 2e-6
 
 
@@ -39,7 +40,7 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
     names = ("cuda", "mps") if wanted == "auto" else (wanted,)
     reasons = []
     for name in names:
-        fault = _fault(name)
+        fault = device_fault(name)
         if fault is None:
             return torch.device(name), "asked for" if wanted != "auto" else "first that works"
         reasons.append(f"{name} {fault}")
@@ -63,6 +64,8 @@ def prepare(
     depends on a clock: the same machine always computes in the same way. Raises InputError for
     tf32 on a device that has none.
     """
+    if device.type != "cpu":
+        FALLBACKS.leave_to_cpu(device, solver_faults(device))
     setting, why = float32_setting(device)
     torch.set_float32_matmul_precision(setting)
     chosen = precision or (recorded.precision if recorded else "float32")
@@ -73,32 +76,6 @@ def prepare(
         )
     threads = torch.get_num_threads()
     return Machine(device.type, reason, threads, setting, why, chosen, processes)
-
-
-def _fault(name: str) -> str | None:
-    """Why device `name` cannot be used, or None."""
-    backend = torch.cuda if name == "cuda" else torch.backends.mps
-    if not backend.is_available():
-        return "is not available"
-    return _canary(torch.device(name))
-
-
-def _canary(device: torch.device) -> str | None:
-    """Compare a long-reduction Gram matrix and a Cholesky factor with the CPU in float64."""
-    generator = torch.Generator().manual_seed(0)
-    block = torch.randn(32, 40_000, generator=generator)
-    exact = block.double() @ block.double().T
-    there = block.to(device)
-    gram = torch.zeros(32, 32, device=device)
-    for start in range(0, block.shape[1], _CANARY_TILE):
-        part = there[:, start : start + _CANARY_TILE]
-        gram += part @ part.T
-    if _relative_error(gram, exact) > 1e-5:
-        return "computes a wrong Gram matrix"
-    factor, info = torch.linalg.cholesky_ex(gram)
-    if int(info) or _relative_error(factor @ factor.mT, exact) > 1e-4:
-        return "computes a wrong Cholesky factor"
-    return None
 
 
 def float32_setting(device: torch.device) -> tuple[str, str]:

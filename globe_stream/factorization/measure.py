@@ -15,6 +15,7 @@ from globe_stream.factorization.compose import compose
 from globe_stream.factorization.error_sums import ErrorSums, by_expert, by_layer
 from globe_stream.factorization.normalization import Normalization
 from globe_stream.factorization.solver_health import SolverHealth, SolverLog
+from globe_stream.factorization.spot_check import check_products
 from globe_stream.io.records import Record, Scalars
 from globe_stream.io.world import World
 from globe_stream.kernels.workspace import Workspace
@@ -146,6 +147,7 @@ class MeasureAccumulator:
         for start in range(0, len(mixtures), together):
             part = slice(start, start + together)
             fit = fit_adapters(weights[part], mixtures[part], self._activation, self._ridge)
+            check_products(batch.positions[part], weights[part], fit)
             self._log.add(batch.positions[part], fit)
         return f"relF {self.relative_error:.4f}"
 

@@ -1,15 +1,18 @@
 """What the process really holds: resident memory now, and the peak of each stage.
 
 Linux keeps the exact peak (VmHWM) and lets it be reset, so stages are measured exactly there;
-elsewhere a thread samples every few milliseconds. Device memory is added where the device shares
-the machine's memory. Source: docs/design.md, section Memory.
+elsewhere a thread samples every few milliseconds. On macOS the figure is the process's footprint,
+which counts what a device that shares the machine's memory holds, and every byte once.
+Source: docs/design.md, section Memory.
 """
 
+import ctypes
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -31,7 +34,7 @@ class Meter:
 
     def now(self) -> int:
         """Bytes held at this moment, device memory included where it is the machine's own."""
-        return _resident(self._process) + unified_device_bytes(self.device)
+        return _resident(self._process)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -57,14 +60,43 @@ class Meter:
         return max(found, default=self.now())
 
 
-def unified_device_bytes(device: torch.device) -> int:
-    """Driver-held bytes of a device that shares the machine's memory (MPS), else 0."""
-    return torch.mps.driver_allocated_memory() if device.type == "mps" else 0
+class _Usage(ctypes.Structure):
+    """`struct rusage_info_v0` of macOS."""
+
+    _fields_ = (
+        ("uuid", ctypes.c_uint8 * 16),
+        *(
+            (name, ctypes.c_uint64)
+            for name in (
+                "user_time",
+                "system_time",
+                "idle_wakeups",
+                "interrupt_wakeups",
+                "page_ins",
+                "wired_size",
+                "resident_size",
+                "footprint",
+                "start",
+                "exit",
+            )
+        ),
+    )
+
+
+def footprint(library: Any, process: int) -> int | None:
+    """Bytes that macOS charges to `process`, Metal's buffers included; None if it does not say.
+
+    `library` is libproc; resident pages and driver allocations overlap, and here count once.
+    """
+    usage = _Usage()
+    failed = library.proc_pid_rusage(process, 0, ctypes.byref(usage))
+    return None if failed else int(usage.footprint)
 
 
 def _resident(process: psutil.Process) -> int:
     if sys.platform == "darwin":
-        return int(process.memory_full_info().uss)
+        charged = footprint(ctypes.CDLL("/usr/lib/libproc.dylib"), process.pid)
+        return int(process.memory_full_info().uss) if charged is None else charged
     return int(process.memory_info().rss)
 
 

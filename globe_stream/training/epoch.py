@@ -17,6 +17,7 @@ from globe_stream.factorization.adapters import AdapterFit, fit_adapters, fitted
 from globe_stream.factorization.compose import compose
 from globe_stream.factorization.measure import ErrorLog
 from globe_stream.factorization.normalization import Normalization
+from globe_stream.factorization.spot_check import check_products
 from globe_stream.io.records import Scalars
 from globe_stream.io.world import World
 from globe_stream.kernels.coarse import Precision
@@ -115,6 +116,7 @@ class EpochAccumulator:
             fit = fit_adapters(
                 weights[part], mixtures[part], self._settings.activation, self._settings.ridge
             )
+            check_products(positions[part], weights[part], fit)
             self.log.add(positions[part], fit)
             self._sample(positions[part], fit)
             found = self._preconditioned(weights[part], mixtures[part], fit)

@@ -32,6 +32,7 @@ from globe_stream.factorization.records import (
     global_error,
     seeded_state,
 )
+from globe_stream.kernels.dense_solvers import FALLBACKS
 from globe_stream.memory.cost_model import StagePlan, atom_chunk_bytes, tile_rows
 from globe_stream.store import arrays, codes
 from globe_stream.store.arrays import StoredTiles
@@ -136,6 +137,7 @@ class Trainer:
             **schedule_metrics(self.schedule, before, after.schedule_state),
             "health/metric_condition": metric.condition,
             "memory/rss_bytes": self.context.meter.now(),
+            **FALLBACKS.metrics(self.context.device),
             "memory/peak_bytes": self.context.meter.stage_peak,
             **step,
             **cost.metrics(),

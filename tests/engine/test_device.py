@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def faults(monkeypatch, **known):
-    monkeypatch.setattr(runtime, "_fault", lambda name: known.get(name, "is not available"))
+    monkeypatch.setattr(runtime, "device_fault", lambda name: known.get(name, "is not available"))
 
 
 def test_auto_takes_the_first_device_that_works_and_says_why(monkeypatch):
@@ -37,16 +37,6 @@ def test_a_named_device_is_taken_or_refused(monkeypatch):
     assert runtime.choose_device("mps") == (torch.device("mps"), "asked for")
     with pytest.raises(InputError, match="device cuda: cuda computes a wrong Cholesky factor"):
         runtime.choose_device("cuda")
-
-
-def test_the_canary_accepts_right_arithmetic_and_catches_wrong(monkeypatch):
-    assert runtime._canary(CPU) is None
-    good = torch.linalg.cholesky_ex
-    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda g: (good(g)[0] * 1.01, good(g)[1]))
-    assert runtime._canary(CPU) == "computes a wrong Cholesky factor"
-    monkeypatch.undo()
-    monkeypatch.setattr(runtime, "_relative_error", lambda *_: 1e-4)
-    assert runtime._canary(CPU) == "computes a wrong Gram matrix"
 
 
 @pytest.mark.parametrize(("error", "expected"), [(3e-7, "medium"), (2e-3, "highest")])

@@ -70,6 +70,7 @@ def pretend(device: Any) -> Iterator[None]:
             torch.cuda: {
                 "is_available": lambda: True,
                 "is_initialized": lambda: True,
+                "device_count": lambda: 1,
                 "memory_allocated": lambda *_: device.held_bytes,
                 "memory_reserved": lambda *_: device.held_bytes,
                 "max_memory_reserved": lambda *_: device.peak_bytes,

@@ -1,0 +1,155 @@
+"""`doctor`: the machine at hand, what runs where on it, its rates, and what a model would take."""
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from globe_stream import __version__
+from globe_stream.commands.plan import plan
+from globe_stream.commands.session import Document
+from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
+from globe_stream.engine.capabilities import BASIC, SOLVERS, device_fault, solver_faults
+from globe_stream.engine.device import choose_device, float32_setting
+from globe_stream.memory.device_memory import whole_memory
+
+SIDE = 1024
+"""Side of the matrices whose product is timed."""
+REPEATS = 3
+WRITTEN = 64 << 20
+"""Bytes that are written and read to time the disk."""
+
+
+def doctor(
+    model: str | None,
+    selection: SelectionConfig,
+    seeding: SeedConfig,
+    training: TrainConfig,
+    runtime: RuntimeConfig,
+    folder: Path,
+) -> Document:
+    """What a bug report needs; with `model`, also hours of a run, from its plan and these rates.
+
+    Writes a file of 64 MiB into `folder`, and deletes it. Rates are of this moment: a busy machine
+    shows lower ones.
+    """
+    devices = {name: _device(name) for name in ("cpu", "mps", "cuda")}
+    chosen, reason = choose_device("auto")
+    disk = disk_rates(folder)
+    document: Document = {
+        "format": 1,
+        "globe_stream": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.platform(),
+        "chip": chip(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "memory_available_bytes": psutil.virtual_memory().available,
+        "device": chosen.type,
+        "device_reason": reason,
+        "devices": devices,
+        "disk": disk,
+    }
+    if model is not None:
+        planned = plan(model, selection, seeding, training, runtime)
+        rate = devices[chosen.type]["gemm_flops"]
+        document["run"] = _hours(planned, training.epochs, rate, disk["read_bytes_per_second"])
+    return document
+
+
+def _hours(planned: Document, epochs: int, flops: float, read_rate: float) -> Document:
+    """Seconds of the epochs of a plan at these rates: the longer of computing and reading."""
+    computing = epochs * planned["epoch_flops"] / flops
+    reading = planned["bytes_read"] / read_rate
+    return {
+        "model": planned["model"],
+        "epochs": epochs,
+        "peak_memory_bytes": planned["peak_memory_bytes"],
+        "least_memory_bytes": planned["least_memory_bytes"],
+        "epoch_flops": planned["epoch_flops"],
+        "computing_seconds": computing,
+        "reading_seconds": reading,
+        "seconds": max(computing, reading),
+    }
+
+
+def _device(name: str) -> Document:
+    """Whether device `name` can be used, where each operation runs, and the rate of its products.
+
+    Rates are in operations a second, float32.
+    """
+    fault = None if name == "cpu" else device_fault(name)
+    if fault is not None:
+        return {"usable": False, "reason": fault}
+    device = torch.device(name)
+    missing = {} if name == "cpu" else solver_faults(device)
+    runs = dict.fromkeys(BASIC, name)
+    runs |= {operation: "cpu" if operation in missing else name for operation in SOLVERS}
+    return {
+        "usable": True,
+        "reason": "",
+        "memory_bytes": whole_memory(device),
+        "operations": runs,
+        "faults": missing,
+        "gemm_flops": gemm_rate(device),
+        "float32_products": float32_setting(device)[0],
+    }
+
+
+def gemm_rate(device: torch.device) -> float:
+    """Operations a second of a float32 product of SIDE x SIDE matrices, the best of three."""
+    left = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)
+    best = float("inf")
+    for _ in range(REPEATS + 1):  # the first compiles
+        start = time.perf_counter()
+        float((left @ left)[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * SIDE**3 / best
+
+
+def disk_rates(folder: Path) -> Document:
+    """Bytes a second of writing a file into `folder` and reading it.
+
+    The file is flushed, and its pages are dropped before the reading where the system can do that.
+    """
+    block = os.urandom(1 << 20)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        start = time.perf_counter()
+        for _ in range(WRITTEN >> 20):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        written = time.perf_counter() - start
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        start = time.perf_counter()
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        while os.read(file.fileno(), 1 << 20):
+            pass
+        read = time.perf_counter() - start
+    return {
+        "folder": str(folder.resolve()),
+        "write_bytes_per_second": WRITTEN / written,
+        "read_bytes_per_second": WRITTEN / read,
+    }
+
+
+def chip() -> str:
+    """The processor's name, as the system has it."""
+    if sys.platform == "darwin":
+        asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

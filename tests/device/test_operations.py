@@ -1,0 +1,29 @@
+"""The table of operations by device, and that start-up tries every one of them."""
+
+import pytest
+import torch
+from devices_page import PAGE, operations, page
+from strict_device import strict
+
+from globe_stream.engine.capabilities import basic_fault, solver_faults
+
+_VIEWS = {"alias", "detach", "unbind", "new_empty", "new_zeros", "unsqueeze", "squeeze_"}
+"""Operations that only make or name memory."""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_the_page_is_what_runs(tmp_path):
+    if f"torch {torch.__version__.split('+')[0]})" not in PAGE.read_text(encoding="utf-8"):
+        pytest.skip("the page is of another torch")
+    assert PAGE.read_text(encoding="utf-8") == page(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_every_operation_of_a_run_is_tried_at_start_up(tmp_path):
+    with strict("mps") as device:
+        assert basic_fault(torch.device("mps")) is None
+        solver_faults(torch.device("mps"))
+        tried = set(device.operations)
+    assert operations("mps", tmp_path) - tried - _VIEWS == set()
