@@ -118,15 +118,23 @@ def load_patched(original: Path, factors: Path, name: str, loading: Loading) -> 
 
 def is_model_folder(path: Path) -> bool:
     """Whether `path` is the folder of a model in compressed form."""
-    file = path / "config.json"
-    return file.is_file() and FIELD in json.loads(file.read_text(encoding="utf-8"))
+    return FIELD in _config(path)
+
+
+def _config(folder: Path) -> Json:
+    """What is in its config.json; empty where there is none that can be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def folder_bits(folder: Path) -> float:
     """Stored bits a weight of the experts with factors in an export as model or factors."""
-    if is_model_folder(folder):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        description = ModelDescription.from_document(config[FIELD])
+    described = _config(folder).get(FIELD)
+    if isinstance(described, dict):
+        description = ModelDescription.from_document(described)
         return bits_per_weight(description, _tensors(folder))
     groups = read_factors_config(folder).units.values()
     weights = sum(group.experts * group.p * group.d for group in groups)

@@ -244,13 +244,8 @@ def open_work(out: Path, identity: Mapping[str, Any], last: str) -> ExportWork |
 
 def read_manifest(out: Path) -> ExportManifest:
     """The manifest of the export in `out`; InputError when it is damaged or of another version."""
-    path = out / MANIFEST
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}). Export again to another folder") from error
     advice = "Another version of globe-stream wrote it, or it was edited: export again"
-    return ExportManifest.from_json(value, str(path), advice)
+    return ExportManifest.read(out / MANIFEST, advice)
 
 
 def _begin(out: Path, identity: Mapping[str, Any]) -> ExportWork:

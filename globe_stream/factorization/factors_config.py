@@ -1,6 +1,5 @@
 """`globe_config.json`: what a folder of factors holds, for whoever reads it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,6 @@ from typing import Annotated
 from pydantic import Field
 
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
-from globe_stream.errors import InputError
 from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.trained_run import FittedGroup, TrainedRun
 from globe_stream.io.records import Record
@@ -110,13 +108,8 @@ def describe(
 
 def read_factors_config(folder: Path) -> FactorsConfig:
     """The description in `folder`; InputError when it is damaged or of another version."""
-    path = folder / CONFIG
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}). Export the factors again") from error
     advice = "Another version of globe-stream wrote it, or it was edited: export the factors again"
-    return FactorsConfig.from_json(value, str(path), advice)
+    return FactorsConfig.read(folder / CONFIG, advice)
 
 
 def prefix(key: str) -> str:

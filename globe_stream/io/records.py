@@ -9,6 +9,7 @@ A field is spelled otherwise in JSON by `Annotated[T, Field(alias="name")]`.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
@@ -43,6 +44,18 @@ class Record:
         except ValidationError as error:
             raise InputError(f"{where}: {_first_problem(error)}. {advice}") from None
         return record
+
+    @classmethod
+    def read(cls, path: Path, advice: str) -> Self:
+        """The record in the JSON file `path`.
+
+        Raises InputError, one line with the path, the problem and `advice`, when it is damaged.
+        """
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON ({error}). {advice}") from error
+        return cls.from_json(value, str(path), advice)
 
     def to_json(self) -> Json:
         """Every field under its JSON name; tuples become lists, numbers stay as they are."""

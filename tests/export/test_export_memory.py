@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sample_runs import Recipe, make_run
+from sample_runs import Recipe, larger_model, make_run
 
 from globe_stream.config import SyntheticModel
 from globe_stream.errors import InputError
@@ -51,6 +51,15 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(folder / "run", folder / "model", recipe)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a model that has all its parts."""
+    folder = tmp_path_factory.mktemp("whole")
+    larger_model(folder / "model", experts=20, hidden=1024, intermediate=512)
+    recipe = Recipe(bases=16, rank=192, support=4, lam=1.0, measured=False)
+    return make_run(folder / "run", folder / "model", recipe)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "budget"),
@@ -64,9 +73,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_peak_stays_within_budget_and_bytes(
-    tmp_path: Path, large: Path, kind: str, budget: int
+    tmp_path: Path, request: pytest.FixtureRequest, kind: str, budget: int
 ) -> None:
-    command = [sys.executable, "-c", EXPORT, kind, str(large), str(tmp_path / "out"), str(budget)]
+    run = request.getfixturevalue("whole" if kind.startswith("model") else "large")
+    command = [sys.executable, "-c", EXPORT, kind, str(run), str(tmp_path / "out"), str(budget)]
     done = subprocess.run(
         command,
         check=True,

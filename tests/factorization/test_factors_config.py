@@ -81,5 +81,5 @@ def test_a_torn_description_is_one_line(exported, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(exported / "out", folder)
     (folder / CONFIG).write_text('{"format": 1,')
-    with pytest.raises(InputError, match=r"not JSON .*Export the factors again"):
+    with pytest.raises(InputError, match=r"not JSON .*export the factors again"):
         load_factors(folder)

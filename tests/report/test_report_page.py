@@ -118,6 +118,7 @@ def test_data_are_those_of_the_run(told: Path) -> None:
     assert json.loads(json.dumps(data.document()))["curves"]["gate"] == [[1, 0.5]]
 
 
+@DOTS
 def test_page_is_complete_in_itself(told: Path, tmp_path: Path) -> None:
     path = report([told], tmp_path / "deep" / "page.html")
     outline = _Outline()
