@@ -7,7 +7,7 @@ GEMM speeds are the best of several products of square matrices; `medium` and `h
 PyTorch's settings for float32, with the error of each. Reading speeds are those of positioned reads
 of a megabyte each, once after asking the kernel to drop the file's pages (cold; where that is
 possible) and once again (warm). For a run, the epochs in its `metrics.jsonl` are compared with the
-operations that `globe_stream.commands.operations.epoch_operations` counts for a surrogate epoch.
+operations that `globe_stream.memory.operations` counts for one after the warm-up.
 """
 
 import os

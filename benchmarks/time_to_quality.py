@@ -49,6 +49,7 @@ class Step:
     seconds: float
     cpu_seconds: float
     operations: float
+    waited: float
 
     @property
     def spent(self) -> Spent:
@@ -82,7 +83,7 @@ class Checkout:
 @click.option("--scratch", type=click.Path(path_type=Path), help="Where runs are kept meanwhile.")
 def main(model: str | None, record: Path | None, scratch: Path | None, **given: Any) -> None:
     with scratch_folder(scratch) as folder, ExitStack() as held:
-        model = model or _written(folder / "model", given)
+        model = model or written(folder / "model", given)
         checkouts = [Checkout("this tree", TREE, folder / "this")]
         if given["against"]:
             tree = held.enter_context(checked_out(given["against"], folder))
@@ -95,7 +96,8 @@ def main(model: str | None, record: Path | None, scratch: Path | None, **given: 
         record.write_text(json.dumps({"given": given, "steps": rows}, indent=1))
 
 
-def _written(model: Path, given: dict[str, Any]) -> str:
+def written(model: Path, given: dict[str, Any]) -> str:
+    """A Gaussian checkpoint of the sizes that were given, in the new folder `model`."""
     sizes = [
         part
         for name in ("layers", "experts", "hidden", "intermediate")
@@ -125,21 +127,24 @@ def _timed(
 ) -> dict[Checkout, list[Step]]:
     """Seed with each of `checkouts`, then train with each."""
     found: dict[Checkout, list[Step]] = {one: [] for one in checkouts}
-    memory = ["--memory", given["memory"]]
-    families = ["--families", "up", *shlex.split(given["seeding"])]
-    lengths = ["--epochs", str(given["epochs"]), "--warmup-epochs", str(given["warmup_epochs"])]
     for command in ("seed", "train"):
         for one in checkouts:
-            run = ["--run", str(one.run), *families] if command == "seed" else lengths
-            what = [model] if command == "seed" else [str(one.run), *shlex.split(given["training"])]
-            found[one] += _carried_out(one, [command, *what, *run, *memory], given["warmup_epochs"])
+            found[one] += carried_out(one, command, model, given)
     return found
 
 
-def _carried_out(checkout: Checkout, arguments: list[str], warmup: int) -> list[Step]:
-    """The steps of one command, from its rows of metrics and its samples of operations."""
+def carried_out(checkout: Checkout, command: str, model: str, given: dict[str, Any]) -> list[Step]:
+    """The steps of `seed` or `train`, from its rows of metrics and its samples of operations."""
+    if command == "seed":
+        arguments = [model, "--run", str(checkout.run), "--families", "up"]
+        arguments += shlex.split(given["seeding"])
+    else:
+        arguments = [str(checkout.run), "--epochs", str(given["epochs"])]
+        arguments += ["--warmup-epochs", str(given["warmup_epochs"])]
+        arguments += shlex.split(given["training"])
     metrics, samples = checkout.run / "metrics.jsonl", checkout.run.parent / "samples.json"
     before = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    arguments = [command, *arguments, "--memory", given["memory"]]
     _python(checkout.tree, [str(HERE / "counted.py"), str(samples), *arguments])
     counted = json.loads(samples.read_text())
     times = [sample[0] for sample in counted]
@@ -154,9 +159,10 @@ def _carried_out(checkout: Checkout, arguments: list[str], warmup: int) -> list[
         )
         name = row["stage"]
         if row["epoch"] is not None:
-            name = WARM if row["epoch"] <= warmup else REGULAR
+            name = WARM if row["epoch"] <= given["warmup_epochs"] else REGULAR
         error = row.get("recon/relative_frobenius_error")
-        steps.append(Step(name, row["epoch"], error, seconds, cpu, single + double))
+        waited = row.get("io/seconds_waiting", 0.0)
+        steps.append(Step(name, row["epoch"], error, seconds, cpu, single + double, waited))
         last = now
     return steps
 

@@ -116,11 +116,28 @@ def estimate(document: Document) -> str:
             f"reading: {format_bytes(document['seed_bytes_read'])} to seed, "
             f"{format_bytes(document['epoch_bytes_read'])} an epoch, "
             f"{format_bytes(document['bytes_read'])} in {document['passes']} passes in all",
-            f"arithmetic: {document['epoch_flops'] / 1e12:.2f} TFLOP an epoch",
+            f"arithmetic: {document['seed_flops'] / 1e12:.2f} TFLOP to seed, "
+            f"{document['warmup_epoch_flops'] / 1e12:.2f} the first epoch, "
+            f"{document['epoch_flops'] / 1e12:.2f} one after the warm-up",
+            _time(document),
             *_spilled(document),
             f"disk: {format_bytes(document['disk_bytes'])} at most, "
             f"{format_bytes(document['disk_free_bytes'])} free",
         )
+    )
+
+
+def _time(document: Document) -> str:
+    """What a run takes at the rates that were measured."""
+    rates = document["rates"]
+    disk = "no disk" if rates["disk"] is None else f"{rates['disk'] / 1e9:.1f} GB/s"
+    seed, first, later, whole = (
+        format_seconds(document[f"{part}seconds"])
+        for part in ("seed_", "warmup_epoch_", "epoch_", "")
+    )
+    return (
+        f"time: about {whole} here ({rates['single'] / 1e9:.0f} GFLOP/s in large products, "
+        f"{disk}): {seed} to seed, {first} the first epoch, {later} one after the warm-up"
     )
 
 

@@ -1,16 +1,75 @@
-"""Operations of an epoch, counted from the sizes alone."""
+"""The work of every stage of a run with its configuration; see `memory.operations`."""
 
-from globe_stream.factorization.groups import GroupSizes
-from globe_stream.training.epoch import PROBES
+from collections.abc import Sequence
+
+from globe_stream.config import SeedConfig, TrainConfig
+from globe_stream.engine.rates import TYPICAL
+from globe_stream.factorization.groups import ExpertGroup, GroupSizes
+from globe_stream.factorization.svd_baseline import sampled_experts
+from globe_stream.memory import operations
+from globe_stream.memory.operations import EpochKind, Work
+from globe_stream.seeding.methods import proxies_for
+from globe_stream.training.schedule import Schedule, ScheduleState
+
+
+def seed_work(group: ExpertGroup, config: SeedConfig) -> dict[str, Work]:
+    """Every stage of seeding `group` by name, in order."""
+    sizes, itemsize = group.sizes, group.proxy_dtype.itemsize
+    kind = proxies_for(config.method, config.proxies)
+    rounds = config.dictionary_rounds if config.method == "nn_dictionary" else 0
+    return {
+        "statistics": operations.statistics(sizes, kind),
+        "proxies": operations.proxies(sizes, kind, itemsize),
+        "gram": operations.gram(sizes, itemsize),
+        "atoms": operations.atoms(sizes, rounds, itemsize),
+        "measure": operations.measure(sizes),
+        "baseline": operations.baseline(sizes, len(sampled_experts(group))),
+    }
+
+
+def epoch_work(group: ExpertGroup, config: TrainConfig, epoch: int) -> Work:
+    """The epoch number `epoch`, counted from zero."""
+    schedule, now = Schedule(config, group.bases, 1.0), ScheduleState(epoch=epoch)
+    kind = EpochKind(
+        schedule.in_warmup(now),
+        config.coding_steps,
+        schedule.support_target() is not None or config.support_cap is not None,
+    )
+    return operations.epoch(group.sizes, kind)
 
 
 def epoch_operations(sizes: GroupSizes) -> float:
-    """Floating-point operations of one surrogate epoch.
+    """Floating-point operations of an epoch after the warm-up, with the default options."""
+    defaults = TrainConfig()
+    kind = EpochKind(warmup=False, coding_steps=defaults.coding_steps, sparse=True)
+    return operations.epoch(sizes, kind).operations
 
-    For each expert: compose and both bank products 6 m r d; H H^T by halves 5/4 r^2 d; W H^T, the
-    residual and A^T of it 6 p r d; the solve 2 r^2 p; 2 p r a curvature probe; Cholesky r^3 / 3.
+
+def train_work(group: ExpertGroup, config: TrainConfig) -> list[Work]:
+    """Every epoch, in order."""
+    return [epoch_work(group, config, epoch) for epoch in range(config.epochs)]
+
+
+def expected_seeding(groups: Sequence[ExpertGroup], config: SeedConfig) -> dict[str, float]:
+    """The stages of seeding `groups` by their titles, in the order in which they are carried out.
+
+    Seconds are those of a typical machine: they say how stages compare. The first pass is made over
+    all groups before anything else.
     """
-    m, r, p, d = sizes.bases, sizes.rank, sizes.p, sizes.d
-    products = 6 * m * r * d + 1.25 * r * r * d + 6 * p * r * d
-    each = products + 2 * r * r * p + 2 * PROBES * p * r + r**3 / 3
-    return float(sizes.experts * each)
+    works = {group.key: seed_work(group, config) for group in groups}
+    first = [(f"{key} statistics", own.pop("statistics")) for key, own in works.items()]
+    later = [
+        (f"{key} {'dictionary' if stage == 'atoms' else stage}", one)
+        for key, own in works.items()
+        for stage, one in own.items()
+    ]
+    return {title: TYPICAL.seconds(one) for title, one in [*first, *later]}
+
+
+def expected_training(groups: Sequence[ExpertGroup], config: TrainConfig) -> dict[str, float]:
+    """As `expected_seeding`, the epochs of `groups`."""
+    return {
+        f"{group.key} epoch {number}": TYPICAL.seconds(one)
+        for group in groups
+        for number, one in enumerate(train_work(group, config), start=1)
+    }

@@ -3,23 +3,24 @@
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from globe_stream.commands.experts import open_experts
-from globe_stream.commands.operations import epoch_operations
+from globe_stream.commands.operations import epoch_work, seed_work, train_work
 from globe_stream.commands.seed import seed_plans, seed_stages
 from globe_stream.commands.session import Document, Plans, Session
 from globe_stream.commands.train import train_plans
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.engine.capabilities import device_fault
+from globe_stream.engine.rates import measured_rates
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.factorization.records import GroupRecord
-from globe_stream.factorization.svd_baseline import sampled_experts, seed_passes
+from globe_stream.factorization.svd_baseline import seed_passes
 from globe_stream.memory import planner
 from globe_stream.memory.cost_model import safe_budget, train_traffic
+from globe_stream.memory.operations import Work
 from globe_stream.memory.planner import Stage
-from globe_stream.seeding.methods import proxies_for
 
 
 def plan(
@@ -36,7 +37,8 @@ def plan(
     from spilled banks; all else is of the whole.
     """
     experts = open_experts(model, selection, seeding)
-    resources = Session.open(_here(runtime)).resources()
+    session = Session.open(_here(runtime))
+    resources = session.resources()
     machine = replace(resources.machine, processes=processes)
     resources = replace(resources, machine=machine)
     needed = _needed(experts.groups, seeding, training, processes)
@@ -48,8 +50,12 @@ def plan(
         for group in experts.groups
         for stage in _stages(group.key, seeded[group.key], trained[group.key], resources.base)
     ]
-    seed_bytes = sum(seed_bytes_read(group, seeding) for group in experts.groups)
-    epoch_bytes = sum(group.sizes.stored_bytes for group in experts.groups)
+    spilled = sum(
+        train_traffic(_share(group.sizes, processes), trained[group.key]["train"].batch_plan)
+        for group in experts.groups
+    )
+    took = _Took.of(experts.groups, seeding, training, spilled * processes)
+    rates = measured_rates(session.device, experts.groups[0].experts)
     return {
         "format": 1,
         "model": model,
@@ -59,15 +65,20 @@ def plan(
         "base_bytes": resources.base,
         "least_memory_bytes": safe_budget(max(stage.least(resources.base) for stage in needed)),
         "peak_memory_bytes": max(stage["memory_bytes"] for stage in stages),
-        "seed_bytes_read": seed_bytes,
-        "epoch_bytes_read": epoch_bytes,
-        "bytes_read": seed_bytes + training.epochs * epoch_bytes,
+        "seed_bytes_read": round(took.seed.read_bytes),
+        "epoch_bytes_read": round(took.regular.read_bytes),
+        "bytes_read": round(took.whole.read_bytes),
         "passes": min(map(seed_passes, experts.groups)) + training.epochs,
-        "epoch_flops": sum(epoch_operations(group.sizes) for group in experts.groups),
-        "spilled_epoch_bytes": sum(
-            train_traffic(_share(group.sizes, processes), trained[group.key]["train"].batch_plan)
-            for group in experts.groups
-        ),
+        "spilled_epoch_bytes": spilled,
+        "seed_flops": took.seed.operations,
+        "warmup_epoch_flops": took.warmup.operations,
+        "epoch_flops": took.regular.operations,
+        "flops": took.whole.operations,
+        "rates": rates.to_json(),
+        "seed_seconds": rates.seconds(took.seed) / processes,
+        "warmup_epoch_seconds": rates.seconds(took.warmup) / processes,
+        "epoch_seconds": rates.seconds(took.regular) / processes,
+        "seconds": rates.seconds(took.whole) / processes,
         "disk_bytes": disk_bytes(experts.groups),
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
         "units": {group.key: _group(group) for group in experts.groups},
@@ -90,12 +101,33 @@ def _here(runtime: RuntimeConfig) -> RuntimeConfig:
     return runtime.model_copy(update={"device": "cpu"})
 
 
-def seed_bytes_read(group: ExpertGroup, config: SeedConfig) -> int:
-    """Bytes that seeding reads: statistics, proxies (selected rows only), measure, baseline."""
-    sizes = group.sizes
-    share = sizes.rank / sizes.p if proxies_for(config.method, config.proxies) == "rows" else 1.0
-    sample = len(sampled_experts(group)) / sizes.experts
-    return round(sizes.stored_bytes * (2 + share + sample))
+@dataclass(frozen=True)
+class _Took:
+    """What a whole run takes, of all groups, and its parts: an epoch of each kind, and the seed."""
+
+    seed: Work
+    warmup: Work
+    regular: Work
+    whole: Work
+
+    @classmethod
+    def of(
+        cls,
+        groups: Sequence[ExpertGroup],
+        seeding: SeedConfig,
+        training: TrainConfig,
+        spilled: float,
+    ) -> "_Took":
+        """`spilled` are the bytes that an epoch of all groups moves for banks that are on disk."""
+        banks = Work(disk_bytes=spilled)
+        seeds = [stage for group in groups for stage in seed_work(group, seeding).values()]
+        epochs = [one for group in groups for one in train_work(group, training)]
+        epochs += [banks] * training.epochs
+        warm, regular = (
+            [*(epoch_work(group, training, epoch) for group in groups), banks]
+            for epoch in (0, training.warmup_epochs)
+        )
+        return cls(*(sum(parts, Work()) for parts in (seeds, warm, regular, seeds + epochs)))
 
 
 def disk_bytes(groups: Sequence[ExpertGroup]) -> int:

@@ -12,6 +12,7 @@ from globe_stream.commands.experts import (
     open_experts,
     without_zero_experts,
 )
+from globe_stream.commands.operations import expected_seeding
 from globe_stream.commands.run_files import write_config
 from globe_stream.commands.session import Document, Plans, Resources, Session, recorded_plans
 from globe_stream.commands.status import status_document
@@ -97,6 +98,7 @@ def _seed(
             if world.leads and not (path / "config.toml").exists():
                 write_config(run, None)
             experts.fetch(anew=runtime.force_download)
+            context.progress.outlook.expect(expected_seeding(experts.groups, seeding))
             seedings = []
             for group in experts.groups:
                 key = f"{group.key}:plans:seed"

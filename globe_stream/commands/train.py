@@ -6,6 +6,7 @@ from pathlib import Path
 from globe_stream.commands.compatibility import foreign_options, mismatch
 from globe_stream.commands.completion import is_complete, why_complete
 from globe_stream.commands.experts import GroupedExperts, recorded_experts
+from globe_stream.commands.operations import expected_training
 from globe_stream.commands.run_files import write_config
 from globe_stream.commands.session import Document, Plans, Resources, Session, recorded_plans
 from globe_stream.commands.status import status_document
@@ -60,6 +61,7 @@ def train(
         with session.recording(run, resources, {"train": training}) as context:
             _announce(context, experts.groups, training)
             experts.fetch(anew=runtime.force_download)
+            context.progress.outlook.expect(expected_training(experts.groups, training))
             for group in experts.groups:
                 key = f"{group.key}:plans:train"
                 chosen = recorded_plans(run, key, plans[group.key], resources.limit)

@@ -16,9 +16,6 @@ from globe_stream.factorization.adapters import fitted_together
 from globe_stream.kernels.polar import nearly_orthonormal_rows
 from globe_stream.kernels.reductions import frobenius_norms
 
-SAMPLE = 256
-"""Experts that the Procrustes mean is made of: more move it by less than one part in a hundred."""
-
 
 def top_left(matrix: Tensor, rank: int) -> Tensor:
     """The first r left singular vectors of W (p, d) as columns (p, r), by W W^T in float64."""

@@ -19,7 +19,8 @@ from globe_stream.errors import InputError, option
 from globe_stream.factorization.normalization import Normalization
 from globe_stream.io.records import Scalars
 from globe_stream.io.world import ALONE, World
-from globe_stream.seeding.procrustes import SAMPLE, ProcrustesMean
+from globe_stream.memory.operations import MEAN_SAMPLES
+from globe_stream.seeding.procrustes import ProcrustesMean
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
 
@@ -99,7 +100,7 @@ class StatisticsAccumulator:
         self._procrustes_mean = (
             ProcrustesMean(rank, self._width, device) if "procrustes" in kinds else None
         )
-        sampled = evenly(len(experts), SAMPLE)
+        sampled = evenly(len(experts), MEAN_SAMPLES)
         self._in_mean = frozenset(sampled if world.leads else ())
         self._later = () if world.leads else tuple(sampled)
 

@@ -25,6 +25,7 @@ from globe_stream.kernels.double import widened
 from globe_stream.kernels.reductions import add_product
 from globe_stream.kernels.ridge import ridge_solve
 from globe_stream.kernels.workspace import Workspace
+from globe_stream.memory.operations import METRIC_SAMPLES, PROBES
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
 from globe_stream.store.tiles import Tiles
@@ -33,11 +34,6 @@ from globe_stream.training.code_update import Coding, solve_codes
 from globe_stream.training.gradients import PreconditionedGradient
 from globe_stream.training.metric import Metric
 from globe_stream.training.moments import EpochMoments
-
-METRIC_SAMPLES = 64
-"""Experts whose adapters and row spaces make the metric: means over so many are accurate enough."""
-PROBES = 128
-"""Random vectors that estimate the curvature of an expert."""
 
 
 @dataclass(frozen=True)

@@ -79,3 +79,17 @@ def test_a_tally_passes_on_the_sum():
     tally.advance(3, "b")
     assert calls == [(2, 5, "a"), (5, 5, "b")]
     progress.Tally(5, None).advance(1, "nobody listens")
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_expected_steps_make_bars_speak_of_the_whole_command(capsys, monkeypatch):
+    now = iter([0.0, 10.0, 0.0, 10.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    shown = Progress()
+    shown.outlook.expect({"a": 5.0, "b": 2.0, "c": 1.0, "d": 3.0})
+    shown.bar("b", 4).advance(1, "", 1 << 30)  # 40 s where 2 were expected: a is over, 4 to come
+    shown.bar("other", 4).advance(1, "", 1 << 30)
+    assert capsys.readouterr().err.splitlines() == [
+        "b: 1/4 experts, 0.1/s, 30.0 s left, 1:50 min in all, 1.00 GiB",
+        "other: 1/4 experts, 0.1/s, 30.0 s left, 1.00 GiB",
+    ]

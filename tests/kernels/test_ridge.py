@@ -107,3 +107,18 @@ def test_bad_input_is_refused():
         ridge_solve(torch.full((1, 2, 2), torch.nan), torch.ones(1, 1, 2), 0.1)
     with pytest.raises(GlobeError, match="negative"):
         ridge_solve(torch.eye(2)[None], torch.ones(1, 1, 2), -0.1)
+
+
+@pytest.mark.parametrize("r", [256, 300])
+def test_large_systems_are_solved_block_by_block(r):
+    targets, factors = systems(b=2, p=9, r=r, d=2 * r)
+    gram, rhs = normal_equations(targets, factors)
+    result = ridge_solve(gram, rhs, 1e-3)
+    assert result.solution.is_contiguous()
+    for i in range(2):
+        expected = stacked_lstsq(targets[i].numpy(), factors[i].numpy(), 1e-3)
+        np.testing.assert_allclose(result.solution[i].numpy(), expected, atol=1e-10)
+    again = ridge_solve(gram, rhs, 1e-3)
+    assert torch.equal(result.solution, again.solution)
+    one = ridge_solve(gram[1:], rhs[1:], 1e-3)
+    torch.testing.assert_close(one.solution, result.solution[1:])

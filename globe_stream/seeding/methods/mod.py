@@ -12,6 +12,7 @@ from torch import Tensor
 
 from globe_stream.engine.progress import ProgressCall
 from globe_stream.kernels.nnls import nnls
+from globe_stream.memory.operations import DICTIONARY_STEPS
 from globe_stream.seeding.methods.base import Atoms, SeedOptions, check_count, finish
 from globe_stream.seeding.methods.gram_view import GramView
 from globe_stream.seeding.methods.kmeans import cluster
@@ -19,7 +20,6 @@ from globe_stream.seeding.methods.kmeans import cluster
 MOD_RIDGE = 1e-6
 SETTLED = 1e-6
 DEAD_USE = 1e-8
-CODING_STEPS = 30
 CODING_TOLERANCE = 1e-7
 
 
@@ -64,7 +64,7 @@ def learn(
     combination: Tensor,
     rounds: int,
     support: int | None = None,
-    coding_steps: int = CODING_STEPS,
+    coding_steps: int = DICTIONARY_STEPS,
     progress: ProgressCall | None = None,
 ) -> Learned:
     """Alternate NNLS codes A (N, m) and ``P = A (A^T A + ridge)^-1``, unit-norm atoms.

@@ -1,0 +1,88 @@
+"""Operations of every stage against those that torch was asked for."""
+
+import pytest
+import torch
+from operation_counter import OperationCounter
+
+from globe_stream.commands.experts import open_experts
+from globe_stream.commands.operations import epoch_work, seed_work, train_work
+from globe_stream.commands.seed import seed
+from globe_stream.commands.train import train
+from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
+from globe_stream.engine.rates import Rates
+from globe_stream.kernels import gram, polar, ridge
+from globe_stream.memory import operations
+from globe_stream.memory.operations import Work
+from globe_stream.synthetic.checkpoints import SyntheticModel, write_synthetic
+
+RUNTIME = RuntimeConfig(device="cpu", memory="8GiB")
+UP = SelectionConfig(families="up")
+SEEDING = SeedConfig(bases=4, dictionary_rounds=2)
+TRAINING = {"target_support": "none", "warmup_epochs": 1}
+
+
+def counted(work):
+    with OperationCounter() as counter:
+        work()
+    return counter
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("operations")
+    model = SyntheticModel(layers=2, experts=24, hidden=128, intermediate=96)
+    write_synthetic(folder / "model", model)
+    group = open_experts(str(folder / "model"), UP, SEEDING).groups[0]
+    seeded = counted(
+        lambda: seed(str(folder / "model"), folder / "run", UP, SEEDING, RUNTIME, silent=True)
+    )
+    return folder / "run", group, seeded
+
+
+def test_seeding(problem):
+    _, group, seeded = problem
+    stages = seed_work(group, SEEDING)
+    whole = sum(stages.values(), Work())
+    assert whole.single == pytest.approx(seeded.single, rel=0.02)
+    assert 0.5 * seeded.double < whole.double < 2 * seeded.double
+    assert whole.read_bytes == pytest.approx(4 * group.sizes.stored_bytes)
+
+
+def test_a_warm_up_epoch_and_one_after_it(problem):
+    run, group, _ = problem
+    loading = 2.0 * group.bases**2 * group.rank * group.sizes.d  # Gram matrix of the loaded bank
+    for epoch in (0, 1):
+        options = TrainConfig(epochs=epoch + 1, **TRAINING)
+        found = counted(lambda options=options: train(run, options, RUNTIME, silent=True))
+        priced = epoch_work(group, options, epoch)
+        assert priced.single + loading == pytest.approx(found.single, rel=0.02), epoch
+        assert priced.double == pytest.approx(found.double, rel=0.3), epoch
+
+
+@pytest.mark.parametrize("rows", [40, 600])
+def test_kernels(rows):
+    x = torch.randn(1, rows, 700)
+    system = torch.eye(rows)[None]
+    pairs = [
+        (lambda: gram.row_gram(x), operations.row_gram(rows, 700)),
+        (lambda: polar.nearly_orthonormal_rows(x), operations.rotation(rows, 700)),
+        (lambda: ridge.ridge_solve(system, x.mT, 1e-3), operations.ridge_solve(rows, 700)),
+    ]
+    for work, expected in pairs:
+        assert counted(work).single == pytest.approx(expected, rel=0.16)
+
+
+def test_reading_goes_on_beside_computing_and_the_own_disk_does_not():
+    rates = Rates(70e9, 7e9, 1e9)
+    computing = Work(49e9, 4.9e9, 0.0, 0.0)
+    assert rates.seconds(computing) == pytest.approx(2.0)
+    assert rates.seconds(computing + Work(read_bytes=1e9)) == pytest.approx(2.0)
+    assert rates.seconds(computing + Work(read_bytes=5e9)) == pytest.approx(5.0)
+    assert rates.seconds(computing + Work(disk_bytes=1e9)) == pytest.approx(3.0)
+
+
+def test_a_default_run_is_the_sum_of_its_epochs(problem):
+    _, group, _ = problem
+    every = train_work(group, TrainConfig(epochs=4, **TRAINING))
+    assert len(every) == 4
+    assert every[0] != every[1] == every[2] == every[3]
