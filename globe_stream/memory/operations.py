@@ -14,6 +14,7 @@ from globe_stream.factorization.svd_baseline import spectrum_operations
 from globe_stream.io.records import Record
 from globe_stream.kernels.gram import PANEL_ROWS, SMALLEST_PANEL, TRIANGLE_PANELS
 from globe_stream.kernels.polar import STEPS
+from globe_stream.kernels.ridge import BLOCK
 
 METRIC_SAMPLES = 64
 """Experts whose adapters and row spaces make the metric: means over so many are accurate enough."""
@@ -73,8 +74,11 @@ def rotation(rows: int, columns: int) -> float:
 
 
 def ridge_solve(side: int, columns: int) -> float:
-    """A Cholesky factor (side, side) and the solution for so many columns."""
-    return side**3 / 3 + 2.0 * side * side * columns
+    """A Cholesky factor (side, side) and the solution for so many columns, large ones by blocks."""
+    squares = 0
+    if side >= 2 * BLOCK:
+        squares = sum((after - before) ** 2 for before, after in pairwise(_ends(side, BLOCK)))
+    return side**3 / 3 + 2.0 * (side * side + squares) * columns
 
 
 def fit(sizes: GroupSizes) -> float:
