@@ -12,8 +12,8 @@ from globe_stream.factorization.svd_baseline import (
     MAX_OPERATIONS,
     MIN_EXPERTS,
     BaselineAccumulator,
-    operations,
     sampled_experts,
+    spectrum_operations,
 )
 from globe_stream.kernels.gram import normalized
 from globe_stream.seeding import proxies as proxy
@@ -248,7 +248,7 @@ def test_small_experts_are_all_measured_and_large_ones_sampled_evenly():
     assert sampled_experts(group_of(240, 132, 192)) == list(range(240))
     large = group_of(1440, 1408, 2048)
     sample = sampled_experts(large)
-    count = int(MAX_OPERATIONS / operations(large.sizes))
+    count = int(MAX_OPERATIONS / spectrum_operations(large.sizes))
     assert MIN_EXPERTS < len(sample) == count < 1440
     steps = np.diff([*sample, 1440])
     assert sample[0] == 0
