@@ -15,7 +15,7 @@ from globe_stream.checkpoint.layouts import ModelType
 from globe_stream.checkpoint.model_types import MODEL_TYPES, model_type_of
 from globe_stream.checkpoint.selection import Selection
 from globe_stream.errors import InputError, option
-from globe_stream.io.safetensors import Header, TensorEntry, read_header
+from globe_stream.io.safetensors import Header, TensorEntry, read_header, shown
 from globe_stream.io.system_errors import explained
 
 __all__ = [
@@ -196,7 +196,8 @@ def _open_folder(
     for name in shard_names(root, weight_map):
         if not (root / name).is_file():
             raise InputError(
-                f"{root / INDEX_NAME}: names the shard {name}, which is missing. Download it."
+                f"{root / INDEX_NAME}: names the shard {shown(name)}, which is missing. "
+                "Download it."
             )
         headers.append(read_header(root / name))
     config = read_json(root / "config.json")
@@ -261,7 +262,7 @@ def _all_entries(
     for name, shard in (weight_map or {}).items():
         if name not in entries or entries[name].path != root / shard:
             raise InputError(
-                f"{root / INDEX_NAME}: says that tensor {name} is in {shard}, "
+                f"{root / INDEX_NAME}: says that tensor {shown(name)} is in {shown(shard)}, "
                 "where it is not. Download the checkpoint again."
             )
     return list(entries.values())

@@ -107,7 +107,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         twice = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
-        raise ValueError(f"{_shown(twice)} stands in it twice")
+        raise ValueError(f"{shown(twice)} stands in it twice")
     return fields
 
 
@@ -122,7 +122,7 @@ def _metadata(path: Path, value: Any) -> dict[str, str]:
     return value
 
 
-def _shown(text: object) -> str:
+def shown(text: object) -> str:
     """A name or value from a header, for a message of one line."""
     plain = text if isinstance(text, str) and text.isprintable() else repr(text)
     return plain if len(plain) <= _SHOWN else f"{plain[:_SHOWN]}..."
@@ -142,26 +142,26 @@ def _numbers(value: Any) -> tuple[int, ...] | None:
 
 
 def _entry(path: Path, base: int, name: str, value: Any) -> TensorEntry:
-    shown = _shown(name)
+    tensor = shown(name)
     fields = value if isinstance(value, dict) else {}
     if not {"dtype", "shape", "data_offsets"} <= set(fields) or not _is_text(name):
         raise InputError(
-            f"{path}: the header's entry for {shown} is incomplete. Download the file again."
+            f"{path}: the header's entry for {tensor} is incomplete. Download the file again."
         )
     dtype = fields["dtype"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise InputError(f"{path}: tensor {shown} has the unsupported dtype {_shown(dtype)}.")
+        raise InputError(f"{path}: tensor {tensor} has the unsupported dtype {shown(dtype)}.")
     shape, offsets = _numbers(fields["shape"]), _numbers(fields["data_offsets"])
     if shape is None or offsets is None or len(offsets) != 2:
         raise InputError(
-            f"{path}: the header lies about tensor {shown}: shape {_shown(fields['shape'])} at "
-            f"{_shown(fields['data_offsets'])} are no sides and bytes. Download the file again."
+            f"{path}: the header lies about tensor {tensor}: shape {shown(fields['shape'])} at "
+            f"{shown(fields['data_offsets'])} are no sides and bytes. Download the file again."
         )
     begin, end = offsets
     expected = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != expected:
         raise InputError(
-            f"{path}: the header lies about tensor {shown}: {dtype} {list(shape)} takes "
+            f"{path}: the header lies about tensor {tensor}: {dtype} {list(shape)} takes "
             f"{expected:,} bytes, its offsets say {end - begin:,}. Download the file again."
         )
     return TensorEntry(name, dtype, shape, path, base + begin, base + end)
@@ -173,12 +173,12 @@ def _check_layout(path: Path, base: int, size: int, entries: list[TensorEntry]) 
         if entry.start != position:
             problem = "overlaps the one before it" if entry.start < position else "follows a gap"
             raise InputError(
-                f"{path}: the header lies about tensor {_shown(entry.name)}: it {problem} "
+                f"{path}: the header lies about tensor {shown(entry.name)}: it {problem} "
                 f"(byte {entry.start:,} instead of {position:,}). Download the file again."
             )
         if entry.stop > size:
             raise InputError(
-                f"{path}: tensor {_shown(entry.name)} is truncated: {entry.nbytes:,} bytes "
+                f"{path}: tensor {shown(entry.name)} is truncated: {entry.nbytes:,} bytes "
                 f"expected, {max(0, size - entry.start):,} present. Download the file again."
             )
         position = entry.stop
