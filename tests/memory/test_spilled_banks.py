@@ -98,10 +98,10 @@ def test_a_bank_larger_than_the_budget_keeps_it(tmp_path):
     """In processes of their own: the same errors, and no more memory than was given."""
     from test_peak_memory import run_stage
 
-    model = support.write_checkpoint(tmp_path / "model", layers=1, experts=40, p=512, d=2048)
-    sizes = ("--families", "up", "--rank", "512", "--bases", "40", "--method", "rpca")
+    model = support.write_checkpoint(tmp_path / "model", layers=2, experts=48, p=256, d=2048)
+    sizes = ("--families", "up", "--rank", "256", "--bases", "96", "--method", "rpca")
     plan = run_stage("plan", model, *sizes).document
-    base, least, bank = plan["base_bytes"], plan["least_memory_bytes"], 4 * 40 * 512 * 2048
+    base, least, bank = plan["base_bytes"], plan["least_memory_bytes"], 4 * 96 * 256 * 2048
     tight = least + (24 << 20)
     assert tight < base + 2 * bank
     found = {}
