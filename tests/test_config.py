@@ -176,6 +176,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.data())
 def test_any_values_are_accepted_or_refused_in_one_line(data):

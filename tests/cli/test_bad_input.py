@@ -121,6 +121,7 @@ def test_inspect_refuses_them_too(tmp_path, tell, damage):
     refused(tell("inspect", folder, "--json"), *words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_an_expert_that_is_not_finite_is_named(tmp_path, tell, value):
     tensors = support.expert_matrices(2, 6, 12, 20)
@@ -136,6 +137,7 @@ def test_an_expert_that_is_not_finite_is_named(tmp_path, tell, value):
     assert tell(*arguments).code == 0, "the mended checkpoint is seeded"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_went_away_or_changed_since_seeding(tmp_path, tell):
     folder = support.write_checkpoint(tmp_path / "model", shards=3)
     run = tmp_path / "run"
@@ -248,6 +250,7 @@ def test_commands_on_what_is_no_run(tmp_path, tell):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "words"), [
     (["--epochs", 0], ["--epochs 0", "at least 1"]),
     (["--target-support", "0"], ["--target-support '0'"]),
@@ -287,6 +290,7 @@ def test_training_before_seeding_is_done(tmp_path, tell, checkpoint, monkeypatch
     refused(tell("train", tmp_path / "run"), "seeding is not finished")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["write", "pwrite"])
 def test_a_disk_that_fills_up_while_seeding(tmp_path, tell, checkpoint, monkeypatch, call):
     """In a commit, and in the spilled proxies; with room again the same command ends as ever."""
@@ -303,6 +307,7 @@ def test_a_disk_that_fills_up_while_seeding(tmp_path, tell, checkpoint, monkeypa
     assert support.results(run) == support.results(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_too_full_is_seen_in_advance(tmp_path, tell, checkpoint, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     run = tmp_path / "run"
@@ -312,6 +317,7 @@ def test_a_disk_that_is_too_full_is_seen_in_advance(tmp_path, tell, checkpoint, 
     assert tell("seed", checkpoint, "--run", run).code == 0
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_training(tmp_path, tell, seeded, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -121,6 +121,7 @@ def test_plan_makes_nothing(tmp_path, tell, checkpoint, monkeypatch):
     assert sorted(checkpoint.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_people_get_tables_on_stdout_and_progress_on_stderr(tmp_path, tell, checkpoint):
     told = tell("seed", checkpoint, "--run", tmp_path / "run")
     assert "relF" in told.out
@@ -132,6 +133,7 @@ def test_people_get_tables_on_stdout_and_progress_on_stderr(tmp_path, tell, chec
         assert "up" in told.out
 
 
+@pytest.mark.slow
 def test_metrics_have_the_published_names(trained):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert all(set(row) >= STAMPS for row in rows)
@@ -203,6 +205,7 @@ def test_an_interruption_is_a_document_too(tell, monkeypatch):
     assert json.loads(told.out)["error"]["exit_code"] == told.code == 130
 
 
+@pytest.mark.slow
 def test_problems_that_verify_finds_are_one_document(tell, tmp_path, checkpoint):
     run = tmp_path / "run"
     assert tell("seed", checkpoint, "--run", run).code == 0

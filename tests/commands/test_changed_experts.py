@@ -33,6 +33,7 @@ def named(told: object, expert: ExpertMatrix) -> None:
     assert f"{expert.name} is not what it was when the run was seeded" in last
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_one_flipped_bit_is_named_by_every_later_pass(
     own: Path, tmp_path: Path, tell: Callable[..., object]
@@ -55,6 +56,7 @@ def test_one_flipped_bit_is_named_by_every_later_pass(
         assert tell("export", run, "--out", tmp_path / kind, "--format", kind).code == 0  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_change_between_the_passes_of_seeding(
     own: Path,

@@ -86,6 +86,7 @@ def test_more_epochs_continue_to_the_same_bits(tell, seeded):
     assert document["families"]["up"]["passes"] == 4 + 8
 
 
+@pytest.mark.slow
 def test_options_that_are_not_given_are_those_of_the_run(tell, seeded):
     other = copied(seeded, "other")
     options = (*TRAIN, "--momentum", 0.9, "--target-support", 4)
@@ -133,6 +134,7 @@ def test_a_changed_seed_option_is_refused_with_the_difference(
     assert without_lock(seeded) == before
 
 
+@pytest.mark.slow
 def test_runtime_options_may_change(tell, checkpoint, seeded):
     told = tell("seed", checkpoint, "--run", seeded, "--memory", "3GiB", "--checkpoint-every", 1)
     assert told.code == 0
@@ -231,6 +233,7 @@ def test_the_error_curve_rises_by_no_more_than_a_hundredth(tmp_path, tell, check
     assert errors[-1] < 0.8 * errors[0]
 
 
+@pytest.mark.slow
 def test_a_target_that_is_missed_is_in_the_status_and_on_stderr(tell, seeded):
     stuck = ("--target-support", 1, "--temperature-min", 50, "--temperature-max", 50)
     told = tell("train", seeded, "--epochs", 2, *stuck, "--json")
@@ -255,6 +258,7 @@ def test_patience_may_be_raised_on_a_run_that_stopped(tell, seeded):
     assert json.loads(tell("status", seeded, "--json").out)["families"]["up"]["epoch"] == done + 3
 
 
+@pytest.mark.slow
 def test_targets_of_the_warm_start_need_its_mean(tell, checkpoint, tmp_path):
     for proxies, code in (("left_gram", 2), ("procrustes", 0)):
         run = tmp_path / proxies

@@ -12,6 +12,7 @@ from globe_stream.commands import session
 GIB = 1 << 30
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_less_free_memory_gives_the_same_bytes(
     checkpoint: Path, tmp_path: Path, tell: Any, monkeypatch: pytest.MonkeyPatch
@@ -29,6 +30,7 @@ def test_less_free_memory_gives_the_same_bytes(
     assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["seed", "train"])
 def test_too_little_free_memory_is_refused(
     checkpoint: Path,

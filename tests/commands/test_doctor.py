@@ -42,6 +42,7 @@ def test_operations_that_a_device_lacks_are_said_to_run_on_the_cpu(tell):
     assert line.split() == ["eigh", "cpu", "cpu"]
 
 
+@pytest.mark.slow
 def test_with_a_model_it_says_what_a_run_would_take(tell, checkpoint):
     document = json.loads(tell("doctor", checkpoint, "--bases", "4", "--json").out)
     run, planned = (

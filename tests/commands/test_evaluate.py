@@ -52,6 +52,7 @@ def test_table_of_all_models(tmp_path: Path, model: Path, run: Path, text: Path)
     assert lines[-1] == "Scored on 4 windows of 32 tokens."
 
 
+@pytest.mark.slow
 def test_original_equals_a_plain_loop(tmp_path: Path, model: Path, run: Path, text: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -108,6 +109,7 @@ def test_unknown_names_are_refused(run: Path, text: Path) -> None:
         compare_models([run], Scoring(text, models=("original",), loading=Loading(dtype="int3")))
 
 
+@pytest.mark.slow
 def test_a_text_too_short_for_all_windows_is_said(run: Path, text: Path, tmp_path: Path) -> None:
     windows = Windows(count=64, length=32, stride=2_500)
     found = compare_models(
@@ -123,6 +125,7 @@ def _never_loaded(*_: object) -> None:
     raise AssertionError("a model was loaded")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("models", [("original",), ("dense", "svd"), ("patched",)])
 def test_a_model_that_does_not_fit_is_refused_before_loading(
     run: Path,
@@ -148,6 +151,7 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(
         )
 
 
+@pytest.mark.slow
 def test_the_price_counts_weights_mapped_shards_and_factors(run: Path) -> None:
     with open_trained_run(run, trained=False) as source:
         plain = estimate_loading(source.index, [], Loading(), 32)
@@ -167,6 +171,7 @@ def test_offload_holds_what_memory_leaves(run: Path) -> None:
     assert held_weights(needs, needs.total, offload=False) is None
 
 
+@pytest.mark.slow
 def test_a_work_folder_that_cannot_be_made(run: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for work in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/x")):
@@ -187,6 +192,7 @@ def test_checks_come_before_any_model(
         )
 
 
+@pytest.mark.slow
 def test_a_window_that_does_not_fit_is_refused_before_loading(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def test_a_bad_expert_of_gate_is_named_before_up_is_seeded(
     assert not run.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_zero_experts_are_left_out_as_if_excluded(
     own: Path, tmp_path: Path, tell: Callable[..., Any]
@@ -114,6 +115,7 @@ def test_a_shared_expert_that_is_zero_is_refused(
     assert f"{shared.name} is zero everywhere. Leave it as it is with --include-shared" in told.err
 
 
+@pytest.mark.slow
 def test_methods_are_compared_without_zero_experts(own: Path, tell: Callable[..., Any]) -> None:
     spoil(open_index(str(own)).experts["up"][3], "zero")
     told = tell("sweep", own, "--methods", "rpca", "--families", "up", "--json")
@@ -149,6 +151,7 @@ def exports(
     return kind, folder
 
 
+@pytest.mark.slow
 def test_excluded_experts_are_in_a_dense_export_as_they_were(exports: tuple[str, Path]) -> None:
     _, folder = exports
     before, after = tensors(folder / "own"), tensors(folder / "dense")

@@ -68,6 +68,7 @@ def test_rounded_experts_are_where_the_original_ones_were(
         assert all(len(torch.unique(row)) <= 16 for row in rounded.flatten(0, -2))
 
 
+@pytest.mark.slow
 def test_what_no_run_decides_is_scored_once(
     run: Path, text: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_what_no_run_decides_is_scored_once(
     ]
 
 
+@pytest.mark.slow
 def test_folders_of_models_are_scored_beside_runs(run: Path, text: Path, tmp_path: Path) -> None:
     export_model(run, tmp_path / "quantised", bits=(8, 4))
     scoring = Scoring(text, ("model-8-4",), WINDOWS)
@@ -94,6 +96,7 @@ def test_folders_of_models_are_scored_beside_runs(run: Path, text: Path, tmp_pat
     assert alone.score.bits_per_byte == first.score.bits_per_byte
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["p.png", "p.svg"])
 def test_the_command_draws_a_picture(
     run: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -43,6 +43,7 @@ def runs(model, tmp_path_factory):
         return whole, head, last
 
 
+@pytest.mark.slow
 def test_the_parts_are_the_whole(runs, tmp_path):
     whole, head, last = runs
     status = merge(tmp_path / "out", [last, head])
@@ -58,6 +59,7 @@ def test_the_parts_are_the_whole(runs, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_it_continues_like_the_whole(runs, tmp_path):
     whole = shutil.copytree(runs[0], tmp_path / "whole")
     merge(tmp_path / "out", runs[1:])
@@ -66,6 +68,7 @@ def test_it_continues_like_the_whole(runs, tmp_path):
     assert support.results(tmp_path / "out") == support.results(whole)
 
 
+@pytest.mark.slow
 def test_a_merge_that_was_cut_off_continues(runs, tmp_path, monkeypatch):
     from globe_stream.commands import merge as module
 
@@ -85,6 +88,7 @@ def test_a_merge_that_was_cut_off_continues(runs, tmp_path, monkeypatch):
     assert support.results(tmp_path / "out") == support.results(runs[0])
 
 
+@pytest.mark.slow
 def test_overlaps_and_gaps_are_named(runs, model, tmp_path):
     whole, head, last = runs
     out = tmp_path / "out"
@@ -96,6 +100,7 @@ def test_overlaps_and_gaps_are_named(runs, model, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_other_options_and_unfinished_runs_are_named(runs, model, tmp_path):
     out = tmp_path / "out"
     seeded = make(

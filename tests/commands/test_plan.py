@@ -30,6 +30,7 @@ def planned(path, memory, scope="layer", processes=1):
     )
 
 
+@pytest.mark.slow
 def test_a_bank_a_layer_of_kimi_k2(kimi):
     found = planned(kimi, "24GiB")
     assert list(found["units"]) == ["up/layers-001-001", "up/layers-002-002"]
@@ -41,6 +42,7 @@ def test_a_bank_a_layer_of_kimi_k2(kimi):
     assert not any(stage["spill"] for stage in found["stages"])
 
 
+@pytest.mark.slow
 def test_processes_share_the_reading_and_each_pays_for_what_it_is_sent(kimi):
     """With the bank on disk: each has all of it, and reads it for its own batches alone."""
     alone, two = (planned(kimi, "8GiB", "global", processes) for processes in (1, 2))

@@ -123,13 +123,8 @@ def test_a_recipe_is_carried_out_once(tmp_path, tell, monkeypatch):
     assert after == before
 
 
-@pytest.mark.parametrize(
-    "event",
-    [
-        pytest.param(event, marks=pytest.mark.slow if event != 40 else ())
-        for event in (1, 2, 3, 4, 40, 150)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("event", [1, 2, 3, 4, 40, 150])
 def test_a_recipe_that_was_killed_continues(tmp_path, event):
     path, log = recipe_in(tmp_path), tmp_path / "log"
     code = support.outcome(support.command, ["run", str(path)], log, event, support.KILL)
@@ -147,6 +142,7 @@ def carried_out(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "words"), [
     (("layers = 2", "layers = 3"), ["model: was made with another [synth]", "layers: was 2, now 3",
                                     "Delete or rename"]),
@@ -197,6 +193,7 @@ FIELDS = sorted({*SeedConfig.specs(), *TrainConfig.specs(), *ExportConfig.specs(
 tables = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), values, max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.data())
 def test_any_recipe_is_understood_or_refused_in_one_line(data):

@@ -66,7 +66,8 @@ def same(run, other):
     assert not list(run.glob("*.partial")), "leftovers are swept"
 
 
-@pytest.mark.parametrize("every", [pytest.param(31, marks=pytest.mark.slow), 83])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [31, 83])
 def test_kill_while_seeding(tmp_path, checkpoint, undisturbed, every):
     kills = killed_and_continued(
         seed_command(checkpoint, tmp_path / "run"), tmp_path / "log", every
@@ -75,7 +76,8 @@ def test_kill_while_seeding(tmp_path, checkpoint, undisturbed, every):
     same(tmp_path / "run", undisturbed[0])
 
 
-@pytest.mark.parametrize("every", [pytest.param(97, marks=pytest.mark.slow), 211])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [97, 211])
 def test_kill_while_training(tmp_path, undisturbed, every):
     run = shutil.copytree(undisturbed[0], tmp_path / "run")
     kills = killed_and_continued(train_command(run), tmp_path / "log", every)
@@ -108,6 +110,7 @@ def test_kill_with_a_bank_for_each_layer(tmp_path, checkpoint):
     assert len(states(tmp_path / "whole")) == 2 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupts_checkpoint_and_end_with_130(tmp_path, checkpoint, undisturbed, number):
     run, log = tmp_path / "run", tmp_path / "log"
@@ -168,6 +171,7 @@ def test_two_runs_are_bit_identical(tmp_path, checkpoint, undisturbed):
     same(run, undisturbed[1])
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(tmp_path, checkpoint, undisturbed):
     arguments = [*seed_command(checkpoint, tmp_path / "run"), "--seed", "4"]
     assert outcome(command, arguments, tmp_path / "log") == 0

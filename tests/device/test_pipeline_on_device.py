@@ -72,6 +72,7 @@ def test_seeding(tell, small, tmp_path, kind, method, options):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def test_long_sums_are_right_on_a_device_that_adds_too_much():
         torch.testing.assert_close(gram, expected, rtol=1e-5, atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mps", "cuda"])
 def test_a_full_device_ends_in_one_line_that_says_what_to_do(tell, small, tmp_path, kind):
     with strict(kind) as device:
@@ -124,6 +125,7 @@ def test_a_full_device_ends_in_one_line_that_says_what_to_do(tell, small, tmp_pa
     assert "Traceback" not in told.err
 
 
+@pytest.mark.slow
 def test_caches_are_emptied_and_the_allocator_capped(tell, small, tmp_path):
     with strict("mps") as device:
         told = tell(
@@ -137,6 +139,7 @@ def test_caches_are_emptied_and_the_allocator_capped(tell, small, tmp_path):
     assert '"device/fallbacks/eigh"' in (tmp_path / "a/metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_plan_prices_a_device_that_is_not_there(tell, small):
     documents = [
         json.loads(tell("plan", small, "--bases", "4", "--device", device, "--json").out)

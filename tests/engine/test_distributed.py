@@ -45,6 +45,7 @@ def errors_of(run):
     return status.relative_frobenius_error, status.families["up"].median_support
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(checkpoint, pair, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     for arguments in (seed_command(checkpoint, run), train_command(run)):

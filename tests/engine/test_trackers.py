@@ -142,7 +142,6 @@ def test_an_offline_run_holds_configuration_metrics_and_pictures(tmp_path, tell,
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_points_of_a_sweep_are_runs_of_one_group(tmp_path, tell, checkpoint):
     command = ("sweep", checkpoint, "--families", "up", "--set", "bases=3,4", "--out",
                tmp_path / "sizes", "--wandb-project", "test", "--memory", "2GiB")  # fmt: skip
@@ -162,6 +161,7 @@ def test_the_points_of_a_sweep_are_runs_of_one_group(tmp_path, tell, checkpoint)
     assert all((run / "wandb-id").exists() for run in runs)
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_the_same(tmp_path, tell, checkpoint):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -38,6 +38,7 @@ def _check_against_oracle(run: Path, model: Path, out: Path, recipe: Recipe) -> 
             torch.testing.assert_close(read_expert(new).double(), expected, rtol=5e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -98,6 +99,7 @@ def test_chosen_dtype(tmp_path: Path, model: Path) -> None:
     assert len(before.experts["up"]) == len(after.experts["up"])
 
 
+@pytest.mark.slow
 def test_single_file_checkpoint(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", shard="1GB")
     run = make_run(tmp_path / "run", model)

@@ -13,6 +13,7 @@ from globe_stream.checkpoint.reader import read_expert
 from globe_stream.export.dense import export_dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("families", [("up", "gate"), ("gate",)], ids=["both", "gate"])
 def test_every_layout(tmp_path: Path, kind: str, families: tuple[str, ...]) -> None:

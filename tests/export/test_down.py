@@ -22,6 +22,7 @@ from globe_stream.inference.factors import load_factors
 RECIPE = Recipe(families=("up", "gate", "down"), include_shared=True)
 
 
+@pytest.mark.slow
 def test_down_is_a_family_of_its_own(tmp_path: Path, model: Path) -> None:
     """Factors of the transposed matrices (p, d); a dense export puts them where they came from."""
     run = make_run(tmp_path / "run", model, RECIPE)

@@ -46,6 +46,7 @@ def _tensors(folder: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_shards_of_one_name_in_two_folders(model: Path, nested: Path, tmp_path: Path) -> None:
     plain = make_run(tmp_path / "plain", model)
     run = make_run(tmp_path / "run", nested)

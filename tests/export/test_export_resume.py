@@ -50,6 +50,7 @@ def _digests(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_kill_and_resume_gives_the_same_bytes(tmp_path: Path, run: Path, kind: str) -> None:
     EXPORTS[kind](run, tmp_path / "whole", **SMALL[kind])

@@ -23,6 +23,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [(8, 8), (5, 3)])
 @pytest.mark.parametrize("name", RECIPES)
 def test_errors_told_are_those_of_what_is_read(

@@ -47,6 +47,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_logits_equal_those_of_the_dense_export(tmp_path: Path, model: Path, name: str) -> None:
     run = make_run(tmp_path / "run", model, RECIPES[name])
@@ -127,6 +128,7 @@ def test_the_budget_changes_no_byte(
     assert all(torch.equal(roomy[name], tight[name]) for name in roomy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [(8, 8), (6, 3)])
 @pytest.mark.parametrize("name", ["global", "layers"])
 def test_quantised_logits_and_errors_are_those_of_what_was_written(

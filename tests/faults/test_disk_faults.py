@@ -26,6 +26,7 @@ def carried_out(workshop, trials):
 
 
 # A process that is killed in the middle leaves files open; here it goes on living.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("fault", disk_faults.INJECTED)
 def test_a_disk_that_fails_while_training(workshop, fault):
@@ -35,6 +36,7 @@ def test_a_disk_that_fails_while_training(workshop, fault):
     assert "did not happen" not in outcome.endings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", disk_faults.AT_REST)
 def test_a_run_whose_files_changed(workshop, damage):
     carried_out(workshop, [disk_faults.RestTrial("seed", damage, SEED)])

@@ -16,6 +16,7 @@ def inputs(tmp_path_factory):
         yield almost.Inputs(tmp_path_factory.mktemp("inputs"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", almost.KINDS)
 def test_almost_valid_inputs_are_read_or_refused_in_one_line(inputs, kind):
     @settings(

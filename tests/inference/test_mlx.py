@@ -46,6 +46,7 @@ def run_by_transformers(folder: Path) -> Any:
         return model.eval()(input_ids=TOKENS).logits.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [None, (8, 8), (6, 3)])
 @pytest.mark.parametrize("name", RECIPES)
 def test_logits_equal_those_of_transformers(

@@ -73,6 +73,7 @@ def test_other_errors_are_not_hidden(tell, monkeypatch, tmp_path):
         tell("status", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["seed", "synth"])
 def test_a_limit_on_file_sizes(tmp_path, checkpoint, command):
     arguments = {

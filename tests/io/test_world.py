@@ -62,6 +62,7 @@ def talk(folder):
     sys.exit(0)
 
 
+@pytest.mark.slow
 def test_three_processes_agree_with_sums_in_their_order(tmp_path):
     codes = jobs.codes_of(SIZE, talk, lambda _: (Path(tmp_path),))
     assert codes == [0] * SIZE

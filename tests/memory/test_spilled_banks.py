@@ -51,6 +51,7 @@ def counted(monkeypatch):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick", "spilling")
 def test_an_epoch_reads_and_writes_what_is_stated(tmp_path, checkpoint, counted):
     run = tmp_path / "run"

@@ -46,6 +46,7 @@ def problem(tmp_path_factory):
     return folder / "run", group, seeded
 
 
+@pytest.mark.slow
 def test_seeding(problem, beginning):
     _, group, seeded = problem
     stages = seed_work(group, SEEDING)

@@ -21,6 +21,7 @@ def test_the_front_is_what_no_other_point_beats(seed):
     assert front(places) == sorted(set(places) - beaten)
 
 
+@pytest.mark.slow
 def test_both_kinds_are_whole_files_and_the_same_each_time():
     points = [
         ParetoPoint(f"method {name}", 0.5 + k / 10, 0.4 - k / 20, 0.5 - k / 20, bits)

@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import pytest
 import torch
 
 from globe_stream.io.records import Record
@@ -13,6 +14,7 @@ NAMES = ("up/bank", "up/next/bank", "up/next/codes/values", "up/codes/values", "
 MOVES = (("up/next/bank", "up/bank"), ("up/next/codes", "up/codes"), ("gate", "up/seed"))
 
 
+@pytest.mark.slow
 def test_the_ledger_says_what_there_is(tmp_path: Path) -> None:
     """After every commit of a random history, the recorded names are those in the store."""
     choose = random.Random(0)

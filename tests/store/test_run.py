@@ -119,6 +119,7 @@ def crash_while(path, change, allowed):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -298,6 +299,7 @@ def test_erase_leaves_nothing_but_the_lock(tmp_path):
     assert Run.exists(path)
 
 
+@pytest.mark.slow
 def test_erase_can_be_repeated_after_a_crash(tmp_path):
     start = prepared(tmp_path / "start")
     for allowed in range(1000):

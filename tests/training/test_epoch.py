@@ -251,6 +251,7 @@ def run_epochs(count, damping, tmp_path, *, targets="surrogate", beta=1.0, use_m
     return np.array(errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter_moment", [False, "left"])
 def test_the_loss_never_rises_when_the_weight_majorises_the_curvature(tmp_path, adapter_moment):
     """4 c tr(.)/r >= lambda_max(.) whenever c >= r / 4, so such a step cannot raise the loss."""

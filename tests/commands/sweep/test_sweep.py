@@ -151,6 +151,7 @@ def test_ranks_share_what_does_not_depend_on_them(checkpoint, monkeypatch):
     )
 
 
+@pytest.mark.slow
 @QUICK
 def test_points_that_compute_the_same_have_one_run(checkpoint, tmp_path):
     found = swept(checkpoint, "method=ts_pca,svd", "pca_signs=simplex,flip", out=tmp_path / "out")
@@ -195,6 +196,7 @@ def test_a_stopped_sweep_continues_and_ends_as_if_it_had_not_been(
         assert all(np.array_equal(first[name], second[name]) for name in first | second)
 
 
+@pytest.mark.slow
 @QUICK
 def test_a_grid_grows_in_the_same_folder(checkpoint, tmp_path, monkeypatch):
     swept(checkpoint, "method=ts_pca", out=tmp_path / "out")
@@ -204,6 +206,7 @@ def test_a_grid_grows_in_the_same_folder(checkpoint, tmp_path, monkeypatch):
     assert [row.method for row in found.rows] == ["ts_pca", "left_gram_pca"]
 
 
+@pytest.mark.slow
 @QUICK
 def test_asked_proxies_are_used_by_the_methods_that_work_on_them(checkpoint):
     found = swept(checkpoint, methods="left_gram_pca,nn_dictionary,svd",
@@ -211,6 +214,7 @@ def test_asked_proxies_are_used_by_the_methods_that_work_on_them(checkpoint):
     assert [row.proxies for row in found.rows] == ["left_gram", "rows", "svd"]
 
 
+@pytest.mark.slow
 @QUICK
 def test_every_group_has_its_rows(checkpoint):
     found = swept(
@@ -228,6 +232,7 @@ def test_every_group_has_its_rows(checkpoint):
     assert kept_share == pytest.approx(np.mean([row.parameter_ratio for row in own]))
 
 
+@pytest.mark.slow
 @QUICK
 def test_without_a_folder_nothing_is_left(checkpoint, tmp_path):
     swept(checkpoint, methods="ts_pca", scratch=tmp_path / "here")
@@ -244,6 +249,7 @@ def test_folders_in_use_are_refused(checkpoint, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+@pytest.mark.slow
 @QUICK
 def test_a_run_of_other_options_is_refused_before_any_work(checkpoint, tmp_path, monkeypatch):
     swept(checkpoint, methods="ts_pca", out=tmp_path / "out")

@@ -55,6 +55,7 @@ def test_rounds_match_the_explicit_algorithm():
     np.testing.assert_allclose(learned.errors, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("support", [None, 3])
 def test_error_never_rises(support):
     view, start = start_of(proxies(120, 20), 15)
@@ -78,6 +79,7 @@ def limited_error(view, combination, support):
     return (total / view.size) ** 0.5
 
 
+@pytest.mark.slow
 def test_learning_with_few_atoms_a_code_makes_better_sparse_codes():
     view, start = start_of(proxies(120, 60), 20)
     free = learn(view.matrix(), start, 40).combination
@@ -94,6 +96,7 @@ def test_reported_error_is_that_of_the_sparse_codes():
     assert full < error <= limited_error(view, learned.combination, 2) + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, slow(1), slow(2)])
 def test_planted_mixtures_are_explained(seed):
     columns, _ = planted()
