@@ -1,7 +1,7 @@
 """Sizes and durations as people write and read them."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from globe_stream.errors import InputError
@@ -76,6 +76,7 @@ def test_what_is_shown_can_be_read_again(count):
     assert parse_size(format_bytes(count)) == pytest.approx(count, rel=0.005)
 
 
+@settings(max_examples=40)
 @given(st.text() | st.from_regex(r"[0-9.e]{1,30} ?[KMGTiB]{0,3}", fullmatch=True))
 def test_any_text_is_a_size_or_refused_in_one_line(text):
     said = ""

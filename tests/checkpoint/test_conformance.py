@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import slow
 from tiny_files import write_checkpoint
 from torch import Tensor, nn
 from zoo import TOKENS, memory_experts, shared_experts, tiny_model
@@ -157,7 +158,7 @@ def _prefixed(root: Path, model_type: str, prefix: str) -> tuple[dict[str, Tenso
 OUTER = {outer: inner for outer, inner in SAME_AS.items() if inner == f"{outer}_text"}
 
 
-@pytest.mark.parametrize("outer", OUTER)
+@pytest.mark.parametrize("outer", [slow(name) if k % 4 else name for k, name in enumerate(OUTER)])
 def test_a_model_of_several_parts(tmp_path: Path, outer: str) -> None:
     """The text model within an image model, beside tensors that are not experts."""
     tensors, config = _prefixed(tmp_path / "text", OUTER[outer], "model.language_model.")

@@ -163,6 +163,7 @@ def test_excluded_experts_are_in_a_dense_export_as_they_were(exports: tuple[str,
         assert (name in left_out) == bool(before[name].float().equal(after[name].float())), name
 
 
+@pytest.mark.slow
 def test_exports_of_factors_and_as_a_model_agree_with_the_dense_one(
     exports: tuple[str, Path],
 ) -> None:

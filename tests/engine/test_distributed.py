@@ -9,6 +9,8 @@ import pytest
 import support
 import torch
 
+pytestmark = pytest.mark.slow
+
 SEED = ("--checkpoint-every", "0", "--seed", "3", "--families", "up", "--rank", "9")
 TRAIN = ("--epochs", "3", "--warmup-epochs", "1", "--checkpoint-every", "0")
 
@@ -45,7 +47,6 @@ def errors_of(run):
     return status.relative_frobenius_error, status.families["up"].median_support
 
 
-@pytest.mark.slow
 def test_two_processes_find_what_one_finds(checkpoint, pair, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     for arguments in (seed_command(checkpoint, run), train_command(run)):
@@ -74,7 +75,6 @@ def test_other_commands_are_refused_once(pair, tmp_path):
     assert told.count("status: works in one process. Give it without torchrun") == 1
 
 
-@pytest.mark.slow
 def test_what_one_process_finds_wrong_is_said_once(tmp_path):
     tensors = support.expert_matrices(2, 12, 12, 20)
     tensors[support.NAME.format(layer=1, expert=11, family="up")][0, 0] = torch.nan
@@ -85,7 +85,6 @@ def test_what_one_process_finds_wrong_is_said_once(tmp_path):
     assert "up of layer 1, expert 11 has 1 elements that are NaN or Inf" in told
 
 
-@pytest.mark.slow
 def test_the_same_bytes_each_time(checkpoint, pair, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     succeeded(jobs.job(seed_command(checkpoint, run), log, 2), log)
@@ -94,7 +93,6 @@ def test_the_same_bytes_each_time(checkpoint, pair, tmp_path):
     assert support.results(run) == support.results(pair[1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("victim", "event"), [(1, 5), (0, 40)])
 def test_a_process_that_dies_ends_the_job_and_the_same_command_continues(
     pair, tmp_path, victim, event
@@ -110,7 +108,6 @@ def test_a_process_that_dies_ends_the_job_and_the_same_command_continues(
     assert support.results(run) == support.results(pair[1])
 
 
-@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_a_checkpoint(pair, tmp_path):
     run, log = shutil.copytree(pair[0], tmp_path / "run"), tmp_path / "log"
     assert jobs.job(train_command(run), log, 2, 5, number=signal.SIGTERM) == [130, 130]
@@ -122,7 +119,6 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint(pair, tmp_path):
     assert support.results(run) == support.results(pair[1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_seeding_survives_the_death_of_any_process_anywhere(checkpoint, pair, tmp_path, victim):
     run, log = tmp_path / "run", tmp_path / "log"
@@ -137,7 +133,6 @@ def test_seeding_survives_the_death_of_any_process_anywhere(checkpoint, pair, tm
     assert not list(run.glob("*.partial"))
 
 
-@pytest.mark.slow
 def test_a_run_continues_with_another_number_of_processes(pair, tmp_path):
     """In the midst of an epoch of two processes that was checkpointed."""
     run, log = shutil.copytree(pair[0], tmp_path / "run"), tmp_path / "log"

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 QUIET = RuntimeConfig(device="cpu", memory="4GiB")
 
 
-QUICK = ("C", "mxfp4")
+QUICK = ("mxfp4",)
 
 
 @pytest.mark.parametrize("kind", [k if k in QUICK else slow(k) for k in KINDS])
