@@ -9,7 +9,7 @@ from pathlib import Path
 from globe_stream.commands.experts import open_experts
 from globe_stream.commands.operations import epoch_work, seed_work, train_work
 from globe_stream.commands.seed import seed_plans, seed_stages
-from globe_stream.commands.session import Document, Plans, Session
+from globe_stream.commands.session import Document, Plans, Resources, Session
 from globe_stream.commands.train import train_plans
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.engine.capabilities import device_fault
@@ -17,8 +17,10 @@ from globe_stream.engine.rates import measured_rates
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.factorization.records import GroupRecord
 from globe_stream.factorization.svd_baseline import seed_passes
+from globe_stream.formatting import parse_size
 from globe_stream.memory import planner
 from globe_stream.memory.cost_model import safe_budget, train_traffic
+from globe_stream.memory.device_memory import within
 from globe_stream.memory.operations import Work
 from globe_stream.memory.planner import Stage
 
@@ -37,10 +39,7 @@ def plan(
     from spilled banks; all else is of the whole.
     """
     experts = open_experts(model, selection, seeding)
-    session = Session.open(_here(runtime))
-    resources = session.resources()
-    machine = replace(resources.machine, processes=processes)
-    resources = replace(resources, machine=machine)
+    session, resources = _priced_for(runtime, processes)
     needed = _needed(experts.groups, seeding, training, processes)
     planner.require(needed, resources.limit, resources.base)
     seeded = seed_plans(experts.groups, seeding, resources)
@@ -91,14 +90,25 @@ def _share(sizes: GroupSizes, processes: int) -> GroupSizes:
     return replace(sizes, experts=math.ceil(sizes.experts / processes))
 
 
-def _here(runtime: RuntimeConfig) -> RuntimeConfig:
-    """`runtime` with the CPU for a device that only another machine has.
+def _priced_for(runtime: RuntimeConfig, processes: int) -> tuple[Session, Resources]:
+    """A session of this machine, and what one of `processes` has on the machine of `runtime`.
 
-    Unified memory is priced as the CPU's: an array takes its bytes once, on either side.
+    The CPU stands in for a device that only another machine has: an array takes its bytes once,
+    on either side.
     """
-    if runtime.device in ("cpu", "auto") or device_fault(runtime.device) is None:
-        return runtime
-    return runtime.model_copy(update={"device": "cpu"})
+    elsewhere = runtime.device not in ("cpu", "auto") and device_fault(runtime.device) is not None
+    own = None
+    if elsewhere:
+        if runtime.device == "cuda" and runtime.device_memory is not None:
+            own = parse_size(runtime.device_memory)
+        runtime = runtime.model_copy(update={"device": "cpu", "device_memory": None})
+    session = Session.open(runtime)
+    resources = session.resources()
+    return session, replace(
+        resources,
+        limit=within(resources.limit, resources.base, own),
+        machine=replace(resources.machine, processes=processes),
+    )
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from globe_stream.io.world import ALONE, World
 from globe_stream.memory import allocator
 from globe_stream.memory.base import warm_up
 from globe_stream.memory.cost_model import StagePlan
-from globe_stream.memory.device_memory import cap, explained_refusals
+from globe_stream.memory.device_memory import cap, device_limit, explained_refusals, within
 from globe_stream.memory.meter import Meter
 from globe_stream.store.run import Run
 
@@ -103,7 +103,8 @@ class Session:
         )
         warm_up(self.device)
         limit = memory_limit(self.runtime, run, self.world.local_size)
-        base = max(self.world.gather(Meter(self.device).now()))
+        base = max(self.world.gather(Meter().now()))
+        limit = within(limit, base, device_limit(self.device, self.runtime.device_memory))
         return Resources(machine, min(self.world.gather(limit)), base)
 
     def require_free(self, resources: Resources, plans: Iterable[StagePlan]) -> None:
@@ -138,7 +139,7 @@ class Session:
         A signal ends the work after the batch at hand, and `answer` is printed. A full disk while
         writing `work` is an InputError.
         """
-        metrics, meter = Metrics(sinks), Meter(self.device)
+        metrics, meter = Metrics(sinks), Meter()
         run.beside = lambda: _peak_state(run, meter)
         try:
             with (

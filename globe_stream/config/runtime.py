@@ -24,6 +24,12 @@ class RuntimeConfig(Options):
     device: Literal["auto", "cpu", "mps", "cuda"] = Field(
         "auto", description="Where the arithmetic runs."
     )
+    device_memory: str | None = Field(
+        None,
+        description="Memory that cuda may take of a GPU, such as 10GiB: a second budget, which "
+        "stages are priced to fit as well (default: 90 % of what the GPU has).",
+        json_schema_extra={**RUNTIME, "metavar": "SIZE"},
+    )
     precision: Literal["float32", "tf32", "bf16"] | None = Field(
         None,
         description="Of products that may be coarse: gradients and the warm-up's rotations. Gram "
@@ -60,8 +66,10 @@ class RuntimeConfig(Options):
     )
 
     def check(self) -> None:
-        if self.memory is not None:
-            try:
-                parse_size(self.memory)
-            except InputError as error:
-                raise error.at(option("memory")) from error
+        for name in ("memory", "device_memory"):
+            size = getattr(self, name)
+            if size is not None:
+                try:
+                    parse_size(size)
+                except InputError as error:
+                    raise error.at(option(name)) from error

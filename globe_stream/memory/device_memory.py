@@ -1,4 +1,4 @@
-"""A device's own allocator: capped, emptied between stages, and its refusals in one line.
+"""A device with memory of its own: its budget, its allocator, and its refusals in one line.
 
 On unified memory (MPS) the process has one budget, and what the allocator holds is part of it.
 Source: docs/design.md, section Memory.
@@ -10,7 +10,11 @@ from contextlib import contextmanager
 import torch
 
 from globe_stream.errors import InputError, option
-from globe_stream.formatting import format_bytes
+from globe_stream.formatting import format_bytes, parse_size
+
+SHARE = 0.9
+"""Of a GPU's memory, where no budget for it is given."""
+STEP = 64 << 20
 
 
 def whole_memory(device: torch.device) -> int | None:
@@ -29,11 +33,51 @@ def held_bytes(device: torch.device) -> int:
     return int(torch.cuda.memory_reserved()) if device.type == "cuda" else 0
 
 
+def device_limit(device: torch.device, wanted: str | None) -> int | None:
+    """Bytes that arrays may take of a GPU's own memory: `wanted`, or a share of all it has.
+
+    None where the device computes in the machine's memory; InputError if `wanted` is given there,
+    or is more than the GPU has.
+    """
+    if device.type != "cuda":
+        if wanted is not None:
+            raise InputError(
+                f"{option('device_memory')} is for cuda: {device.type} computes in the machine's "
+                f"own memory. Leave it out and give {option('memory')}"
+            )
+        return None
+    whole = int(torch.cuda.mem_get_info()[1])
+    if wanted is None:
+        return int(SHARE * whole)
+    limit = parse_size(wanted)
+    if limit > whole:
+        raise InputError(
+            f"{option('device_memory')} {wanted}: the GPU has {format_bytes(whole)}. Give less"
+        )
+    return limit
+
+
+def within(limit: int, base: int, device_bytes: int | None) -> int:
+    """The budget `limit` of a process that holds `base`, lowered to what its GPU can hold.
+
+    Arrays are priced as if they lay in one place. Whole steps of 64 MiB, so that a base that
+    differs a little from one start to the next gives the same budget.
+    """
+    if device_bytes is None:
+        return limit
+    return min(limit, (base + device_bytes) // STEP * STEP)
+
+
 def cap(device: torch.device, limit: int) -> None:
-    """Keep the allocator of unified memory below `limit` bytes: it then reuses freed blocks."""
+    """Keep the device's allocator below `limit` bytes: it then reuses freed blocks."""
+    whole = whole_memory(device)
+    if whole is None:
+        return
+    share = min(1.0, max(0.01, limit / whole))
     if device.type == "mps":
-        share = limit / torch.mps.recommended_max_memory()
-        torch.mps.set_per_process_memory_fraction(min(1.0, max(0.01, share)))
+        torch.mps.set_per_process_memory_fraction(share)
+    else:
+        torch.cuda.set_per_process_memory_fraction(share)
 
 
 def release_cached(device: torch.device) -> None:

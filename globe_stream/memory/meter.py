@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -25,8 +24,7 @@ _SAMPLE_SECONDS = 0.005
 class Meter:
     """Peaks by stage, in bytes."""
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
+    def __init__(self) -> None:
         self.peaks: dict[str, int] = {}
         self._exact = _can_reset()
         self._watch: _ResettablePeak | _SampledPeak | None = None
