@@ -18,11 +18,11 @@ from globe_stream.config import (
     TrainConfig,
     Windows,
 )
-from globe_stream.config.runtime import OF_RUNS
+from globe_stream.config.runtime import NOT_OF_THE_CPU
 from globe_stream.errors import GlobeError
 from globe_stream.formatting import count_of
 
-memory_only = options_of(RuntimeConfig, skip=("device", "precision", "checkpoint_every", *OF_RUNS))
+memory_only = options_of(RuntimeConfig, skip=NOT_OF_THE_CPU)
 
 
 @click.command()

@@ -18,7 +18,7 @@ from globe_stream.config import (
     SelectionConfig,
     TrainConfig,
 )
-from globe_stream.config.runtime import OF_RUNS
+from globe_stream.config.runtime import NOT_OF_THE_CPU
 from globe_stream.engine.distributed import speaks
 
 run_argument = click.argument("run", type=click.Path(path_type=Path))
@@ -92,7 +92,7 @@ def status(run: Path, as_json: bool) -> None:
 @options_of(ExportConfig)
 @click.option("--model", help="Where the checkpoint is now, if it moved since it was seeded.")
 @click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the finished export.")
-@options_of(RuntimeConfig, skip=("device", "precision", "checkpoint_every", *OF_RUNS))
+@options_of(RuntimeConfig, skip=NOT_OF_THE_CPU)
 @as_json
 def export(
     run: Path,

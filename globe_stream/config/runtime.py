@@ -11,6 +11,9 @@ from globe_stream.formatting import parse_size
 OF_RUNS = ("force_download", "wandb_project", "wandb_group", "tensorboard")
 """Fields that only commands that work on a run have: seed, train, sweep."""
 
+NOT_OF_THE_CPU = ("device", "device_memory", "precision", "checkpoint_every", *OF_RUNS)
+"""Fields that commands lack which compute on the CPU and keep no run: the budget is left."""
+
 
 class RuntimeConfig(Options):
     """Memory, device, checkpoints inside a pass, tracking."""

@@ -86,3 +86,20 @@ def test_training(tell, small, tmp_path, kind, options, epochs):
     expected, found, _ = compared(tell, small, tmp_path, kind, (), ("--epochs", epochs, *options))
     tolerance = 2e-2 if "bf16" in options else 1e-3
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("kind", KINDS)
+def test_continuing_gives_the_bytes_of_one_go(tell, small, tmp_path, kind):
+    def train(name: str, *epochs: int) -> Path:
+        run = tmp_path / name
+        commands = [("seed", small, "--run", run, *BASES)]
+        commands += [("train", run, "--warmup-epochs", 1, "--epochs", count) for count in epochs]
+        for command in commands:
+            with strict(kind):
+                told = tell(*command, "--device", kind)
+            assert told.code == 0, told.err
+        return run
+
+    assert support.results(train("once", 4)) == support.results(train("continued", 2, 4))
