@@ -21,6 +21,16 @@ from globe_stream.config.runtime import OF_RUNS
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
+whole_run = options_of(
+    SelectionConfig,
+    SeedConfig,
+    TrainConfig,
+    RuntimeConfig,
+    skip=("precision", "checkpoint_every", *OF_RUNS),
+)
+"""Options of all that decides what a run takes."""
+
+
 @click.command()
 @click.argument("model")
 @click.option("--revision", metavar="REVISION", help="Branch, tag or commit of a hub model.")
@@ -41,13 +51,7 @@ def inspect(
 
 @click.command()
 @click.argument("model")
-@options_of(
-    SelectionConfig,
-    SeedConfig,
-    TrainConfig,
-    RuntimeConfig,
-    skip=("precision", "checkpoint_every", *OF_RUNS),
-)
+@whole_run
 @click.option(
     "--processes",
     default=1,
@@ -73,13 +77,7 @@ def plan(model: str, processes: int, as_json: bool, **values: Any) -> None:
 
 @click.command()
 @click.argument("model", required=False)
-@options_of(
-    SelectionConfig,
-    SeedConfig,
-    TrainConfig,
-    RuntimeConfig,
-    skip=("precision", "checkpoint_every", *OF_RUNS),
-)
+@whole_run
 @as_json
 def doctor(model: str | None, as_json: bool, **values: Any) -> None:
     """Show what this machine can do, and what a run on MODEL would take here.

@@ -17,10 +17,9 @@ from globe_stream.engine.rates import measured_rates
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
 from globe_stream.factorization.records import GroupRecord
 from globe_stream.factorization.svd_baseline import seed_passes
-from globe_stream.formatting import parse_size
 from globe_stream.memory import planner
 from globe_stream.memory.cost_model import safe_budget, train_traffic
-from globe_stream.memory.device_memory import within
+from globe_stream.memory.device_memory import given_limit, within
 from globe_stream.memory.operations import Work
 from globe_stream.memory.planner import Stage
 
@@ -99,8 +98,7 @@ def _priced_for(runtime: RuntimeConfig, processes: int) -> tuple[Session, Resour
     elsewhere = runtime.device not in ("cpu", "auto") and device_fault(runtime.device) is not None
     own = None
     if elsewhere:
-        if runtime.device == "cuda" and runtime.device_memory is not None:
-            own = parse_size(runtime.device_memory)
+        own = given_limit(runtime.device, runtime.device_memory)
         runtime = runtime.model_copy(update={"device": "cpu", "device_memory": None})
     session = Session.open(runtime)
     resources = session.resources()

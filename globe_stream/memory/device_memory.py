@@ -33,23 +33,33 @@ def held_bytes(device: torch.device) -> int:
     return int(torch.cuda.memory_reserved()) if device.type == "cuda" else 0
 
 
+def given_limit(kind: str, wanted: str | None) -> int | None:
+    """Bytes of the budget `wanted` for a device of `kind`, here or on another machine.
+
+    InputError if one is wanted for a device that computes in the machine's memory.
+    """
+    if wanted is None:
+        return None
+    if kind != "cuda":
+        raise InputError(
+            f"{option('device_memory')} is for cuda: {kind} computes in the machine's "
+            f"own memory. Leave it out and give {option('memory')}"
+        )
+    return parse_size(wanted)
+
+
 def device_limit(device: torch.device, wanted: str | None) -> int | None:
     """Bytes that arrays may take of a GPU's own memory: `wanted`, or a share of all it has.
 
     None where the device computes in the machine's memory; InputError if `wanted` is given there,
     or is more than the GPU has.
     """
-    if device.type != "cuda":
-        if wanted is not None:
-            raise InputError(
-                f"{option('device_memory')} is for cuda: {device.type} computes in the machine's "
-                f"own memory. Leave it out and give {option('memory')}"
-            )
+    limit = given_limit(device.type, wanted)
+    whole = whole_memory(device) if device.type == "cuda" else None
+    if whole is None:
         return None
-    whole = int(torch.cuda.mem_get_info()[1])
-    if wanted is None:
+    if limit is None:
         return int(SHARE * whole)
-    limit = parse_size(wanted)
     if limit > whole:
         raise InputError(
             f"{option('device_memory')} {wanted}: the GPU has {format_bytes(whole)}. Give less"

@@ -173,9 +173,7 @@ def test_fresh_that_is_refused_deletes_nothing(tell, checkpoint, seeded):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "epochs", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("epochs", [1, 2, 4])
 def test_fresh_trains_again_from_the_seeds(tell, seeded, epochs):
     other = copied(seeded, "other")
     assert tell("train", seeded, "--epochs", epochs, *TRAIN).code == 0

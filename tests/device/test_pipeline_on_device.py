@@ -77,10 +77,7 @@ def test_seeding(tell, small, tmp_path, kind, method, options):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("options", "epochs"),
-    [
-        pytest.param(*case, marks=[] if k == 0 else pytest.mark.slow, id=" ".join(case[0]))
-        for k, case in enumerate(TRAININGS)
-    ],
+    [pytest.param(*case, id=" ".join(case[0])) for case in TRAININGS],
 )
 def test_training(tell, small, tmp_path, kind, options, epochs):
     expected, found, _ = compared(tell, small, tmp_path, kind, (), ("--epochs", epochs, *options))

@@ -45,6 +45,12 @@ def test_plan_prices_a_gpu_that_another_machine_has(tell, checkpoint):
     assert 2 * GIB - STEP < tight["memory_budget_bytes"] < 4 * GIB
 
 
+def test_plan_refuses_a_second_budget_for_unified_memory(tell, checkpoint):
+    told = tell("plan", checkpoint, "--device", "mps", "--device-memory", "2GiB")
+    assert (told.code, told.out, len(told.err.splitlines())) == (2, "", 1)
+    assert "--device-memory is for cuda: mps computes" in told.err
+
+
 def test_a_second_budget_without_a_gpu_is_refused_and_nothing_is_made(tell, checkpoint, tmp_path):
     run = tmp_path / "run"
     told = tell("seed", checkpoint, "--run", run, "--device", "cpu", "--device-memory", "2GiB")

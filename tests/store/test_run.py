@@ -123,8 +123,8 @@ def crash_while(path, change, allowed):
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(second_epoch, marks=pytest.mark.slow),
-        pytest.param(replaced_group, marks=pytest.mark.slow),
+        second_epoch,
+        replaced_group,
         partial_again,
     ],
 )
