@@ -311,11 +311,13 @@ class Run(Closing):
 
 
 def _write_below(folder: Path, put: Mapping[str, arrays.Storable]) -> None:
+    """Flushes what it wrote alone: other processes may be writing beside it."""
     for name, source in put.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         arrays.write(target, source)
-    files.sync_tree(folder)
+        files.sync_tree(target)
+        files.sync_parents(target, folder)
 
 
 def _ledger(path: Path, *, writable: bool) -> Ledger[Created | Commit | Applied]:

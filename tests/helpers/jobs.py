@@ -39,7 +39,7 @@ def codes_of(
         support.start(as_rank, rank, size, port, target, *arguments(rank)) for rank in range(size)
     ]
     for process in processes:
-        process.join(90)
+        process.join(300)
         if process.exitcode is None:
             process.kill()
             process.join()

@@ -12,6 +12,7 @@ from globe_stream.errors import GlobeError, InputError
 from globe_stream.io import files
 from globe_stream.io.records import Record
 from globe_stream.store import arrays
+from globe_stream.store import run as run_module
 from globe_stream.store.run import FORMAT, Run
 
 NAMES = (
@@ -372,3 +373,16 @@ def test_a_run_of_the_version_before_is_refused_in_one_line(tmp_path, tell, comm
     assert len(told.err.splitlines()) == 1
     kept = {name: data for name, data in support.tree(run).items() if not name.startswith("lock")}
     assert kept == before
+
+
+def test_what_another_process_is_writing_is_not_flushed(tmp_path, monkeypatch):
+    """It may be renamed between being listed and being opened."""
+    beside = tmp_path / "staging" / "up" / "partial" / "rank-001" / "codes"
+    beside.mkdir(parents=True)
+    (beside / "0.partial").touch()
+    flushed = []
+    monkeypatch.setattr(files, "_sync", flushed.append)
+    run_module._write_below(tmp_path / "staging", {"up/partial/rank-002/codes": values(1)})
+    own = tmp_path / "staging" / "up" / "partial" / "rank-002"
+    assert {own / "codes" / "zarr.json", own, own.parent, tmp_path / "staging"} <= set(flushed)
+    assert not any(path.is_relative_to(beside) for path in flushed)
