@@ -16,6 +16,7 @@ from typing import Any
 import click
 from runs import machine_line, markdown, scratch_folder
 
+from globe_stream.commands.estimate import RunEstimate
 from globe_stream.commands.plan import plan
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.errors import InputError, spelled
@@ -69,29 +70,27 @@ def row(name: str, path: str, scope: str, **given: Any) -> list[str]:
         )
     except InputError as error:
         return [name, scope, spelled(error.message), *[""] * (len(HEADS) - 3)]
-    units = list(found["units"].values())
-    kept = sum(u["parameter_ratio"] * u["experts"] for u in units) / sum(
-        u["experts"] for u in units
-    )
+    units = list(found.units.values())
+    kept = sum(u.parameter_ratio * u.experts for u in units) / sum(u.experts for u in units)
     return [
         name,
         scope,
         str(len(units)),
         f"{units[0]['bases']} x {units[0]['rank']}",
         f"{kept:.0%}",
-        format_bytes(found["peak_memory_bytes"]),
-        format_bytes(found["bytes_read"]),
-        format_bytes(given["epochs"] * found["spilled_epoch_bytes"]),
+        format_bytes(found.peak_memory_bytes),
+        format_bytes(found.bytes_read),
+        format_bytes(given["epochs"] * found.spilled_epoch_bytes),
         f"{hours(found, **given):.1f}",
-        format_bytes(found["disk_bytes"]),
+        format_bytes(found.disk_bytes),
     ]
 
 
-def hours(found: dict[str, Any], processes: int, epochs: int, gflops: float, disk: float,
+def hours(found: RunEstimate, processes: int, epochs: int, gflops: float, disk: float,
           **_: Any) -> float:  # fmt: skip
     """Hours of all epochs: arithmetic, reading, and banks on disk, which every process has."""
-    arithmetic = found["epoch_flops"] / (1e9 * gflops * processes)
-    reading = found["epoch_bytes_read"] / processes + found["spilled_epoch_bytes"]
+    arithmetic = found.epoch_flops / (1e9 * gflops * processes)
+    reading = found.epoch_bytes_read / processes + found.spilled_epoch_bytes
     return epochs * (arithmetic + reading / (1e9 * disk)) / 3600
 
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from globe_stream.commands.seed import seed
 from globe_stream.commands.train import train
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.engine.metrics import MetricRow, read_metrics
+from globe_stream.engine.status import FamilyStatus
 
 SUPPORT = "alpha/median_support"
 
@@ -73,14 +73,15 @@ def train_curve(task: Task, training: TrainConfig, settings: RuntimeConfig, scra
     with scratch_folder(scratch) as run:
         seeded = seed(task.model, run / "run", task.selection, task.seeding, settings, silent=True)
         family = task.selection.family_names[0]
-        start = seeded["families"][family]
+        start = seeded.families[family]
         train(run / "run", training, settings, silent=True)
         rows = read_metrics(run / "run" / "metrics.jsonl")
         rows = [row for row in rows if row.stage == "train"]
-        return _curve(rows, start, seeded["seconds"])
+        assert isinstance(start, FamilyStatus)
+        return _curve(rows, start, seeded.seconds)
 
 
-def _curve(rows: list[MetricRow], start: dict[str, Any], seed_seconds: float) -> Curve:
+def _curve(rows: list[MetricRow], start: FamilyStatus, seed_seconds: float) -> Curve:
     if len({row.family for row in rows}) > 1:
         raise ValueError("a curve is of one bank: use --bank-scope global")
     seconds, total = [], 0.0
@@ -91,10 +92,10 @@ def _curve(rows: list[MetricRow], start: dict[str, Any], seed_seconds: float) ->
         [row.values["recon/relative_frobenius_error"] for row in rows],
         seconds,
         sum(row.values["schedule/rejected"] for row in rows),
-        start["relative_frobenius_error"],
+        start.relative_frobenius_error,
         seed_seconds,
-        start["svd_equal_parameters_relative_error"],
-        start["parameter_ratio"],
+        start.svd_equal_parameters_relative_error,
+        start.parameter_ratio,
         [row.values[SUPPORT] for row in rows if SUPPORT in row.values][-1],
     )
 

@@ -57,10 +57,10 @@ def objectives(trial: optuna.Trial, given: argparse.Namespace) -> tuple[float, f
     run = given.out / f"trial-{trial.number:04d}"
     seed(given.model, run, selection, seeding, runtime, silent=True)
     status = train(run, training, runtime, inherit=False, silent=True)
-    families = status["families"].values()
-    whole = sum(own["experts"] * own["p"] * own["d"] for own in families)
-    kept = sum(own["parameter_ratio"] * own["experts"] * own["p"] * own["d"] for own in families)
-    return status["relative_frobenius_error"], kept / whole
+    families = status.families.values()
+    whole = sum(own.experts * own.p * own.d for own in families)
+    kept = sum(own.parameter_ratio * own.experts * own.p * own.d for own in families)
+    return status.relative_frobenius_error, kept / whole
 
 
 def _arguments() -> argparse.Namespace:

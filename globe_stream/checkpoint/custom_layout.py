@@ -12,6 +12,7 @@ from typing import Any
 
 from globe_stream.checkpoint.layouts import KINDS, ModelType
 from globe_stream.errors import InputError, option
+from globe_stream.io.records import JsonObject
 
 _TEXTS = ("kinds", "module", "shared", "count", "size", "padding")
 _FIELDS = (*_TEXTS, "gated", "names")
@@ -43,7 +44,7 @@ def rule_of(text: str) -> ModelType:
     return _rule(json.loads(text), option("layout"))
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _parse(text: str, where: str) -> JsonObject:
     try:
         if text.lstrip().startswith("{"):
             return dict(json.loads(text))
@@ -52,7 +53,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: is neither TOML nor JSON: {error}.") from error
 
 
-def _rule(values: dict[str, Any], where: str) -> ModelType:
+def _rule(values: JsonObject, where: str) -> ModelType:
     """The rule, once every field is found to be of its kind."""
     unknown = sorted(set(values) - set(_FIELDS))
     if unknown:
@@ -61,7 +62,7 @@ def _rule(values: dict[str, Any], where: str) -> ModelType:
         if name in values and not (isinstance(values[name], str) and values[name]):
             raise InputError(f"{where}: {name} is {values[name]!r}; text is needed.")
     kinds = values.get("kinds")
-    if kinds is None or not set(kinds) <= set(KINDS):
+    if not isinstance(kinds, str) or not set(kinds) <= set(KINDS):
         raise InputError(
             f"{where}: kinds is {kinds!r}; some of the letters {KINDS} are needed "
             "(docs/layouts.md)."
@@ -74,5 +75,5 @@ def _rule(values: dict[str, Any], where: str) -> ModelType:
             f"{where}: names is {names!r}; a table from names of projections to roles "
             f"({', '.join(_ROLES)}) is needed."
         )
-    fields = {name: value for name, value in values.items() if name != "names"}
+    fields: dict[str, Any] = {name: value for name, value in values.items() if name != "names"}
     return ModelType(**fields, names=tuple(sorted(names.items())))

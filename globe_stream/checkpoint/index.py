@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from globe_stream.checkpoint import selection as choosing
 from globe_stream.checkpoint.experts import ExpertMatrix, split_shared
@@ -14,7 +13,9 @@ from globe_stream.checkpoint.inventory import Inventory, take_inventory
 from globe_stream.checkpoint.layouts import ModelType
 from globe_stream.checkpoint.model_types import MODEL_TYPES, model_type_of
 from globe_stream.checkpoint.selection import Selection
+from globe_stream.checkpoint.summary import CheckpointSummary, FamilySummary
 from globe_stream.errors import InputError, option
+from globe_stream.io.records import JsonObject
 from globe_stream.io.safetensors import Header, TensorEntry, read_header, shown
 from globe_stream.io.system_errors import explained
 
@@ -51,7 +52,7 @@ class ExpertIndex:
     layout: str
     revision: str | None
     root: Path
-    config: dict[str, Any]
+    config: JsonObject
     headers: tuple[Header, ...]
     experts: dict[str, tuple[ExpertMatrix, ...]]
     shared: dict[str, tuple[ExpertMatrix, ...]] = field(default_factory=dict)
@@ -121,36 +122,20 @@ class ExpertIndex:
         """The name of the shard `path`: where it lies below the checkpoint's folder."""
         return path.relative_to(self.root).as_posix()
 
-    def summary(self) -> dict[str, Any]:
-        """What the checkpoint holds, as one JSON document."""
-        return {
-            "format": 1,
-            "model": self.model,
-            "model_type": self.model_type,
-            "layout": self.layout,
-            "revision": self.revision,
-            "shards": len(self.headers),
-            "bytes": sum(header.size for header in self.headers),
-            "families": {name: _family_summary(list(e)) for name, e in self.experts.items()},
-            "shared_experts": len(self.shared.get("up", ())),
-            "mtp_layers_left_out": self.extra_layers,
-        }
-
-
-def _family_summary(experts: list[ExpertMatrix]) -> dict[str, Any]:
-    rows, columns = experts[0].shape
-    p, d = (columns, rows) if experts[0].role == "down" else (rows, columns)
-    layers = sorted({expert.layer for expert in experts})
-    most = max(sum(1 for e in experts if e.layer == layer) for layer in layers)
-    return {
-        "experts": len(experts),
-        "p": p,
-        "d": d,
-        "dtype": "/".join(sorted({expert.dtype for expert in experts})),
-        "bytes": sum(expert.nbytes for expert in experts),
-        "layers": layers,
-        "experts_per_layer": most,
-    }
+    def summary(self) -> CheckpointSummary:
+        """What the checkpoint holds."""
+        return CheckpointSummary(
+            format=1,
+            model=self.model,
+            model_type=self.model_type,
+            layout=self.layout,
+            revision=self.revision,
+            shards=len(self.headers),
+            bytes=sum(header.size for header in self.headers),
+            families={name: FamilySummary.of(own) for name, own in self.experts.items()},
+            shared_experts=len(self.shared.get("up", ())),
+            mtp_layers_left_out=self.extra_layers,
+        )
 
 
 def require_revisions(model: str, revision: str | None) -> None:
@@ -218,7 +203,7 @@ def build_index(
     *,
     revision: str | None,
     root: Path,
-    config: dict[str, Any],
+    config: JsonObject,
     headers: list[Header],
     weight_map: dict[str, str] | None,
     include_mtp: bool,
@@ -285,7 +270,7 @@ def parse_weight_map(path: Path) -> dict[str, str]:
     return {name: _shard_name(path, shard) for name, shard in weight_map.items()}
 
 
-def _shard_name(index: Path, shard: Any) -> str:
+def _shard_name(index: Path, shard: object) -> str:
     """The shard's path below the folder of `index`, with forward slashes."""
     place = PurePosixPath(shard) if isinstance(shard, str) else PurePosixPath("..")
     outside = place.is_absolute() or not place.name or {"..", "\0"} & set(place.parts)
@@ -314,7 +299,7 @@ def shard_names(root: Path, weight_map: dict[str, str] | None) -> list[str]:
     return names
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """The JSON object in the file `path`; InputError if it is none."""
     try:
         with explained(path):

@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from globe_stream.checkpoint import resolve
 from globe_stream.checkpoint.advice import how_to_add
@@ -24,6 +23,7 @@ from globe_stream.checkpoint.names import (
     parser_with,
 )
 from globe_stream.errors import InputError
+from globe_stream.io.records import JsonObject
 from globe_stream.io.safetensors import TensorEntry
 
 _LAYERS = "num_hidden_layers|n_layers|depth"
@@ -59,7 +59,7 @@ class _Model:
 
     name: str
     rule: ModelType
-    config: dict[str, Any]
+    config: JsonObject
 
     def fields(self, section: str) -> resolve.LayoutFields:
         part = section_config(self.config, self.rule, section)
@@ -76,7 +76,7 @@ class _Model:
 
 def take_inventory(
     entries: Sequence[TensorEntry],
-    config: dict[str, Any],
+    config: JsonObject,
     include_mtp: bool,
     rule: ModelType | None = None,
 ) -> Inventory:
@@ -93,7 +93,7 @@ def take_inventory(
 
 def _take_inventory(
     entries: Sequence[TensorEntry],
-    config: dict[str, Any],
+    config: JsonObject,
     include_mtp: bool,
     given: ModelType | None,
 ) -> Inventory:

@@ -15,9 +15,9 @@ which their shapes cannot always tell. Source: docs/layouts.md.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from globe_stream.errors import InputError
+from globe_stream.io.records import JsonObject
 
 
 class UnknownLayout(InputError):
@@ -70,21 +70,21 @@ UNKNOWN = ModelType("AB")
 _TEXT_PARTS = ("text_config", "thinker_config.text_config", "language_config", "llm_config")
 
 
-def at_path(config: dict[str, Any], path: str) -> Any:
+def at_path(config: JsonObject, path: str) -> object:
     """The value at the dotted `path` of nested tables, or None."""
-    value: Any = config
+    value: object = config
     for part in path.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
-def text_configs(config: dict[str, Any]) -> list[dict[str, Any]]:
+def text_configs(config: JsonObject) -> list[JsonObject]:
     """The config itself and those of its parts that describe a language model."""
     parts = [at_path(config, path) for path in _TEXT_PARTS]
     return [config, *(part for part in parts if isinstance(part, dict))]
 
 
-def config_integer(config: dict[str, Any], names: str, position: int = 0) -> int | None:
+def config_integer(config: JsonObject, names: str, position: int = 0) -> int | None:
     """The first whole number among the fields `names` ("a|b.c") of the config or its text part.
 
     Of a field with a list of numbers, the one at `position`.
@@ -99,7 +99,7 @@ def config_integer(config: dict[str, Any], names: str, position: int = 0) -> int
     return None
 
 
-def section_config(config: dict[str, Any], rule: ModelType, section: str) -> dict[str, Any]:
+def section_config(config: JsonObject, rule: ModelType, section: str) -> JsonObject:
     """The config that holds a section's fields; that of the whole model for the main one."""
     if not section:
         return config

@@ -3,9 +3,8 @@
 Every entry is checked against the library that writes such files (docs/layouts.md).
 """
 
-from typing import Any
-
 from globe_stream.checkpoint.layouts import ModelType, text_configs
+from globe_stream.io.records import JsonObject
 
 _QWEN = ModelType("AC", shared="mlp.shared_expert")
 _ROUTED = "n_routed_experts"
@@ -193,7 +192,7 @@ REFUSED = {
 """Model types with experts that cannot be read, and why."""
 
 
-def model_type_of(config: dict[str, Any]) -> str:
+def model_type_of(config: JsonObject) -> str:
     """The config's model type, or that of its text part if only that is registered."""
     names = [str(part.get("model_type", "unknown")) for part in text_configs(config)]
     return next((name for name in names if name in MODEL_TYPES), names[0])

@@ -7,12 +7,12 @@ floats with a scale for each group of a row; and whatever is not quantised.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from globe_stream.checkpoint.dequantize import FLOAT_DTYPES, per_item
 from globe_stream.checkpoint.layouts import at_path
 from globe_stream.checkpoint.strided import FP8_BLOCK, Storage, contiguous
 from globe_stream.errors import InputError
+from globe_stream.io.records import JsonObject
 from globe_stream.io.safetensors import TensorEntry
 
 Parts = Mapping[str, TensorEntry]
@@ -59,7 +59,7 @@ class StoredMatrix:
         return Storage(weight, scale, self.block, factor=factor, divides=self.divides)
 
 
-def stored_matrix(parts: Parts, config: Mapping[str, Any], lead: int = 0) -> StoredMatrix:
+def stored_matrix(parts: Parts, config: JsonObject, lead: int = 0) -> StoredMatrix:
     """How the matrix with these parts is stored; `lead` sides come before its (rows, columns).
 
     `config` is the model's. Raises InputError, naming the tensor, when a part is missing, does not
@@ -125,7 +125,7 @@ def require_rank(entry: TensorEntry, rank: int) -> None:
 
 
 def _quantised(
-    parts: Parts, entry: TensorEntry, scale: TensorEntry, config: Mapping[str, Any], lead: int
+    parts: Parts, entry: TensorEntry, scale: TensorEntry, config: JsonObject, lead: int
 ) -> StoredMatrix:
     dtype = _element_dtype(entry, scale, config)
     rows, columns = entry.shape[lead], entry.shape[lead + 1] * per_item(dtype)
@@ -145,7 +145,7 @@ def _quantised(
     return _with_factor(stored, parts) if dtype == "NVFP4" else stored
 
 
-def _element_dtype(entry: TensorEntry, scale: TensorEntry, config: Mapping[str, Any]) -> str:
+def _element_dtype(entry: TensorEntry, scale: TensorEntry, config: JsonObject) -> str:
     if entry.dtype == "F8_E4M3":
         return "F8_E4M3"
     if entry.dtype == "I32":
@@ -202,24 +202,25 @@ def _wrong_group(dtype: str, block: tuple[int, int]) -> bool:
     return group is not None and block != (1, group)
 
 
-def _declared_block(config: Mapping[str, Any]) -> tuple[int, int]:
-    declared = at_path(dict(config), "quantization_config.weight_block_size")
+def _declared_block(config: JsonObject) -> tuple[int, int]:
+    declared = at_path(config, "quantization_config.weight_block_size")
     if isinstance(declared, list) and len(declared) == 2:
         return (int(declared[0]), int(declared[1]))
     return (FP8_BLOCK, FP8_BLOCK)
 
 
-def _declared_bits(config: Mapping[str, Any]) -> set[int]:
+def _declared_bits(config: JsonObject) -> set[int]:
     """The weights' bits in a compressed-tensors config, wherever it is."""
     quantization = _quantization(config)
-    groups = quantization.get("config_groups") or {}
-    found = {at_path(group, "weights.num_bits") for group in groups.values()}
+    groups = quantization.get("config_groups")
+    listed = groups.values() if isinstance(groups, dict) else ()
+    found = {at_path(group, "weights.num_bits") for group in listed}
     return {bits for bits in found if isinstance(bits, int)}
 
 
-def _quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+def _quantization(config: JsonObject) -> JsonObject:
     for path in ("quantization_config", "text_config.quantization_config", "compression_config"):
-        value = at_path(dict(config), path)
+        value = at_path(config, path)
         if isinstance(value, dict):
             return value
     return {}

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from globe_stream.checkpoint.dequantize import FLOAT_DTYPES, per_item
 from globe_stream.checkpoint.experts import ExpertMatrix, cut_rows, family_name, shape_of
@@ -17,6 +16,7 @@ from globe_stream.checkpoint.quantized import (
 )
 from globe_stream.checkpoint.strided import Storage, StridedMatrix
 from globe_stream.errors import InputError
+from globe_stream.io.records import JsonObject
 from globe_stream.io.safetensors import TensorEntry
 
 Tensors = dict[tuple[str, str, int], TensorEntry]
@@ -33,8 +33,8 @@ class LayoutFields:
 
     model_type: str
     model: ModelType
-    config: dict[str, Any]
-    whole: dict[str, Any]
+    config: JsonObject
+    whole: JsonObject
     section: str = ""
 
 

@@ -1,14 +1,14 @@
 """Commands about checkpoints: inspect, plan, synth."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from globe_stream.cli import tables as render
+from globe_stream.cli import checkpoint_text as render
 from globe_stream.cli.examination import examination
 from globe_stream.cli.options import options_of, record_from
+from globe_stream.cli.output import show
 from globe_stream.config import (
     RuntimeConfig,
     SeedConfig,
@@ -46,7 +46,7 @@ def inspect(
     require_revisions(model, revision)
     rule = SelectionConfig(layout=layout).rule
     document = open_index(model, revision, include_mtp, rule).summary()
-    click.echo(json.dumps(document) if as_json else render.inventory(document))
+    show(document, render.inventory, as_json=as_json)
 
 
 @click.command()
@@ -72,7 +72,7 @@ def plan(model: str, processes: int, as_json: bool, **values: Any) -> None:
         record_from(RuntimeConfig, values),
         processes,
     )
-    click.echo(json.dumps(document) if as_json else render.estimate(document))
+    show(document, render.estimate, as_json=as_json)
 
 
 @click.command()
@@ -95,7 +95,7 @@ def doctor(model: str | None, as_json: bool, **values: Any) -> None:
         record_from(RuntimeConfig, values),
         Path.cwd(),
     )
-    click.echo(json.dumps(document) if as_json else examination(document))
+    show(document, examination, as_json=as_json)
 
 
 @click.command()
@@ -108,7 +108,7 @@ def synth(out: Path, as_json: bool, **values: Any) -> None:
     from globe_stream.synthetic.checkpoints import write_synthetic
 
     document = write_synthetic(out, record_from(SyntheticModel, values), progress=Progress())
-    click.echo(json.dumps(document) if as_json else render.synthetic(document))
+    show(document, render.synthetic, as_json=as_json)
 
 
 COMMANDS = (inspect, plan, doctor, synth)

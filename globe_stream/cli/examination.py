@@ -1,56 +1,69 @@
-"""`doctor`'s document as text for people."""
+"""What `doctor` found, as text for people."""
 
-from globe_stream.cli.tables import Document, table
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from globe_stream.cli.tables import table
 from globe_stream.formatting import format_bytes, format_seconds
 
+if TYPE_CHECKING:
+    from globe_stream.commands.doctor import DeviceReport, MachineReport, RunTime, UsableDevice
 
-def examination(document: Document) -> str:
+
+def examination(report: "MachineReport") -> str:
     """`doctor`."""
-    devices, disk = document["devices"], document["disk"]
     found = (
-        f"globe-stream {document['globe_stream']}, torch {document['torch']}, "
-        f"Python {document['python']}, {document['system']}",
-        f"{document['chip']}, {document['cores']} cores, {document['threads']} threads; "
-        f"{format_bytes(document['memory_bytes'])}, "
-        f"{format_bytes(document['memory_available_bytes'])} available",
-        f"--device auto: {document['device']} ({document['device_reason']})",
+        f"globe-stream {report.globe_stream}, torch {report.torch}, "
+        f"Python {report.python}, {report.system}",
+        f"{report.chip}, {report.cores} cores, {report.threads} threads; "
+        f"{format_bytes(report.memory_bytes)}, "
+        f"{format_bytes(report.memory_available_bytes)} available",
+        f"--device auto: {report.device} ({report.device_reason})",
         "",
         table(
             ("device", "products", "memory"),
-            [_device(name, device) for name, device in devices.items()],
+            [_device(name, device) for name, device in report.devices.items()],
         ),
         "",
-        _operations({name: device for name, device in devices.items() if device["usable"]}),
+        _operations(report.devices),
         "",
-        f"disk of {disk['folder']}: writing {format_bytes(disk['write_bytes_per_second'])}/s, "
-        f"reading {format_bytes(disk['read_bytes_per_second'])}/s",
+        f"disk of {report.disk.folder}: "
+        f"writing {format_bytes(report.disk.write_bytes_per_second)}/s, "
+        f"reading {format_bytes(report.disk.read_bytes_per_second)}/s",
     )
-    return "\n".join((*found, *(_run(document["run"]) if "run" in document else ())))
+    return "\n".join((*found, *(() if report.run is None else _run(report.run))))
 
 
-def _device(name: str, device: Document) -> tuple[str, str, str]:
-    if not device["usable"]:
-        return name, device["reason"], ""
-    memory = device["memory_bytes"]
+def _device(name: str, device: "UsableDevice | DeviceReport") -> tuple[str, str, str]:
+    from globe_stream.commands.doctor import UsableDevice
+
+    if not isinstance(device, UsableDevice):
+        return name, device.reason, ""
+    memory = device.memory_bytes
     return (
         name,
-        f"{device['gemm_flops'] / 1e9:.0f} GFLOP/s",
+        f"{device.gemm_flops / 1e9:.0f} GFLOP/s",
         "the machine's" if memory is None else format_bytes(memory),
     )
 
 
-def _operations(usable: dict[str, Document]) -> str:
+def _operations(devices: "Mapping[str, UsableDevice | DeviceReport]") -> str:
     """Where each operation runs, a column for each device that can be used."""
-    names = usable["cpu"]["operations"]
-    rows = [(name, *(device["operations"][name] for device in usable.values())) for name in names]
+    from globe_stream.commands.doctor import UsableDevice
+
+    usable = {name: one for name, one in devices.items() if isinstance(one, UsableDevice)}
+    rows = [
+        (name, *(device.operations[name] for device in usable.values()))
+        for name in usable["cpu"].operations
+    ]
     return table(("operation", *usable), rows)
 
 
-def _run(run: Document) -> tuple[str, ...]:
+def _run(run: "RunTime") -> tuple[str, ...]:
     return (
         "",
-        f"{run['model']}, {run['epochs']} epochs: {format_seconds(run['seconds'])} at these rates "
-        f"({format_seconds(run['computing_seconds'])} of arithmetic, "
-        f"{format_seconds(run['reading_seconds'])} of reading; an estimate), "
-        f"{format_bytes(run['peak_memory_bytes'])} of memory",
+        f"{run.model}, {run.epochs} epochs: {format_seconds(run.seconds)} at these rates "
+        f"({format_seconds(run.computing_seconds)} of arithmetic, "
+        f"{format_seconds(run.reading_seconds)} of reading; an estimate), "
+        f"{format_bytes(run.peak_memory_bytes)} of memory",
     )

@@ -31,7 +31,7 @@ def options_of(*models: type[Options], skip: tuple[str, ...] = ()) -> Callable[[
     return decorate
 
 
-def record_from(model: type[Model], values: Mapping[str, Any]) -> Model:
+def record_from(model: type[Model], values: Mapping[str, object]) -> Model:
     """Build `model` from the options among `values` (checked; InputError on bad ones).
 
     Of a running command only those that the user gave count as given.

@@ -1,14 +1,15 @@
 """Commands about results: sweep, eval, report, verify."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from globe_stream.cli import tables as render
+from globe_stream.cli import result_text as render
 from globe_stream.cli.checkpoint import as_json
 from globe_stream.cli.options import options_of, record_from
+from globe_stream.cli.output import show
 from globe_stream.cli.runs import no_wandb, without_tracker
 from globe_stream.config import (
     DtypeName,
@@ -118,7 +119,7 @@ def sweep(
         scratch=path,
         text=text,
     )
-    click.echo(json.dumps(result.document()) if as_json else render.sweep(result.document()))
+    show(result, render.sweep, as_json=as_json)
 
 
 @click.command("eval")
@@ -205,7 +206,7 @@ def evaluate(
         scoring = Scoring(text, tuple(names), windows, loading, work, frontier)
     runtime = record_from(RuntimeConfig, values)
     document = evaluate_runs(runs, runtime, measure=measure, scoring=scoring, picture=picture)
-    click.echo(json.dumps(document) if as_json else render.evaluation(document))
+    show(document, render.evaluation, as_json=as_json)
 
 
 @click.command()
@@ -232,10 +233,11 @@ def verify(path: Path, as_json: bool) -> None:
     from globe_stream.engine.progress import step_bar
 
     with step_bar("verify", unit="arrays and files") as progress:
-        document = check(path, progress=progress).document(worded)
-    click.echo(json.dumps(document) if as_json else render.verification(document))
-    if not document["ok"]:
-        problems = count_of(len(document["problems"]), "problem")
+        found = check(path, progress=progress)
+    found = replace(found, problems=tuple(map(worded, found.problems)))
+    show(found, render.verification, as_json=as_json)
+    if not found.ok:
+        problems = count_of(len(found.problems), "problem")
         click.echo(f"globe-stream: {path}: {problems} found", err=True)
         click.get_current_context().exit(GlobeError.exit_code)
 

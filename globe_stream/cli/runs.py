@@ -1,16 +1,17 @@
 """Commands about runs: seed, train, status."""
 
-import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from globe_stream.cli import tables as render
+from globe_stream.cli import run_text as render
 from globe_stream.cli.checkpoint import as_json
 from globe_stream.cli.options import options_of, record_from
+from globe_stream.cli.output import show
 from globe_stream.config import (
     ExportConfig,
     RuntimeConfig,
@@ -53,7 +54,7 @@ def seed(model: str, path: Path, fresh: bool, no_wandb: bool, as_json: bool, **v
         fresh=fresh,
     )
     if speaks():
-        click.echo(json.dumps(document) if as_json else render.status(document))
+        show(document, render.status, as_json=as_json)
 
 
 @click.command()
@@ -73,7 +74,7 @@ def train(run: Path, fresh: bool, no_wandb: bool, as_json: bool, **values: Any) 
         fresh=fresh,
     )
     if speaks():
-        click.echo(json.dumps(document) if as_json else render.status(document))
+        show(document, render.status, as_json=as_json)
 
 
 @click.command()
@@ -84,7 +85,7 @@ def status(run: Path, as_json: bool) -> None:
     from globe_stream.commands.status import status as status_of
 
     document = status_of(run)
-    click.echo(json.dumps(document) if as_json else render.status(document))
+    show(document, render.status, as_json=as_json)
 
 
 @click.command()
@@ -112,7 +113,7 @@ def export(
         runtime=record_from(RuntimeConfig, values),
         push_to_hub=push_to_hub,
     )
-    click.echo(json.dumps(document) if as_json else render.export(document))
+    show(document, render.export, as_json=as_json)
 
 
 @click.command("run")
@@ -124,7 +125,7 @@ def run_recipe(recipe: Path, as_json: bool) -> None:
     from globe_stream.commands.run_recipe import run_recipe
 
     document = run_recipe(load_recipe(recipe), command=_command_line())
-    click.echo(json.dumps(document) if as_json else render.finished(document))
+    show(document, render.finished, as_json=as_json)
 
 
 @click.command()
@@ -135,7 +136,7 @@ def demo(as_json: bool) -> None:
     from globe_stream.commands.run_recipe import run_recipe
 
     document = run_recipe(packaged_recipe("demo"), command=_command_line())
-    click.echo(json.dumps(document) if as_json else render.finished(document))
+    show(document, render.finished, as_json=as_json)
 
 
 @click.command()
@@ -147,7 +148,7 @@ def merge(out: Path, runs: tuple[Path, ...], as_json: bool) -> None:
     from globe_stream.commands.merge import merge as merge_runs
 
     document = merge_runs(out, runs)
-    click.echo(json.dumps(document) if as_json else render.status(document))
+    show(document, render.status, as_json=as_json)
 
 
 def _command_line() -> str:
@@ -155,9 +156,9 @@ def _command_line() -> str:
     return shlex.join(["globe-stream", *sys.argv[1:]])
 
 
-def without_tracker(values: dict[str, Any], no_wandb: bool) -> dict[str, Any]:
+def without_tracker(values: Mapping[str, object], no_wandb: bool) -> dict[str, object]:
     """`values` of a command, without the project of a tracker that `no_wandb` turns off."""
-    return {**values, "wandb_project": None} if no_wandb else values
+    return {**values, "wandb_project": None} if no_wandb else dict(values)
 
 
 COMMANDS = (seed, train, status, merge, export, run_recipe, demo)

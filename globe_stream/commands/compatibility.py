@@ -1,13 +1,13 @@
 """Whether the run in a folder is the one that is asked for, and what to say when it is not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
 from globe_stream.config import differences
 from globe_stream.errors import InputError, Mismatch, option
 from globe_stream.factorization.records import RunHeader, run_header
+from globe_stream.io.records import JsonObject
 from globe_stream.io.world import World
 from globe_stream.store.ledger import LEDGER_FILES
 from globe_stream.store.lock import LOCK_FILES
@@ -58,7 +58,7 @@ def mismatch(
     )
 
 
-def foreign_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def foreign_options(old: JsonObject, new: JsonObject) -> list[str]:
     """Options that only one of two versions has."""
     return sorted(set(old) ^ set(new))
 

@@ -6,17 +6,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import torch
 
 from globe_stream import __version__
+from globe_stream.commands.estimate import RunEstimate
 from globe_stream.commands.plan import plan
-from globe_stream.commands.session import Document
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.engine.capabilities import BASIC, SOLVERS, device_fault, solver_faults
 from globe_stream.engine.device import choose_device, float32_setting
+from globe_stream.io.records import Compact, Record
 from globe_stream.memory.device_memory import whole_memory
 
 SIDE = 1024
@@ -26,6 +28,72 @@ WRITTEN = 64 << 20
 """Bytes that are written and read to time the disk."""
 
 
+@dataclass(frozen=True)
+class DeviceReport(Record):
+    """Whether a device can be used, and if not, the reason."""
+
+    usable: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class UsableDevice(DeviceReport):
+    """Where each operation runs, why (`faults`), and the rate of float32 products a second.
+
+    `memory_bytes` are the device's own, None where it shares the machine's.
+    """
+
+    memory_bytes: int | None
+    operations: dict[str, str]
+    faults: dict[str, str]
+    gemm_flops: float
+    float32_products: str
+
+
+@dataclass(frozen=True)
+class DiskRates(Record):
+    """Bytes a second of writing into a folder and reading from it."""
+
+    folder: str
+    write_bytes_per_second: float
+    read_bytes_per_second: float
+
+
+@dataclass(frozen=True)
+class RunTime(Record):
+    """Seconds of the epochs of a plan: the longer of computing and reading."""
+
+    model: str
+    epochs: int
+    peak_memory_bytes: int
+    least_memory_bytes: int
+    epoch_flops: float
+    computing_seconds: float
+    reading_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineReport(Compact):
+    """The machine, its devices and disk, and what a `run` would take, if a model was named."""
+
+    format: int = 1
+    globe_stream: str
+    python: str
+    torch: str
+    system: str
+    chip: str
+    cores: int | None
+    threads: int
+    memory_bytes: int
+    memory_available_bytes: int
+    device: str
+    device_reason: str
+    devices: dict[str, UsableDevice | DeviceReport]
+    disk: DiskRates
+    run: RunTime | None = None
+
+
 def doctor(
     model: str | None,
     selection: SelectionConfig,
@@ -33,75 +101,76 @@ def doctor(
     training: TrainConfig,
     runtime: RuntimeConfig,
     folder: Path,
-) -> Document:
+) -> MachineReport:
     """What a bug report needs; with `model`, also hours of a run, from its plan and these rates.
 
     Writes a file of 64 MiB into `folder`, and deletes it. Rates are of this moment: a busy machine
     shows lower ones.
     """
+    report = examine(folder)
+    if model is None:
+        return report
+    planned = plan(model, selection, seeding, training, runtime)
+    return replace(report, run=_run_time(planned, training.epochs, report))
+
+
+def examine(folder: Path) -> MachineReport:
+    """The machine, and the disk that holds `folder`."""
     devices = {name: _device(name) for name in ("cpu", "mps", "cuda")}
     chosen, reason = choose_device("auto")
-    disk = disk_rates(folder)
-    document: Document = {
-        "format": 1,
-        "globe_stream": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "system": platform.platform(),
-        "chip": chip(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "memory_available_bytes": psutil.virtual_memory().available,
-        "device": chosen.type,
-        "device_reason": reason,
-        "devices": devices,
-        "disk": disk,
-    }
-    if model is not None:
-        planned = plan(model, selection, seeding, training, runtime)
-        rate = devices[chosen.type]["gemm_flops"]
-        document["run"] = _hours(planned, training.epochs, rate, disk["read_bytes_per_second"])
-    return document
+    return MachineReport(
+        globe_stream=__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        system=platform.platform(),
+        chip=chip(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        memory_bytes=psutil.virtual_memory().total,
+        memory_available_bytes=psutil.virtual_memory().available,
+        device=chosen.type,
+        device_reason=reason,
+        devices=devices,
+        disk=disk_rates(folder),
+    )
 
 
-def _hours(planned: Document, epochs: int, flops: float, read_rate: float) -> Document:
-    """Seconds of the epochs of a plan at these rates: the longer of computing and reading."""
-    computing = epochs * planned["epoch_flops"] / flops
-    reading = planned["bytes_read"] / read_rate
-    return {
-        "model": planned["model"],
-        "epochs": epochs,
-        "peak_memory_bytes": planned["peak_memory_bytes"],
-        "least_memory_bytes": planned["least_memory_bytes"],
-        "epoch_flops": planned["epoch_flops"],
-        "computing_seconds": computing,
-        "reading_seconds": reading,
-        "seconds": max(computing, reading),
-    }
+def _run_time(planned: RunEstimate, epochs: int, report: MachineReport) -> RunTime:
+    """What the epochs of a plan take on the machine of `report`."""
+    device = report.devices[report.device]
+    assert isinstance(device, UsableDevice)
+    computing = epochs * planned.epoch_flops / device.gemm_flops
+    reading = planned.bytes_read / report.disk.read_bytes_per_second
+    return RunTime(
+        planned.model,
+        epochs,
+        planned.peak_memory_bytes,
+        planned.least_memory_bytes,
+        planned.epoch_flops,
+        computing,
+        reading,
+        max(computing, reading),
+    )
 
 
-def _device(name: str) -> Document:
-    """Whether device `name` can be used, where each operation runs, and the rate of its products.
-
-    Rates are in operations a second, float32.
-    """
+def _device(name: str) -> UsableDevice | DeviceReport:
+    """Device `name` as it can be used."""
     fault = None if name == "cpu" else device_fault(name)
     if fault is not None:
-        return {"usable": False, "reason": fault}
+        return DeviceReport(usable=False, reason=fault)
     device = torch.device(name)
     missing = {} if name == "cpu" else solver_faults(device)
     runs = dict.fromkeys(BASIC, name)
     runs |= {operation: "cpu" if operation in missing else name for operation in SOLVERS}
-    return {
-        "usable": True,
-        "reason": "",
-        "memory_bytes": whole_memory(device),
-        "operations": runs,
-        "faults": missing,
-        "gemm_flops": gemm_rate(device),
-        "float32_products": float32_setting(device)[0],
-    }
+    return UsableDevice(
+        usable=True,
+        reason="",
+        memory_bytes=whole_memory(device),
+        operations=runs,
+        faults=missing,
+        gemm_flops=gemm_rate(device),
+        float32_products=float32_setting(device)[0],
+    )
 
 
 def gemm_rate(device: torch.device) -> float:
@@ -115,7 +184,7 @@ def gemm_rate(device: torch.device) -> float:
     return 2 * SIDE**3 / best
 
 
-def disk_rates(folder: Path) -> Document:
+def disk_rates(folder: Path) -> DiskRates:
     """Bytes a second of writing a file into `folder` and reading it.
 
     The file is flushed, and its pages are dropped before the reading where the system can do that.
@@ -135,11 +204,7 @@ def disk_rates(folder: Path) -> Document:
         while os.read(file.fileno(), 1 << 20):
             pass
         read = time.perf_counter() - start
-    return {
-        "folder": str(folder.resolve()),
-        "write_bytes_per_second": WRITTEN / written,
-        "read_bytes_per_second": WRITTEN / read,
-    }
+    return DiskRates(str(folder.resolve()), WRITTEN / written, WRITTEN / read)
 
 
 def chip() -> str:

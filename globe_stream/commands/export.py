@@ -1,9 +1,10 @@
 """`export`: a trained run as factors, as a model in compressed form, or as a dense checkpoint."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from globe_stream.commands.session import Document, memory_limit
+from globe_stream.commands.session import memory_limit
 from globe_stream.config import ExportConfig, RuntimeConfig
 from globe_stream.engine.progress import step_bar
 from globe_stream.export.dense import export_dense
@@ -30,7 +31,7 @@ def export(
     command: str = "",
     push_to_hub: str | None = None,
     silent: bool = False,
-) -> Document:
+) -> ExportResult:
     """Write the trained run at `path` as `wanted` says; returns what was written.
 
     `push_to_hub` is a repository (owner/name) to upload the finished export to. The same call
@@ -44,7 +45,7 @@ def export(
     limit = memory_limit(runtime, None)
     with step_bar(f"export {wanted.format}", silent=silent) as progress:
         write = FORMATS[wanted.format]
-        document = write(
+        result = write(
             path,
             wanted.out,
             dtype=wanted.stored,
@@ -53,7 +54,7 @@ def export(
             command=command,
             progress=progress,
             **({"bits": bits} if bits else {}),
-        ).document()
-    if push_to_hub is not None:
-        document["url"] = upload(wanted.out, push_to_hub)
-    return document
+        )
+    if push_to_hub is None:
+        return result
+    return replace(result, url=upload(wanted.out, push_to_hub))

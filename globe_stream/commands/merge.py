@@ -8,8 +8,6 @@ from globe_stream.checkpoint.index import open_index
 from globe_stream.commands.compatibility import matching_run, source_changes
 from globe_stream.commands.experts import Places, open_experts
 from globe_stream.commands.run_files import write_config
-from globe_stream.commands.session import Document
-from globe_stream.commands.status import status_document
 from globe_stream.commands.verify import verify
 from globe_stream.config import SeedConfig, SelectionConfig, TrainConfig, differences
 from globe_stream.engine.device import Machine
@@ -22,6 +20,7 @@ from globe_stream.engine.records import (
     PeakMemory,
     TrainingOptions,
 )
+from globe_stream.engine.status import StatusDocument, run_status
 from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.records import (
@@ -33,6 +32,7 @@ from globe_stream.factorization.records import (
     seeded_state,
 )
 from globe_stream.io import files
+from globe_stream.io.records import Json
 from globe_stream.io.world import ALONE
 from globe_stream.store import arrays
 from globe_stream.store.adopting import adopt, recorded_states
@@ -42,7 +42,7 @@ _PARTS = ("families", "single_layer", "layers")
 """Options of the selection in which the runs may differ: together they choose the groups."""
 
 
-def merge(out: Path, paths: Sequence[Path]) -> Document:
+def merge(out: Path, paths: Sequence[Path]) -> StatusDocument:
     """Join the runs at `paths` into the run directory `out`; returns its status.
 
     The result is the run that one `seed` and `train` over all of their groups would have made, and
@@ -64,7 +64,7 @@ def merge(out: Path, paths: Sequence[Path]) -> Document:
         problems = verify(out).problems
         if problems:
             raise GlobeError(f"{problems[0]}. Make it anew from undamaged runs")
-        return status_document(run)
+        return run_status(run)
 
 
 def _require_alike(runs: Sequence[Run]) -> None:
@@ -86,12 +86,12 @@ def _require_alike(runs: Sequence[Run]) -> None:
             )
 
 
-def _shared(config: RunConfig) -> Document:
+def _shared(config: RunConfig) -> Json:
     kept = {name: value for name, value in config.selection.items() if name not in _PARTS}
     return {**kept, **{f"seed {k}": v for k, v in config.seed.items()}, "device": config.device}
 
 
-def _training(run: Run) -> Document:
+def _training(run: Run) -> Json:
     state = run.state(TRAINING, TrainingOptions)
     return {} if state is None else dict(state.options)
 
@@ -163,7 +163,7 @@ def _require_group(group: ExpertGroup, owners: dict[str, Run]) -> None:
         )
 
 
-def _joined_selection(runs: Sequence[Run], owners: dict[str, Run]) -> Document:
+def _joined_selection(runs: Sequence[Run], owners: dict[str, Run]) -> Json:
     """The selection of one run over the families and layers of all `runs`."""
     selections = [
         SelectionConfig.from_mapping(run_header(run).config.selection, "selection") for run in runs

@@ -134,7 +134,7 @@ def folder_bits(folder: Path) -> float:
     """Stored bits a weight of the experts with factors in an export as model or factors."""
     described = _config(folder).get(FIELD)
     if isinstance(described, dict):
-        description = ModelDescription.from_document(described)
+        description = ModelDescription.from_json(described, str(folder / "config.json"))
         return bits_per_weight(description, _tensors(folder))
     groups = read_factors_config(folder).units.values()
     weights = sum(group.experts * group.p * group.d for group in groups)

@@ -2,20 +2,21 @@
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+from globe_stream.commands.estimate import GroupEstimate, RunEstimate, StageEstimate
 from globe_stream.commands.experts import open_experts
 from globe_stream.commands.operations import epoch_work, seed_work, train_work
 from globe_stream.commands.seed import seed_plans, seed_stages
-from globe_stream.commands.session import Document, Plans, Resources, Session
+from globe_stream.commands.session import Plans, Resources, Session
 from globe_stream.commands.train import train_plans
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.engine.capabilities import device_fault
-from globe_stream.engine.rates import measured_rates
+from globe_stream.engine.rates import Rates, measured_rates
 from globe_stream.factorization.groups import ExpertGroup, GroupSizes
-from globe_stream.factorization.records import GroupRecord
 from globe_stream.factorization.svd_baseline import seed_passes
 from globe_stream.memory import planner
 from globe_stream.memory.cost_model import safe_budget, train_traffic
@@ -31,57 +32,89 @@ def plan(
     training: TrainConfig,
     runtime: RuntimeConfig,
     processes: int = 1,
-) -> Document:
+) -> RunEstimate:
     """Sizes, passes, priced memory and disk; InputError for what `seed` or `train` would refuse.
 
     Memory is that of each of `processes` under torchrun, and so is what it writes to and reads
     from spilled banks; all else is of the whole.
     """
-    experts = open_experts(model, selection, seeding)
+    groups = open_experts(model, selection, seeding).groups
     session, resources = _priced_for(runtime, processes)
-    needed = _needed(experts.groups, seeding, training, processes)
+    needed = _needed(groups, seeding, training, processes)
     planner.require(needed, resources.limit, resources.base)
-    seeded = seed_plans(experts.groups, seeding, resources)
-    trained = train_plans(experts.groups, training, resources)
-    stages = [
-        stage
-        for group in experts.groups
-        for stage in _stages(group.key, seeded[group.key], trained[group.key], resources.base)
-    ]
-    spilled = sum(
-        train_traffic(_share(group.sizes, processes), trained[group.key]["train"].batch_plan)
-        for group in experts.groups
-    )
-    took = _Took.of(experts.groups, seeding, training, spilled * processes)
-    rates = measured_rates(session.device, experts.groups[0].experts)
-    return {
-        "format": 1,
-        "model": model,
-        "processes": processes,
-        "device": runtime.device,
-        "memory_budget_bytes": resources.limit,
-        "base_bytes": resources.base,
-        "least_memory_bytes": safe_budget(max(stage.least(resources.base) for stage in needed)),
-        "peak_memory_bytes": max(stage["memory_bytes"] for stage in stages),
-        "seed_bytes_read": round(took.seed.read_bytes),
-        "epoch_bytes_read": round(took.regular.read_bytes),
-        "bytes_read": round(took.whole.read_bytes),
-        "passes": min(map(seed_passes, experts.groups)) + training.epochs,
-        "spilled_epoch_bytes": spilled,
-        "seed_flops": took.seed.operations,
-        "warmup_epoch_flops": took.warmup.operations,
-        "epoch_flops": took.regular.operations,
-        "flops": took.whole.operations,
-        "rates": rates.to_json(),
-        "seed_seconds": rates.seconds(took.seed) / processes,
-        "warmup_epoch_seconds": rates.seconds(took.warmup) / processes,
-        "epoch_seconds": rates.seconds(took.regular) / processes,
-        "seconds": rates.seconds(took.whole) / processes,
-        "disk_bytes": disk_bytes(experts.groups),
-        "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
-        "units": {group.key: _group(group) for group in experts.groups},
-        "stages": stages,
-    }
+    least = safe_budget(max(stage.least(resources.base) for stage in needed))
+    pricing = _Pricing(model, groups, seeding, training, runtime, resources, least)
+    return pricing.estimate(measured_rates(session.device, groups[0].experts))
+
+
+@dataclass(frozen=True)
+class _Pricing:
+    """A run that fits the memory of `resources`, of which it needs `least` bytes."""
+
+    model: str
+    groups: Sequence[ExpertGroup]
+    seeding: SeedConfig
+    training: TrainConfig
+    runtime: RuntimeConfig
+    resources: Resources
+    least: int
+
+    def estimate(self, rates: Rates) -> RunEstimate:
+        """What it takes on a machine with these rates."""
+        count = self.resources.machine.processes
+        stages, spilled = tuple(self._stages()), self._spilled()
+        took = _Took.of(self.groups, self.seeding, self.training, spilled * count)
+        return RunEstimate(
+            format=1,
+            model=self.model,
+            processes=count,
+            device=self.runtime.device,
+            memory_budget_bytes=self.resources.limit,
+            base_bytes=self.resources.base,
+            least_memory_bytes=self.least,
+            peak_memory_bytes=max(stage.memory_bytes for stage in stages),
+            seed_bytes_read=round(took.seed.read_bytes),
+            epoch_bytes_read=round(took.regular.read_bytes),
+            bytes_read=round(took.whole.read_bytes),
+            passes=min(map(seed_passes, self.groups)) + self.training.epochs,
+            spilled_epoch_bytes=spilled,
+            seed_flops=took.seed.operations,
+            warmup_epoch_flops=took.warmup.operations,
+            epoch_flops=took.regular.operations,
+            flops=took.whole.operations,
+            rates=rates,
+            seed_seconds=rates.seconds(took.seed) / count,
+            warmup_epoch_seconds=rates.seconds(took.warmup) / count,
+            epoch_seconds=rates.seconds(took.regular) / count,
+            seconds=rates.seconds(took.whole) / count,
+            disk_bytes=disk_bytes(self.groups),
+            disk_free_bytes=shutil.disk_usage(Path.cwd()).free,
+            units={group.key: GroupEstimate.of(group) for group in self.groups},
+            stages=stages,
+        )
+
+    @cached_property
+    def _trained(self) -> dict[str, Plans]:
+        """The plans of training by group."""
+        return train_plans(self.groups, self.training, self.resources)
+
+    def _stages(self) -> Iterator[StageEstimate]:
+        """Every stage of every group, in the order in which they are carried out."""
+        seeded, base = seed_plans(self.groups, self.seeding, self.resources), self.resources.base
+        for group in self.groups:
+            key = group.key
+            for plan in seeded[key].values():
+                name = plan.stage.split()[0].split("/")[-1]
+                yield StageEstimate.of(f"{key}/seed/{name}", plan, base)
+            yield StageEstimate.of(f"{key}/train", self._trained[key]["train"], base)
+
+    def _spilled(self) -> int:
+        """Bytes that one process moves in an epoch for banks that are on disk."""
+        count = self.resources.machine.processes
+        return sum(
+            train_traffic(_share(group.sizes, count), self._trained[group.key]["train"].batch_plan)
+            for group in self.groups
+        )
 
 
 def _share(sizes: GroupSizes, processes: int) -> GroupSizes:
@@ -154,15 +187,6 @@ def disk_bytes(groups: Sequence[ExpertGroup]) -> int:
     )
 
 
-def _group(group: ExpertGroup) -> Document:
-    sizes = group.sizes
-    return {
-        **GroupRecord.of(group).to_json(),
-        "svd_rank": sizes.svd_rank,
-        "parameter_ratio": sizes.parameter_ratio(sizes.experts * sizes.bases),
-    }
-
-
 def _needed(
     groups: Sequence[ExpertGroup], seeding: SeedConfig, training: TrainConfig, processes: int
 ) -> list[Stage]:
@@ -174,21 +198,4 @@ def _needed(
             *seed_stages(group, seeding, processes).values(),
             planner.train_stage(group, training, processes),
         )
-    ]
-
-
-def _stages(key: str, seeded: Plans, trained: Plans, base: int) -> list[Document]:
-    """Every stage of one group, in the order in which they are carried out."""
-    named = [
-        (f"{key}/seed/{plan.stage.split()[0].split('/')[-1]}", plan) for plan in seeded.values()
-    ]
-    named.append((f"{key}/train", trained["train"]))
-    return [
-        {
-            "stage": name,
-            "memory_bytes": base + plan.estimate_bytes,
-            "batch": plan.batch_plan.batch,
-            "spill": plan.batch_plan.spill,
-        }
-        for name, plan in named
     ]

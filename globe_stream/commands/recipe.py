@@ -7,7 +7,6 @@ options. `run_recipe` does what a recipe says.
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -22,6 +21,7 @@ from globe_stream.config import (
     load_toml,
 )
 from globe_stream.errors import InputError
+from globe_stream.io.records import JsonObject
 from globe_stream.io.system_errors import explained
 
 _TABLES: dict[str, type[Options]] = {
@@ -57,7 +57,7 @@ def load_recipe(path: Path) -> Recipe:
     return parse_recipe(load_toml(text, str(path)), str(path))
 
 
-def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+def parse_recipe(values: JsonObject, where: str) -> Recipe:
     """The recipe that `values` (TOML found at `where`) describes."""
     parts = dict(values)
     for name in filter(values.__contains__, _TABLES):
@@ -80,13 +80,14 @@ def packaged_recipe(name: str) -> Recipe:
     return parse_recipe(load_toml(installed.read_text(encoding="utf-8"), where), where)
 
 
-def _table(values: Mapping[str, Any], name: str, where: str) -> Options:
-    if not isinstance(values[name], Mapping):
+def _table(values: JsonObject, name: str, where: str) -> Options:
+    table = values[name]
+    if not isinstance(table, Mapping):
         raise InputError(f"{where}: {name} is no table: head it [{name}]")
-    return _TABLES[name].from_mapping(values[name], f"{where} [{name}]")
+    return _TABLES[name].from_mapping(table, f"{where} [{name}]")
 
 
-def _exports(tables: Any, where: str) -> tuple[ExportConfig, ...]:
+def _exports(tables: object, where: str) -> tuple[ExportConfig, ...]:
     if not isinstance(tables, list) or not all(isinstance(table, Mapping) for table in tables):
         raise InputError(f"{where}: export: write each export as a table headed [[export]]")
     return tuple(ExportConfig.from_mapping(table, f"{where} [[export]]") for table in tables)

@@ -3,6 +3,7 @@
 Whatever follows from the recipe and the folders it names is checked before any work.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from globe_stream.commands.completion import is_complete
@@ -15,14 +16,23 @@ from globe_stream.commands.train import train
 from globe_stream.commands.wording import in_words_of_recipes
 from globe_stream.config import ExportConfig, SyntheticModel
 from globe_stream.engine.progress import Progress
+from globe_stream.engine.status import StatusDocument
 from globe_stream.errors import InputError
-from globe_stream.io.records import Json
+from globe_stream.export.result import ExportResult
 from globe_stream.store.run import Run
 from globe_stream.synthetic.checkpoints import is_unfinished, write_synthetic
 from globe_stream.synthetic.record import made_otherwise, planned_index
 
 
-def run_recipe(recipe: Recipe, *, command: str, silent: bool = False) -> Json:
+@dataclass(frozen=True)
+class RecipeDocument(StatusDocument):
+    """Where the run stands, what was exported, and the file of the report, if there is one."""
+
+    exports: tuple[ExportResult, ...]
+    report: str | None
+
+
+def run_recipe(recipe: Recipe, *, command: str, silent: bool = False) -> RecipeDocument:
     """Do everything in `recipe` that is not done yet; returns the status and what was written."""
     with in_words_of_recipes(str(recipe.run)):
         if recipe.synth is not None:
@@ -33,11 +43,8 @@ def run_recipe(recipe: Recipe, *, command: str, silent: bool = False) -> Json:
         exports = [_export(recipe, item, command, silent) for item in recipe.export]
         if recipe.report is not None:
             report([recipe.run], recipe.report)
-    return {
-        **status,
-        "exports": list(exports),
-        "report": None if recipe.report is None else str(recipe.report),
-    }
+    written = None if recipe.report is None else str(recipe.report)
+    return RecipeDocument(**vars(status), exports=tuple(exports), report=written)
 
 
 def _synthesise(recipe: Recipe, model: SyntheticModel, silent: bool) -> None:
@@ -78,7 +85,7 @@ def _require_room_for_exports(recipe: Recipe) -> None:
             )
 
 
-def _learn(recipe: Recipe, silent: bool) -> Json:
+def _learn(recipe: Recipe, silent: bool) -> StatusDocument:
     status = seed(
         recipe.model, recipe.run, recipe.selection, recipe.seed, recipe.runtime, silent=silent
     )
@@ -87,7 +94,7 @@ def _learn(recipe: Recipe, silent: bool) -> Json:
     return status
 
 
-def _export(recipe: Recipe, item: ExportConfig, command: str, silent: bool) -> Json:
+def _export(recipe: Recipe, item: ExportConfig, command: str, silent: bool) -> ExportResult:
     return export(
         recipe.run,
         item,

@@ -76,7 +76,9 @@ def compare_models(
         job = _Job(scoring, loading, origin, work, memory, progress)
         rows = list(job.rows(runs, variants))
         rows += [job.folder(folder) for folder in folders]
-    return ModelComparison(str(scoring.text), scoring.windows, loading.dtype, tuple(rows))
+    return ModelComparison(
+        text=str(scoring.text), windows=scoring.windows, dtype=loading.dtype, rows=tuple(rows)
+    )
 
 
 def _checked(

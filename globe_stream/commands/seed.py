@@ -14,11 +14,11 @@ from globe_stream.commands.experts import (
 )
 from globe_stream.commands.operations import expected_seeding
 from globe_stream.commands.run_files import write_config
-from globe_stream.commands.session import Document, Plans, Resources, Session, recorded_plans
-from globe_stream.commands.status import status_document
+from globe_stream.commands.session import Plans, Resources, Session, recorded_plans
 from globe_stream.commands.wording import worded
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig
 from globe_stream.engine.distributed import join
+from globe_stream.engine.status import StatusDocument, run_status
 from globe_stream.errors import InputError
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.records import GroupRecord, RunConfig, RunHeader, run_header
@@ -42,7 +42,7 @@ def seed(
     *,
     fresh: bool = False,
     silent: bool = False,
-) -> Document:
+) -> StatusDocument:
     """Warm start of every group of `model` in the run directory `path`; returns the status.
 
     The same call again continues. Raises InputError when `path` holds a run of another model
@@ -54,7 +54,7 @@ def seed(
     begun, made = world.of_first((Run.exists(path), not path.exists()))
     known = world.of_first(_known_zero(path) if world.leads and begun and not fresh else ())
 
-    def work(zero: Places) -> Document:
+    def work(zero: Places) -> StatusDocument:
         anew = fresh or zero != known
         return _seed(model, path, selection, seeding, runtime, zero, fresh=anew, silent=silent)
 
@@ -77,7 +77,7 @@ def _seed(
     *,
     fresh: bool,
     silent: bool,
-) -> Document:
+) -> StatusDocument:
     world = join()
     experts = open_experts(model, selection, seeding, zero)
     session = Session.open(runtime, silent=silent, world=world)
@@ -107,7 +107,7 @@ def _seed(
             scan(seedings)
             for one in seedings:
                 one.run()
-        return status_document(run)
+        return run_status(run)
 
 
 def _known_zero(path: Path) -> Places:

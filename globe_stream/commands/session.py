@@ -8,7 +8,6 @@ a run within `Session.working_on`, which handles signals, metrics and full disks
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 import torch
@@ -44,7 +43,6 @@ from globe_stream.store.run import Run
 SHARE = 0.6
 """Share of the machine's memory that is the budget when none is given."""
 
-Document = dict[str, Any]
 Plans = dict[str, StagePlan]
 """The plan of each stage of one group of experts, by the stage's name."""
 

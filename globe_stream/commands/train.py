@@ -8,13 +8,13 @@ from globe_stream.commands.completion import is_complete, why_complete
 from globe_stream.commands.experts import GroupedExperts, recorded_experts
 from globe_stream.commands.operations import expected_training
 from globe_stream.commands.run_files import write_config
-from globe_stream.commands.session import Document, Plans, Resources, Session, recorded_plans
-from globe_stream.commands.status import status_document
+from globe_stream.commands.session import Plans, Resources, Session, recorded_plans
 from globe_stream.commands.wording import worded
 from globe_stream.config import RuntimeConfig, TrainConfig, differences
 from globe_stream.engine.context import Context
 from globe_stream.engine.distributed import join
 from globe_stream.engine.records import TRAINING, TrainingOptions
+from globe_stream.engine.status import StatusDocument, run_status
 from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.records import (
@@ -24,6 +24,7 @@ from globe_stream.factorization.records import (
     run_header,
     seeded_state,
 )
+from globe_stream.io.records import JsonObject
 from globe_stream.memory import planner
 from globe_stream.store.run import Run
 from globe_stream.training.trainer import Trainer
@@ -38,7 +39,7 @@ def train(
     fresh: bool = False,
     inherit: bool = True,
     silent: bool = False,
-) -> Document:
+) -> StatusDocument:
     """Alternating minimisation of every group of the run at `path`; returns the status.
 
     With `inherit`, options that `training` was not given are those that the run was trained with
@@ -69,7 +70,7 @@ def train(
             for group in experts.groups:
                 for line in seeded_state(run, group.key).warnings:
                     context.progress.say(f"{group.key}: {line}")
-        return status_document(run)
+        return run_status(run)
 
 
 def train_plans(
@@ -132,7 +133,7 @@ def _adopt_config(run: Run, training: TrainConfig, fresh: bool) -> None:
         write_config(run, training)
 
 
-def _require_same(run: Run, recorded: Document, training: TrainConfig) -> None:
+def _require_same(run: Run, recorded: JsonObject, training: TrainConfig) -> None:
     changed = differences(recorded, training.identity())
     if not changed:
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -16,8 +15,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from globe_stream.errors import InputError, option
+from globe_stream.io.records import Json, JsonObject
 
-RUNTIME: dict[str, Any] = {"runtime": True}
+RUNTIME: Json = {"runtime": True}
 """`json_schema_extra` of a field that changes the course of a run, not what it computes."""
 
 _NEEDED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -71,7 +71,7 @@ class Options(BaseModel):
 
     if not TYPE_CHECKING:
 
-        def __init__(self, /, **values: Any) -> None:
+        def __init__(self, /, **values: object) -> None:
             try:
                 super().__init__(**values)
             except ValidationError as error:
@@ -91,14 +91,14 @@ class Options(BaseModel):
         return _specs(cls)
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], where: str) -> Self:
+    def from_mapping(cls, values: JsonObject, where: str) -> Self:
         """The model that `values` (a TOML table found at `where`) describes."""
         try:
             return cls(**values)
         except InputError as error:
             raise error.at(where) from error
 
-    def changed(self, **values: Any) -> Self:
+    def changed(self, **values: object) -> Self:
         """The same with other values, checked; fields that were not given stay so."""
         return type(self)(**{**self.model_dump(exclude_unset=True), **values})
 
@@ -115,7 +115,7 @@ class Options(BaseModel):
                 names.setdefault(reason, []).append(option(self.prefix + name))
         return [f"{', '.join(given)}: without effect {reason}" for reason, given in names.items()]
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         """The fields that decide what is computed, by name; those without effect at defaults."""
         unused = self.unused()
         return {
@@ -130,7 +130,7 @@ def whole_number(text: str) -> int | None:
     return int(text) if _DIGITS.fullmatch(text) else None
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: JsonObject, new: JsonObject) -> list[str]:
     """One phrase per key whose value differs, spelled out."""
     return [
         f"{key}: was {old.get(key)!r}, now {new.get(key)!r}"

@@ -2,14 +2,14 @@
 
 import tomllib
 from collections.abc import Mapping
-from typing import Any
 
 import tomli_w
 
 from globe_stream.errors import InputError
+from globe_stream.io.records import JsonObject
 
 
-def to_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
+def to_toml(sections: Mapping[str, JsonObject]) -> str:
     """Tables of plain values as TOML, leaving out None, which TOML cannot say."""
     kept = {
         name: {k: v for k, v in table.items() if v is not None} for name, table in sections.items()
@@ -18,7 +18,7 @@ def to_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
     return text
 
 
-def load_toml(text: str, where: str) -> dict[str, Any]:
+def load_toml(text: str, where: str) -> dict[str, object]:
     """Parse TOML; a mistake is an InputError naming `where`."""
     try:
         return tomllib.loads(text)

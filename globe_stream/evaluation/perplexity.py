@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from globe_stream.config import Windows
 from globe_stream.engine.progress import ProgressCall
 from globe_stream.evaluation.text import TokenWindow, bits_per_byte, read_windows
-from globe_stream.io.records import Json
+from globe_stream.io.records import Record
 from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
 from globe_stream.memory.forward_pass import LOSS_POSITIONS, ForwardPass
 from globe_stream.memory.meter import Meter
@@ -22,7 +22,7 @@ MAX_BATCH = 8
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Record):
     """A model's score on a text. `perplexity` is per token; times are of the forward passes."""
 
     bits_per_byte: float
@@ -34,10 +34,6 @@ class Score:
     tokens_per_second: float
     peak_memory_bytes: int
     price_bytes: int
-
-    def document(self) -> Json:
-        """As plain values."""
-        return asdict(self)
 
 
 def choose_batch(sizes: ForwardPass, length: int, memory: int | None, held: int) -> int:

@@ -1,9 +1,9 @@
 """Reconstruction errors by family, layer and expert, and those of the equal-parameter SVD."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,36 @@ from globe_stream.factorization.error_sums import ErrorSums, by_expert, by_layer
 from globe_stream.factorization.reconstruction import BankApproximation
 from globe_stream.factorization.svd_baseline import lost_energy
 from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
+from globe_stream.io.records import Record
 from globe_stream.memory.planner import plan_export, plan_svd
 from globe_stream.store import arrays
 from globe_stream.store.run import Run
+
+
+@dataclass(frozen=True)
+class ExpertError(Record):
+    """relF of one expert."""
+
+    layer: int
+    expert: int
+    shared: bool
+    relative_error: float
+
+
+@dataclass(frozen=True)
+class FamilyError(Record):
+    """relF of a family of which nothing finer is known."""
+
+    relative_frobenius_error: float
+
+
+@dataclass(frozen=True)
+class FamilyErrors(Record):
+    """relF of a family by layer and by expert, and of all together."""
+
+    by_layer: dict[int, float]
+    by_expert: tuple[ExpertError, ...]
+    relative_frobenius_error: float
 
 
 @dataclass(frozen=True)
@@ -44,11 +71,11 @@ class GroupErrors:
         sums = by_layer(self.squared_errors, self.squared_norms, self.members[:, 0])
         return {layer: part.relative_error for layer, part in sums.items()}
 
-    def by_expert(self) -> list[dict[str, Any]]:
+    def by_expert(self) -> list[ExpertError]:
         """relF of each expert."""
         each = by_expert(self.squared_errors, self.squared_norms).tolist()
         return [
-            {"layer": layer, "expert": expert, "shared": bool(shared), "relative_error": value}
+            ExpertError(layer, expert, bool(shared), value)
             for (layer, expert, shared), value in zip(self.members.tolist(), each, strict=True)
         ]
 
@@ -62,7 +89,7 @@ def recorded_errors(run: Path) -> list[GroupErrors]:
         ]
 
 
-def recorded_svd(run: Path) -> dict[str, Any]:
+def recorded_svd(run: Path) -> dict[str, FamilyError]:
     """relF of the equal-parameter truncated SVD by family, as the run recorded it.
 
     Empty unless it is known of every family. The run may have measured a sample of its experts.
@@ -74,7 +101,7 @@ def recorded_svd(run: Path) -> dict[str, Any]:
         )
         if svd is None:
             return {}
-        found[name] = {"relative_frobenius_error": svd}
+        found[name] = FamilyError(svd)
     return found
 
 
@@ -93,10 +120,7 @@ def measured_errors(
             for fitted in source.groups:
                 approximation = BankApproximation(fitted, banks.bank(fitted))
 
-                def error(position: int, weights: Tensor, by: Any = approximation) -> float:
-                    original = weights.clone()
-                    return _square(by.replace(position, weights).sub_(original))
-
+                error = partial(_rebuilding_error, approximation)
                 squared = _each(source, fitted, plan.batch, error, tally)
                 found.append(_group_errors(source, fitted, squared))
         return found
@@ -114,27 +138,25 @@ def svd_errors(
         found = []
         for fitted in source.groups:
             plan = plan_svd(fitted.group.experts, memory)
-            rank = fitted.group.sizes.svd_rank
-
-            def error(position: int, weights: Tensor, rank: int = rank) -> float:
-                del position
-                return lost_energy(weights, rank)
-
+            error = partial(_truncation_error, fitted.group.sizes.svd_rank)
             squared = _each(source, fitted, plan.batch, error, tally)
             found.append(_group_errors(source, fitted, squared))
         return found
 
 
-def errors_document(groups: list[GroupErrors]) -> dict[str, Any]:
-    """relF by family, layer and expert, as one JSON document."""
-    document: dict[str, Any] = {}
-    for group in groups:
-        family = document.setdefault(group.family, {"by_layer": {}, "by_expert": []})
-        family["by_layer"] |= {str(layer): value for layer, value in group.by_layer().items()}
-        family["by_expert"] += group.by_expert()
-    for name, sums in pooled_by((group.family, group.sums) for group in groups).items():
-        document[name]["relative_frobenius_error"] = sums.relative_error
-    return document
+def family_errors(groups: Sequence[GroupErrors]) -> dict[str, FamilyErrors]:
+    """relF by family, layer and expert."""
+    pooled = pooled_by((group.family, group.sums) for group in groups)
+    return {family: _family(groups, family, sums) for family, sums in pooled.items()}
+
+
+def _family(groups: Sequence[GroupErrors], family: str, sums: ErrorSums) -> FamilyErrors:
+    own = [group for group in groups if group.family == family]
+    return FamilyErrors(
+        {layer: value for group in own for layer, value in group.by_layer().items()},
+        tuple(one for group in own for one in group.by_expert()),
+        sums.relative_error,
+    )
 
 
 def _each(
@@ -152,6 +174,18 @@ def _each(
                 squared[position] = error(position, weights)
             tally.advance(len(part.positions), fitted.group.key)
     return squared
+
+
+def _rebuilding_error(approximation: BankApproximation, position: int, weights: Tensor) -> float:
+    """||W_hat - W||_F^2 of expert `position`, whose `weights` (p, d) are overwritten."""
+    original = weights.clone()
+    return _square(approximation.replace(position, weights).sub_(original))
+
+
+def _truncation_error(rank: int, position: int, weights: Tensor) -> float:
+    """||W_hat - W||_F^2 of the truncated SVD of `weights` (p, d); `position` does not matter."""
+    del position
+    return lost_energy(weights, rank)
 
 
 def _group_errors(source: TrainedRun, fitted: FittedGroup, squared: Tensor) -> GroupErrors:

@@ -1,7 +1,6 @@
 """The model card: what an export is, its sizes and errors, and the command that made it."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -10,6 +9,7 @@ from globe_stream import __version__
 from globe_stream.factorization.error_sums import pooled
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.formatting import format_bytes
+from globe_stream.io.records import JsonObject
 
 NO_SAVING = (
     "This is a dense export: every expert is written out at full size, so it saves no size on "
@@ -92,7 +92,7 @@ def _left_out(source: TrainedRun) -> str:
     return "Down projections, shared experts and all else"
 
 
-def _sizes(source: TrainedRun) -> Iterator[tuple[Any, ...]]:
+def _sizes(source: TrainedRun) -> Iterator[tuple[object, ...]]:
     for fitted in source.groups:
         sizes = fitted.group.sizes
         ratio = sizes.parameter_ratio(len(fitted.codes.values))
@@ -114,14 +114,14 @@ def _errors(source: TrainedRun, errors: Mapping[str, float]) -> Iterator[tuple[s
         yield family, f"{value:.4f}", f"{run:.4f}", ", ".join(map(str, epochs))
 
 
-def _settings(source: TrainedRun) -> Iterator[tuple[str, Any]]:
+def _settings(source: TrainedRun) -> Iterator[tuple[str, object]]:
     for fitted in source.groups:
         for name in _STATE:
             yield f"{fitted.group.key}: {name}", getattr(fitted.state, name)
     yield from _flat(source.header.config.to_json())
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(config: JsonObject, prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in config.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")

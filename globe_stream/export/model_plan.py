@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.strided import StridedMatrix, contiguous
@@ -17,6 +16,7 @@ from globe_stream.factorization.factor_files import (
 from globe_stream.factorization.packed_factors import Spec, adapter_specs, bank_specs
 from globe_stream.factorization.trained_run import Key, TrainedRun
 from globe_stream.io.dtypes import ITEM_BYTES
+from globe_stream.io.records import JsonObject
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import PlannedFile, plan_file
 
@@ -45,7 +45,7 @@ class ModelPlan:
     """The files of a folder, in the order of their numbers, and its config.json."""
 
     description: layout.ModelDescription
-    config: dict[str, Any]
+    config: JsonObject
     banks: PlannedFile
     layers: tuple[LayerFile, ...]
     kept: tuple[Shard, ...]
@@ -98,12 +98,14 @@ def describe(source: TrainedRun, bits: Bits) -> layout.ModelDescription:
     """The banks of a run and their members by layer, as config.json describes them."""
     banks, groups = {}, []
     for fitted in source.groups:
-        sizes, key = fitted.group.sizes, fitted.group.key
-        numbers = (sizes.p, sizes.d, sizes.rank, sizes.bases)
-        banks[key] = layout.BankSizes(*numbers, fitted.activation, 1.0, fitted.mean, bits)
+        sizes, key, phi = fitted.group.sizes, fitted.group.key, fitted.activation
+        banks[key] = layout.BankSizes(
+            sizes.p, sizes.d, sizes.rank, sizes.bases,
+            phi.name, phi.lam, phi.gamma, 1.0, fitted.mean, bits,
+        )  # fmt: skip
         experts = [(e.layer, e.expert, e.shared) for e in fitted.group.experts]
         groups.append((key, fitted.group.family, experts))
-    return layout.ModelDescription(banks, layout.members_by_layer(groups))
+    return layout.ModelDescription(banks=banks, layers=layout.members_by_layer(groups))
 
 
 def routed(source: TrainedRun, family: str, layer: int) -> list[ExpertMatrix]:

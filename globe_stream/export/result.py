@@ -1,7 +1,7 @@
 """What an export made, for people and for scripts."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from globe_stream.errors import InputError, option
@@ -10,17 +10,18 @@ from globe_stream.export.staging import FileRecord, read_manifest
 from globe_stream.factorization.error_sums import ErrorSums, pooled_by
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io.dtypes import DTYPES
-from globe_stream.io.records import Json
+from globe_stream.io.records import Compact
 
 
-@dataclass(frozen=True)
-class ExportResult:
+@dataclass(frozen=True, kw_only=True)
+class ExportResult(Compact):
     """A finished export. Errors are relative Frobenius, by family; bytes are those on disk.
 
     `source_bytes` are those that it stands for: the experts of an export of factors, the whole
-    checkpoint of a dense one.
+    checkpoint of a dense one. `url` is where it was uploaded to.
     """
 
+    format: int = 1
     out: Path
     kind: str
     dtype: str
@@ -32,10 +33,7 @@ class ExportResult:
     price_bytes: int
     peak_bytes: int
     note: str
-
-    def document(self) -> Json:
-        """As one JSON document."""
-        return {"format": 1, **asdict(self), "out": str(self.out)}
+    url: str | None = None
 
 
 def choose_dtype(name: str | None, source: str) -> str:

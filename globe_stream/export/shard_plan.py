@@ -9,17 +9,17 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from globe_stream.checkpoint.dequantize import FLOAT_DTYPES
 from globe_stream.checkpoint.experts import ExpertMatrix, split_shared, upright
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.checkpoint.inventory import take_inventory
-from globe_stream.checkpoint.layouts import ModelType
+from globe_stream.checkpoint.layouts import ModelType, config_integer
 from globe_stream.checkpoint.strided import StridedMatrix
 from globe_stream.errors import InputError
 from globe_stream.factorization.trained_run import Key, key_of
 from globe_stream.io.dtypes import CONFIG_NAMES
+from globe_stream.io.records import JsonObject
 from globe_stream.io.safetensors import Header, TensorEntry
 from globe_stream.io.safetensors_writer import PlannedFile, plan_file
 
@@ -56,7 +56,7 @@ class Rewrite:
     """The whole plan. `dequantised` (key to place) are unreplaced mxfp4 experts."""
 
     shards: tuple[Shard, ...]
-    config: dict[str, Any]
+    config: JsonObject
     dequantised: dict[Key, StridedMatrix]
     quantised: bool
 
@@ -157,9 +157,9 @@ def _plan(name: str, header: Header, drafts: list[_Draft], out: Path) -> Planned
     return plan_file(out / name, tensors, header.metadata)
 
 
-def _config(config: dict[str, Any], dtype: str, chosen: bool, quantised: bool) -> dict[str, Any]:
+def _config(config: JsonObject, dtype: str, chosen: bool, quantised: bool) -> JsonObject:
     """config.json without quantisation, naming the dtype where that changed."""
-    kept = copy.deepcopy(config)
+    kept = copy.deepcopy(dict(config))
     for part in (kept, kept.get("text_config")):
         if not isinstance(part, dict):
             continue
@@ -172,7 +172,7 @@ def _config(config: dict[str, Any], dtype: str, chosen: bool, quantised: bool) -
 
 def _places(
     planned: list[PlannedFile],
-    config: dict[str, Any],
+    config: JsonObject,
     members: list[ExpertMatrix],
     rule: ModelType | None,
 ) -> dict[Key, StridedMatrix]:
@@ -200,10 +200,9 @@ def _places(
     }
 
 
-def _beyond(config: dict[str, Any], members: list[ExpertMatrix]) -> bool:
+def _beyond(config: JsonObject, members: list[ExpertMatrix]) -> bool:
     """Whether experts of multi-token-prediction layers are among `members`."""
-    part = config.get("text_config") or config
-    layers = part.get("num_hidden_layers", part.get("n_layers"))
+    layers = config_integer(config, "num_hidden_layers|n_layers")
     return layers is not None and max(expert.layer for expert in members) >= layers
 
 

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.export.content import TensorList, require_content
@@ -87,7 +86,7 @@ class Finished(LedgerRow):
 class ExportWork(Closing):
     """The state of one export into `out`; opened by `open_work`."""
 
-    def __init__(self, out: Path, identity: Mapping[str, Any], made: Sequence[Path] = ()) -> None:
+    def __init__(self, out: Path, identity: Json, made: Sequence[Path] = ()) -> None:
         """Begin or continue; `made` are folders made for it, the deepest first."""
         self.out = out
         self._made = [*dict.fromkeys((out, *made))]
@@ -96,7 +95,7 @@ class ExportWork(Closing):
         self._lock = RunLock(self._folder)
         self._ledger = _ledger(self._folder, writable=True)
         if not self._ledger.rows:
-            self._ledger.append(Begun(dict(identity)))
+            self._ledger.append(Begun(identity))
         for leftover in self._folder.glob("*.partial"):
             files.remove(leftover)
 
@@ -222,7 +221,7 @@ class ExportWork(Closing):
         self._ledger.append(Finished(name, FileRecord(size, digest, squared_errors)))
 
 
-def open_work(out: Path, identity: Mapping[str, Any], last: str) -> ExportWork | None:
+def open_work(out: Path, identity: Json, last: str) -> ExportWork | None:
     """The export `identity` into `out`, begun or continued; None when it is already complete.
 
     Raises InputError when `out` holds anything else, or another process works on it.
@@ -248,7 +247,7 @@ def read_manifest(out: Path) -> ExportManifest:
     return ExportManifest.read(out / MANIFEST, advice)
 
 
-def _begin(out: Path, identity: Mapping[str, Any]) -> ExportWork:
+def _begin(out: Path, identity: Json) -> ExportWork:
     """The work in `out`; where it cannot be begun, nothing made for it is left."""
     fresh = not (out / WORK).exists()
     made = files.make_folder(out)
@@ -262,7 +261,7 @@ def _begin(out: Path, identity: Mapping[str, Any]) -> ExportWork:
         raise
 
 
-def _identity_of(folder: Path) -> Any:
+def _identity_of(folder: Path) -> Json | None:
     rows = _ledger(folder, writable=False).rows
     return rows[0].identity if rows and isinstance(rows[0], Begun) else None
 
@@ -272,8 +271,8 @@ def _ledger(folder: Path, *, writable: bool) -> Ledger[Begun | Finished]:
     return Ledger(folder, (Begun, Finished), advice=advice, writable=writable)
 
 
-def _require_same(out: Path, found: Any, wanted: Mapping[str, Any], which: str) -> None:
-    if found is None or found == dict(wanted):
+def _require_same(out: Path, found: Json | None, wanted: Json, which: str) -> None:
+    if found is None or found == wanted:
         return
     keys = [key for key in wanted if found.get(key) != wanted[key]]
     what = (

@@ -31,7 +31,7 @@ def verify_export(path: Path, *, progress: ProgressCall | None = None) -> Verifi
     its index and their recorded list."""
     if not (path / MANIFEST).exists():
         problem = f"{path}: the export is unfinished. Give the same export command again"
-        return Verification(str(path), "export", 0, 0, 0, (problem,))
+        return Verification.of(path, "export", [problem])
     manifest = read_manifest(path)
     problems: list[str] = []
     size = 0
@@ -49,7 +49,7 @@ def verify_export(path: Path, *, progress: ProgressCall | None = None) -> Verifi
         problems.append(
             f"{path}: the export was not published in full. Give the same export command again"
         )
-    return Verification(str(path), manifest.kind, 0, len(listed), size, tuple(problems))
+    return Verification.of(path, manifest.kind, problems, files=len(listed), size=size)
 
 
 def _tensor_problems(path: Path, manifest: ExportManifest, damaged: bool) -> list[str]:

@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
-from globe_stream.factorization.activation import Activation
+from globe_stream.factorization.model_files import BankSizes
 from globe_stream.factorization.trained_run import FittedGroup, TrainedRun
 from globe_stream.io.records import Record
 
@@ -27,36 +24,21 @@ class StoredNormalization(Record):
     folded: bool
 
 
-@dataclass(frozen=True)
-class FactorGroupConfig(Record):
-    """The experts that share a bank: their sizes and what reconstructs them.
+@dataclass(frozen=True, kw_only=True)
+class FactorGroupConfig(BankSizes):
+    """The `experts` of some `layers` of a family, and the bank that they share.
 
     `tensors` is how the names of the group's tensors begin, `relative_frobenius_error` that of the
-    run, with factors in float32; `bits` are those of bank and adapters where they are quantised.
+    run, with factors in float32.
     """
 
     family: str
     tensors: str
     layers: tuple[int, ...]
     experts: int
-    p: int
-    d: int
-    rank: int
-    bases: int
     parameter_ratio: float
-    activation: str
-    lam: Annotated[float, Field(alias="lambda")]
-    gain: float
-    scale: float
-    offset: float
     normalisation: StoredNormalization
     relative_frobenius_error: float
-    bits: tuple[int, int] | None = None
-
-    @property
-    def phi(self) -> Activation:
-        """The activation with its gain."""
-        return Activation(self.activation, self.lam, self.gain)
 
 
 @dataclass(frozen=True)

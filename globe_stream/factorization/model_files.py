@@ -10,10 +10,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from globe_stream.errors import InputError, option
 from globe_stream.factorization.activation import Activation
+from globe_stream.io.records import JsonObject, Record
 from globe_stream.io.safetensors import TensorEntry
 
 FIELD = "globe_stream"
@@ -40,91 +43,50 @@ GlobeConfig, GlobeForCausalLM = model_classes("{model_type}")
 
 
 @dataclass(frozen=True)
-class BankSizes:
-    """One bank of m atoms (r, d) and the constants of W_hat = scale A phi(Z) + offset, (p, d)."""
+class BankSizes(Record):
+    """One bank of m = `bases` atoms (r, d) and what W_hat = scale A phi(Z) + offset (p, d) needs.
+
+    `activation`, `lam` and `gain` are those of phi. `bits` are those of bank and adapters where
+    they are quantised; adapters are then those of L^-1 H.
+    """
 
     p: int
     d: int
     rank: int
     bases: int
-    activation: Activation
+    activation: str
+    lam: Annotated[float, Field(alias="lambda")]
+    gain: float
     scale: float
     offset: float
     bits: tuple[int, int] | None = None
-    """Bits of bank and adapters where they are quantised; adapters are then those of L^-1 H."""
+
+    @property
+    def phi(self) -> Activation:
+        """The activation with its gain."""
+        return Activation(self.activation, self.lam, self.gain)
 
     @property
     def elements(self) -> int:
         """Elements of the bank."""
         return self.bases * self.rank * self.d
 
-    def document(self) -> dict[str, Any]:
-        """Its JSON form."""
-        phi = self.activation
-        return {
-            "p": self.p,
-            "d": self.d,
-            "rank": self.rank,
-            "bases": self.bases,
-            "activation": phi.name,
-            "lambda": phi.lam,
-            "gain": phi.gamma,
-            "scale": self.scale,
-            "offset": self.offset,
-            "bits": self.bits,
-        }
-
-    @staticmethod
-    def from_document(document: dict[str, Any]) -> "BankSizes":
-        """The record of its JSON form."""
-        sizes = {name: document[name] for name in ("p", "d", "rank", "bases", "scale", "offset")}
-        phi = Activation(document["activation"], document["lambda"], document["gain"])
-        bits = document.get("bits")
-        return BankSizes(**sizes, activation=phi, bits=tuple(bits) if bits else None)
-
 
 @dataclass(frozen=True)
-class Members:
+class Members(Record):
     """The experts of one family of one layer that have factors, by row, and their bank's key."""
 
-    bank: str
+    bank: Annotated[str, Field(alias="unit")]
     experts: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class ModelDescription:
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription(Record):
     """Banks by key, and for every layer with factors the members of each family."""
 
-    banks: dict[str, BankSizes]
+    format: int = 1
+    banks: Annotated[dict[str, BankSizes], Field(alias="units")]
     layers: dict[int, dict[str, Members]]
-
-    def document(self) -> dict[str, Any]:
-        """Its JSON form."""
-        return {
-            "format": 1,
-            "units": {key: bank.document() for key, bank in self.banks.items()},
-            "layers": {
-                str(layer): {
-                    family: {"unit": one.bank, "experts": list(one.experts)}
-                    for family, one in sorted(parts.items())
-                }
-                for layer, parts in sorted(self.layers.items())
-            },
-        }
-
-    @staticmethod
-    def from_document(document: dict[str, Any]) -> "ModelDescription":
-        """The record of its JSON form."""
-        return ModelDescription(
-            {key: BankSizes.from_document(value) for key, value in document["units"].items()},
-            {
-                int(layer): {
-                    family: Members(one["unit"], tuple(one["experts"]))
-                    for family, one in parts.items()
-                }
-                for layer, parts in document["layers"].items()
-            },
-        )
 
     def saved_bytes(self, itemsize: int) -> int:
         """Bytes of the matrices with factors less those of banks and adapters; may be < 0.
@@ -182,8 +144,8 @@ def members_by_layer(
             if not shared:
                 found.setdefault(layer, {}).setdefault(family, (key, []))[1].append(expert)
     return {
-        layer: {family: Members(key, tuple(rows)) for family, (key, rows) in parts.items()}
-        for layer, parts in found.items()
+        layer: {family: Members(key, tuple(rows)) for family, (key, rows) in sorted(parts.items())}
+        for layer, parts in sorted(found.items())
     }
 
 
@@ -202,9 +164,10 @@ def layer_prefix(layer: int) -> str:
     return f"{LAYERS}.{layer}."
 
 
-def model_config(config: dict[str, Any], description: ModelDescription) -> dict[str, Any]:
+def model_config(config: JsonObject, description: ModelDescription) -> JsonObject:
     """The config.json of the folder, from that of the source without its quantisation."""
-    architectures = [CLASS_PREFIX + name for name in config.get("architectures") or []]
+    listed = config.get("architectures")
+    architectures = [CLASS_PREFIX + name for name in listed] if isinstance(listed, list) else []
     module = SHIM.removesuffix(".py")
     return {
         **config,
@@ -215,7 +178,7 @@ def model_config(config: dict[str, Any], description: ModelDescription) -> dict[
             "AutoModelForCausalLM": f"{module}.GlobeForCausalLM",
         },
         "model_file": MLX_FILE,
-        FIELD: description.document(),
+        FIELD: description.to_json(),
     }
 
 

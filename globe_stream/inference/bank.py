@@ -59,7 +59,7 @@ class Bank(nn.Module):
         for start in range(0, self.sizes.rank, step):
             tile = self._rows(slice(start, start + step), used if few else slice(None))
             mixed = (chosen @ tile.flatten(1)).view(-1, *tile.shape[1:])
-            parts.append(self._finished(self.sizes.activation.apply(mixed)))
+            parts.append(self._finished(self.sizes.phi.apply(mixed)))
         return torch.cat(parts, 1)
 
     def _rows(self, rows: slice, chosen: Tensor | slice) -> Tensor:

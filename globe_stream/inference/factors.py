@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from globe_stream.errors import InputError
-from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.compose import compose_sparse
 from globe_stream.factorization.factor_files import BANK, CODES, INDEX
 from globe_stream.factorization.factors_config import CONFIG, FactorGroupConfig, read_factors_config
+from globe_stream.factorization.model_files import BankSizes
 from globe_stream.factorization.packed_factors import (
     adapter_values,
     bank_values,
@@ -36,24 +36,17 @@ _TORCH = {**TORCH_DTYPES, "I32": torch.int32, "I64": torch.int64}
 class FactorGroup:
     """The experts that share a bank, and what their reconstruction needs besides it.
 
-    `members` (N, 3) are layer, expert, shared; `bits` those of bank and adapters, if quantised.
+    `members` (N, 3) are layer, expert, shared.
     """
 
     key: str
     family: str
     prefix: str
-    p: int
-    d: int
-    rank: int
-    bases: int
-    activation: Activation
-    scale: float
-    offset: float
+    sizes: BankSizes
     offsets: Tensor
     indices: Tensor
     values: Tensor
     members: Tensor
-    bits: tuple[int, int] | None = None
 
     def code(self, position: int) -> tuple[Tensor, Tensor]:
         """Atoms (k,) int64 and values (k,) float32 of an expert."""
@@ -62,7 +55,7 @@ class FactorGroup:
 
     def codes(self, positions: list[int]) -> Tensor:
         """Dense codes (len(positions), m) float32."""
-        dense = torch.zeros(len(positions), self.bases)
+        dense = torch.zeros(len(positions), self.sizes.bases)
         for row, position in enumerate(positions):
             indices, values = self.code(position)
             dense[row, indices] = values
@@ -93,12 +86,12 @@ class Factors:
         """
         group, position = self.find(family, layer, expert, shared=shared)
         hidden = self.hidden(group, position)
-        if group.bits is None:
+        if group.sizes.bits is None:
             matrix = self.adapter(group, position).float() @ hidden
         else:
-            stored = adapter_values(*self.packed_adapter(group, position), group.rank)
+            stored = adapter_values(*self.packed_adapter(group, position), group.sizes.rank)
             matrix = stored @ orthonormal_rows(hidden[None])[0]
-        return matrix.mul_(group.scale).add_(group.offset)
+        return matrix.mul_(group.sizes.scale).add_(group.sizes.offset)
 
     def find(
         self, family: str, layer: int, expert: int, *, shared: bool = False
@@ -118,15 +111,15 @@ class Factors:
 
     def hidden(self, group: FactorGroup, position: int) -> Tensor:
         """H (r, d) float32 = phi(gain sum_j alpha_j B_j), reading only the atoms it needs."""
-        mixture = torch.empty(group.rank, group.d)
+        mixture = torch.empty(group.sizes.rank, group.sizes.d)
         compose_sparse(*group.code(position), partial(self.atom, group), mixture)
-        return group.activation.apply(mixture)
+        return group.sizes.phi.apply(mixture)
 
     def adapter(self, group: FactorGroup, position: int) -> Tensor:
         """A (p, r) of one expert, as stored; of one in few bits, float32 and made with its H."""
-        if group.bits is None:
+        if group.sizes.bits is None:
             return self._read(self._adapter_name(group, position))
-        stored = adapter_values(*self.packed_adapter(group, position), group.rank)
+        stored = adapter_values(*self.packed_adapter(group, position), group.sizes.rank)
         return plain_adapters(stored, self.hidden(group, position))
 
     def packed_adapter(self, group: FactorGroup, position: int) -> tuple[Tensor, Tensor]:
@@ -136,16 +129,16 @@ class Factors:
 
     def atom(self, group: FactorGroup, number: int) -> Tensor:
         """Atom `number` (r, d) of a unit's bank, as stored; of one in few bits, float32."""
-        if group.bits is None:
+        if group.sizes.bits is None:
             return self._row(f"{group.prefix}.bank", number)
         packed, scales = (self._row(f"{group.prefix}.bank.{x}", number) for x in _PARTS)
-        return bank_values(packed, scales, group.d)
+        return bank_values(packed, scales, group.sizes.d)
 
     def bank(self, group: FactorGroup) -> Tensor:
         """The whole bank (m, r, d) of a unit, as `atom` has it."""
-        if group.bits is None:
+        if group.sizes.bits is None:
             return self._read(f"{group.prefix}.bank")
-        return bank_values(*self.packed_bank(group), group.d)
+        return bank_values(*self.packed_bank(group), group.sizes.d)
 
     def packed_bank(self, group: FactorGroup) -> tuple[Tensor, Tensor]:
         """Bits (m, r, b, bytes) and scales (m, r, groups) of a bank in few bits."""
@@ -179,18 +172,11 @@ class Factors:
             key,
             described.family,
             name,
-            described.p,
-            described.d,
-            described.rank,
-            described.bases,
-            described.phi,
-            described.scale,
-            described.offset,
+            described,
             self._read(f"{name}.offsets"),
             self._read(f"{name}.indices"),
             self._read(f"{name}.values"),
             self._read(f"{name}.experts"),
-            described.bits,
         )
 
 

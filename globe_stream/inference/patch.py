@@ -16,7 +16,6 @@ from globe_stream.errors import InputError
 from globe_stream.factorization.model_files import (
     FAMILIES,
     FIELD,
-    BankSizes,
     ModelDescription,
     bank_module,
     members_by_layer,
@@ -76,15 +75,13 @@ def patch_model(
 
 def describe(factors: Factors) -> ModelDescription:
     """Banks and members of exported factors."""
-    banks, groups = {}, []
-    for group in factors.groups:
-        numbers = (group.p, group.d, group.rank, group.bases)
-        constants = (group.activation, group.scale, group.offset)
-        banks[group.key] = BankSizes(*numbers, *constants, group.bits)
-        groups.append(
-            (group.key, group.family, [(a, b, bool(c)) for a, b, c in group.members.tolist()])
-        )
-    return ModelDescription(banks, members_by_layer(groups))
+    groups = [
+        (group.key, group.family, [(a, b, bool(c)) for a, b, c in group.members.tolist()])
+        for group in factors.groups
+    ]
+    return ModelDescription(
+        banks={group.key: group.sizes for group in factors.groups}, layers=members_by_layer(groups)
+    )
 
 
 def _budget(cache: str | int | None, default: int, compute: torch.dtype) -> int:
@@ -131,7 +128,7 @@ def _fill_banks(model: Any, factors: Factors, dtype: torch.dtype) -> None:
     device = torch.device("cpu") if model.device.type == "meta" else model.device
     for group in factors.groups:
         bank = model.globe_banks[bank_module(group.key)]
-        if group.bits is None:
+        if group.sizes.bits is None:
             bank.atoms = nn.Parameter(factors.bank(group).to(device, dtype))
         else:
             bank.packed, bank.scales = _fixed(factors.packed_bank(group), device)
@@ -161,7 +158,7 @@ def _fill_factors(
     """Adapters (E', p, r), or their bits and scales, and codes (E', m) of a layer's experts."""
     found = [factors.find(family, layer, expert) for expert in module._parts[family].rows]
     group, positions = found[0][0], [position for _, position in found]
-    if group.bits is None:
+    if group.sizes.bits is None:
         adapters = torch.stack([factors.adapter(group, position) for position in positions])
         setattr(module, f"{family}_adapters", nn.Parameter(adapters.to(device, dtype)))
     else:
@@ -169,7 +166,7 @@ def _fill_factors(
         packed, scales = _fixed([torch.stack(part) for part in parts], device)
         setattr(module, f"{family}_packed", packed)
         setattr(module, f"{family}_scales", scales)
-    codes = nn.Parameter(group.codes(positions).to(device), requires_grad=group.bits is None)
+    codes = nn.Parameter(group.codes(positions).to(device), requires_grad=group.sizes.bits is None)
     setattr(module, f"{family}_codes", codes)
 
 
@@ -187,7 +184,7 @@ def _patch_shared_experts(model: nn.Module, factors: Factors) -> None:
             linear = _shared_linear(model, layer, f"{group.family}_proj")
             matrix = factors.reconstruct(group.family, layer, block, shared=True)
             with torch.no_grad():
-                linear.weight[block * group.p : (block + 1) * group.p].copy_(matrix)
+                linear.weight[block * group.sizes.p : (block + 1) * group.sizes.p].copy_(matrix)
 
 
 def _shared_linear(model: nn.Module, layer: int, wanted: str) -> Any:

@@ -112,7 +112,7 @@ def model_classes(model_type: str) -> tuple[Any, Any]:
 
     def build(self: Any, config: Any, *args: Any, **options: Any) -> None:
         base.__init__(self, config, *args, **options)
-        install(self, ModelDescription.from_document(getattr(config, FIELD)))
+        install(self, ModelDescription.from_json(getattr(config, FIELD), "config.json"))
 
     def save(self: Any, save_directory: str | Path, **options: Any) -> None:
         base.save_pretrained(self, save_directory, **options)

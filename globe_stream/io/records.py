@@ -12,12 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 
 from globe_stream.errors import InputError
 
 Json = dict[str, JsonValue]
 """A JSON object whose keys are not known beforehand, such as a model's own config.json."""
+
+JsonObject = Mapping[str, object]
+"""A JSON object that is only read, key by key: what a key holds is checked where it is used."""
 
 Scalars = Mapping[str, int | float]
 """Plain numbers by name, such as those an accumulator continues from."""
@@ -61,6 +71,15 @@ class Record:
         """Every field under its JSON name; tuples become lists, numbers stay as they are."""
         plain: Json = _adapter(type(self)).dump_python(self, mode="json", by_alias=True)
         return plain
+
+
+@dataclass(frozen=True)
+class Compact(Record):
+    """Base of records whose JSON form has no keys for the fields that are None."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, whole: SerializerFunctionWrapHandler) -> Json:
+        return {name: value for name, value in whole(self).items() if value is not None}
 
 
 _ADAPTERS: dict[type[Record], TypeAdapter[Any]] = {}

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from globe_stream.errors import InputError
 from globe_stream.io.dtypes import ITEM_BYTES
@@ -90,7 +89,7 @@ def load_header(path: Path, size: int, fetch: Callable[[int, int], bytes]) -> He
     return Header(path, size, hashlib.sha256(raw).hexdigest(), metadata, tuple(entries))
 
 
-def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
+def _parse_json(path: Path, raw: bytes) -> dict[str, object]:
     try:
         fields = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -103,7 +102,7 @@ def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
     return fields
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         twice = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
@@ -111,7 +110,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _metadata(path: Path, value: Any) -> dict[str, str]:
+def _metadata(path: Path, value: object) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
@@ -133,7 +132,7 @@ def _is_text(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def _numbers(value: Any) -> tuple[int, ...] | None:
+def _numbers(value: object) -> tuple[int, ...] | None:
     """`value` as a short list of numbers from 0 that fit 63 bits; None if it is none."""
     if not isinstance(value, list) or len(value) > _MAX_SIDES:
         return None
@@ -141,7 +140,7 @@ def _numbers(value: Any) -> tuple[int, ...] | None:
     return tuple(value) if fits else None
 
 
-def _entry(path: Path, base: int, name: str, value: Any) -> TensorEntry:
+def _entry(path: Path, base: int, name: str, value: object) -> TensorEntry:
     tensor = shown(name)
     fields = value if isinstance(value, dict) else {}
     if not {"dtype", "shape", "data_offsets"} <= set(fields) or not _is_text(name):

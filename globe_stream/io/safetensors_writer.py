@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -64,7 +64,7 @@ def plan_file(
 
 def _header(tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]) -> bytes:
     """The length prefix and header of a file that holds `tensors` in this order."""
-    fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    fields: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for tensor in tensors:
         stop = position + tensor.nbytes

@@ -12,7 +12,6 @@ import numpy as np
 from globe_stream.engine.metrics import MetricRow, read_metrics
 from globe_stream.engine.status import StatusDocument, run_status
 from globe_stream.factorization.records import GroupRecord, GroupState, group_state, run_header
-from globe_stream.io.records import Json
 from globe_stream.report.history import (
     EpochPoint,
     MemoryPoint,
@@ -65,17 +64,6 @@ class ReportData:
     groups: tuple[GroupData, ...]
     memory: tuple[StageMemory, ...] = field(default=())
     memory_points: tuple[MemoryPoint, ...] = field(default=())
-
-    def document(self) -> Json:
-        """The status document with curves and stages beside it, as plain values."""
-        return {
-            **self.status.to_json(),
-            "curves": {group.key: [list(point) for point in group.curve] for group in self.groups},
-            "memory": [
-                {"stage": one.stage, "price_bytes": one.estimate_bytes, "peak_bytes": one.peak}
-                for one in self.memory
-            ],
-        }
 
 
 def gather(path: Path, operations: Operations) -> ReportData:

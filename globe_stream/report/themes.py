@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 
@@ -15,7 +14,7 @@ class Theme:
     ink: str
     grid: str
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """As matplotlib's settings."""
         inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
         papered = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")

@@ -5,12 +5,12 @@ Memory: one chunk at a time.
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from globe_stream.errors import GlobeError, option
+from globe_stream.io.records import Record
 from globe_stream.store import arrays
 from globe_stream.store.rows import recorded_arrays
 from globe_stream.store.run import STORE, Run
@@ -20,31 +20,34 @@ ProgressCall = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Verification:
-    """What was looked at, and one message for every problem; none means that all is well.
+class Verification(Record):
+    """What was looked at, and one message for every problem; `ok` says that there is none.
 
     The messages have their options marked, as those of errors.
     """
 
+    format: int
     path: str
     kind: str
     arrays: int
     files: int
     bytes: int
+    ok: bool
     problems: tuple[str, ...]
 
-    def document(self, worded: Callable[[str], str] = str) -> dict[str, Any]:
-        """As one JSON document; `worded` spells the options in the problems."""
-        return {
-            "format": 1,
-            "path": self.path,
-            "kind": self.kind,
-            "arrays": self.arrays,
-            "files": self.files,
-            "bytes": self.bytes,
-            "ok": not self.problems,
-            "problems": [worded(problem) for problem in self.problems],
-        }
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        kind: str,
+        problems: Sequence[str],
+        *,
+        arrays: int = 0,
+        files: int = 0,
+        size: int = 0,
+    ) -> "Verification":
+        """What was found at `path`, of so many arrays and files with `size` bytes."""
+        return cls(1, str(path), kind, arrays, files, size, not problems, tuple(problems))
 
 
 def verify_arrays(
@@ -64,7 +67,7 @@ def verify_arrays(
             problems.append(error.message)
         if progress:
             progress(number, len(names), name)
-    return Verification(str(run.path), "run", len(names), 0, size, tuple(problems))
+    return Verification.of(run.path, "run", problems, arrays=len(names), size=size)
 
 
 def _present(run: Run) -> frozenset[str]:

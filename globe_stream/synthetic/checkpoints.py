@@ -12,9 +12,9 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -29,6 +29,7 @@ from globe_stream.errors import InputError
 from globe_stream.factorization.compose import compose_sparse
 from globe_stream.io import files
 from globe_stream.io.dtypes import CONFIG_NAMES, DTYPES, TORCH_DTYPES
+from globe_stream.io.records import JsonObject, Record
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import PlannedFile, PlannedTensor, plan_file, writing
 from globe_stream.io.system_errors import explained
@@ -42,16 +43,27 @@ _KEPT_BYTES = 512 * 2**20
 _STREAMS = {"expert": 0, "atom": 1, "code": 2, "adapter": 3, "other": 4}
 
 
+@dataclass(frozen=True)
+class SyntheticResult(Record):
+    """A checkpoint that was written: its folder, files, bytes, and the seconds that it took."""
+
+    format: int
+    out: str
+    shards: int
+    bytes: int
+    seconds: float
+
+
 def write_synthetic(
     out: Path,
     model: SyntheticModel,
     *,
     shard_bytes: int = 2 * 2**30,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> SyntheticResult:
     """Write the checkpoint `model` into the new or empty folder `out`.
 
-    Returns where it is, shards, bytes and seconds. Raises InputError when `out` has files in it,
+    Raises InputError when `out` has files in it,
     when the disk is too full (before anything is written), and when it fills up on the way.
     """
     begin = time.perf_counter()
@@ -76,7 +88,7 @@ def write_synthetic(
     files.write_text(out / INDEX_NAME, json.dumps(index, indent=1) + "\n")
     (out / MARKER).unlink()
     seconds = time.perf_counter() - begin
-    return {"format": 1, "out": str(out), "shards": len(shards), "bytes": size, "seconds": seconds}
+    return SyntheticResult(1, str(out), len(shards), size, seconds)
 
 
 def _write_shards(shards: list[PlannedFile], contents: "_Contents", bar: Bar) -> None:
@@ -196,7 +208,7 @@ class _Contents:
         return np.random.Generator(np.random.SFC64([self._model.seed, _STREAMS[what], *key]))
 
 
-def config_of(model: SyntheticModel) -> dict[str, Any]:
+def config_of(model: SyntheticModel) -> JsonObject:
     """A qwen2_moe config.json; `synthetic` says how the values were made."""
     heads = next(n for n in (16, 8, 4, 2, 1) if model.hidden % n == 0)
     return {

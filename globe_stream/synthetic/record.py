@@ -1,7 +1,6 @@
 """What is known of a synthetic checkpoint without its data: its index, and how it was made."""
 
 from pathlib import Path
-from typing import Any
 
 from globe_stream.checkpoint.index import ExpertIndex, build_index, read_json
 from globe_stream.config import SyntheticModel, differences
@@ -29,5 +28,5 @@ def planned_index(folder: Path, model: SyntheticModel) -> ExpertIndex:
 
 def made_otherwise(folder: Path, model: SyntheticModel) -> list[str] | None:
     """How the checkpoint in `folder` differs from `model`; None when it is not synthetic."""
-    made: Any = read_json(folder / "config.json").get("synthetic")
+    made = read_json(folder / "config.json").get("synthetic")
     return differences(made, model.model_dump()) if isinstance(made, dict) else None

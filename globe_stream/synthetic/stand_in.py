@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from globe_stream.checkpoint.index import INDEX_NAME
 from globe_stream.checkpoint.model_types import MODEL_TYPES
 from globe_stream.io import files
+from globe_stream.io.records import JsonObject
 from globe_stream.io.safetensors_writer import PlannedTensor, plan_file
 from globe_stream.io.system_errors import explained
 
@@ -94,7 +95,7 @@ def write_stand_in(folder: Path, model: StandIn) -> Path:
     return folder
 
 
-def _config(model: StandIn) -> dict[str, Any]:
+def _config(model: StandIn) -> JsonObject:
     rule = MODEL_TYPES[model.model_type]
     return {
         "model_type": model.model_type,

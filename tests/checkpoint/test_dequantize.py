@@ -49,8 +49,8 @@ def _by_blocks(values: Tensor, scales: Tensor) -> Tensor:
 def test_fp8_equals_the_library(tmp_path: Path, shards: int) -> None:
     tensors = _deepseek()
     index = open_index(str(write_checkpoint(tmp_path, tensors, DEEPSEEK, shards)))
-    assert index.summary()["families"]["up"]["dtype"] == "F8_E4M3"
-    assert index.summary()["mtp_layers_left_out"] == 1
+    assert index.summary().families["up"].dtype == "F8_E4M3"
+    assert index.summary().mtp_layers_left_out == 1
     library = Fp8Dequantize(SimpleNamespace())
     for family, experts in index.experts.items():
         for expert in experts:

@@ -62,8 +62,8 @@ def _fetched() -> tuple[ExpertIndex, Path, list[Any]]:
 
 def test_headers_alone_are_read(hub: Hub) -> None:
     index, local = open_index(MODEL), open_index(str(hub.root))
-    assert index.summary()["families"] == local.summary()["families"]
-    assert index.summary()["revision"] == COMMIT
+    assert index.summary().families == local.summary().families
+    assert index.summary().revision == COMMIT
     assert index.fingerprint().files == local.fingerprint().files
     shards = sorted(hub.root.glob("*.safetensors"))
     assert len(shards) == SHARDS
@@ -150,7 +150,7 @@ def test_a_long_header_takes_a_second_request(hub: Hub) -> None:
     shutil.rmtree(hub.root)
     tensors = qwen_tensors(layers=2, experts=300, p=2, d=2)
     write_checkpoint(hub.root, tensors, QWEN | {"num_experts": 300})
-    assert open_index(MODEL).summary()["families"]["up"]["experts"] == 600
+    assert open_index(MODEL).summary().families["up"].experts == 600
     ranges = [r for _, path, r, _ in hub.log if path.endswith("/model.safetensors")]
     assert len(ranges) == 2
     assert ranges[1].startswith("bytes=8-")

@@ -22,17 +22,17 @@ def index(request: pytest.FixtureRequest, tmp_path: Path) -> ExpertIndex:
 
 def test_summary(index: ExpertIndex) -> None:
     summary = index.summary()
-    assert summary["model_type"] == "qwen2_moe"
-    assert summary["shards"] == len(index.files)
-    assert summary["bytes"] == sum(path.stat().st_size for path in index.files)
-    assert summary["layout"].startswith("A (model.layers.{L}.mlp.experts.{E}.")
-    assert summary["shared_experts"] == 2
+    assert summary.model_type == "qwen2_moe"
+    assert summary.shards == len(index.files)
+    assert summary.bytes == sum(path.stat().st_size for path in index.files)
+    assert summary.layout.startswith("A (model.layers.{L}.mlp.experts.{E}.")
+    assert summary.shared_experts == 2
     for family in ("up", "gate", "down"):
-        assert summary["families"][family] == {
+        assert summary.families[family].to_json() == {
             "experts": 6, "p": 5, "d": 8, "dtype": "F32", "bytes": 6 * 5 * 8 * 4,
             "layers": [0, 1], "experts_per_layer": 3,
         }  # fmt: skip
-    json.dumps(summary)
+    json.dumps(summary.to_json())
 
 
 def test_every_expert_is_the_tensor_of_its_name(index: ExpertIndex) -> None:
@@ -135,7 +135,7 @@ def test_multi_token_prediction_layers_are_left_out(tmp_path: Path) -> None:
     root = str(write_checkpoint(tmp_path, tensors, QWEN))
     index = open_index(root)
     assert {e.layer for e in index.experts["up"]} == {0, 1}
-    assert index.summary()["mtp_layers_left_out"] == 2
+    assert index.summary().mtp_layers_left_out == 2
     assert len(index.shared["up"]) == 2
 
 

@@ -111,7 +111,7 @@ def _linear(tensor: str) -> str:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_equals_compressed_tensors(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     index, expected = _write(tmp_path, name, dtype)
-    assert index.summary()["families"]["up"]["dtype"] == FORMATS[name][2]
+    assert index.summary().families["up"].dtype == FORMATS[name][2]
     for experts in (*index.experts.values(), *index.shared.values()):
         for expert in experts:
             library = expected[_linear(expert.storage.weight.tensor)]
@@ -172,8 +172,8 @@ def test_deepseek_v4_equals_the_library(tmp_path: Path, packed: bool) -> None:
             expected[name] = library._dequantize_one(weight, scale, torch.float32)
     tensors["mtp.0.ffn.experts.0.w1.weight"] = torch.zeros(p, d // 2, dtype=torch.int8)
     index = open_index(str(write_checkpoint(tmp_path, tensors, V4, 3)))
-    assert index.summary()["families"]["up"]["dtype"] == ("MXFP4" if packed else "F8_E4M3")
-    assert index.summary()["mtp_layers_left_out"] == 1
+    assert index.summary().families["up"].dtype == ("MXFP4" if packed else "F8_E4M3")
+    assert index.summary().mtp_layers_left_out == 1
     for experts in (*index.experts.values(), *index.shared.values()):
         for expert in experts:
             library_made = expected[_linear(expert.storage.weight.tensor)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sample_runs import Recipe, make_run, tiny_model
 
-from globe_stream.cli.tables import comparison
+from globe_stream.cli.result_text import comparison
 from globe_stream.commands.models import Loading, estimate_loading
 from globe_stream.commands.scoring import Scoring, compare_models
 from globe_stream.config import Windows
@@ -44,9 +44,9 @@ def test_table_of_all_models(tmp_path: Path, model: Path, run: Path, text: Path)
     assert bits["run", "dense"] == pytest.approx(bits["run", "patched"], abs=0.02)
     assert bits["run", "dense"] != bits["", "original"]
     assert found.rows[1].parameters_kept < found.rows[4].parameters_kept
-    document = json.loads(json.dumps(found.document()))
+    document = json.loads(json.dumps(found.to_json()))
     assert document["rows"][3]["relative_errors"].keys() == {"up", "gate"}
-    lines = comparison(found.document()).splitlines()
+    lines = comparison(found).splitlines()
     assert len(lines) == 2 + 7 + 2
     assert f"{bits['larger', 'svd']:.4f}" in lines[8]
     assert lines[-1] == "Scored on 4 windows of 32 tokens."
@@ -116,9 +116,7 @@ def test_a_text_too_short_for_all_windows_is_said(run: Path, text: Path, tmp_pat
         [run], Scoring(text, models=("original",), windows=windows, work=tmp_path)
     )
     assert found.rows[0].score.windows == 3
-    assert "Scored on 3 windows of 32 tokens. The text is too short for the 64" in comparison(
-        found.document()
-    )
+    assert "Scored on 3 windows of 32 tokens. The text is too short for the 64" in comparison(found)
 
 
 def _never_loaded(*_: object) -> None:

@@ -48,7 +48,7 @@ def test_the_parts_are_the_whole(runs, tmp_path):
     whole, head, last = runs
     status = merge(tmp_path / "out", [last, head])
     assert support.results(tmp_path / "out") == support.results(whole)
-    assert status["state"] == "trained"
+    assert status.state == "trained"
     assert verify(tmp_path / "out").problems == ()
     one, other = (Run(path, writable=False) for path in (tmp_path / "out", whole))
     assert one.header == other.header

@@ -33,22 +33,22 @@ def planned(path, memory, scope="layer", processes=1):
 @pytest.mark.slow
 def test_a_bank_a_layer_of_kimi_k2(kimi):
     found = planned(kimi, "24GiB")
-    assert list(found["units"]) == ["up/layers-001-001", "up/layers-002-002"]
-    assert all((u["bases"], u["rank"]) == (EXPERTS // 4, R) for u in found["units"].values())
+    assert list(found.units) == ["up/layers-001-001", "up/layers-002-002"]
+    assert all((u.bases, u.rank) == (EXPERTS // 4, R) for u in found.units.values())
     weights = LAYERS * EXPERTS * P * D
     scales = LAYERS * EXPERTS * 4 * (P // 128) * (D // 128)
-    assert found["epoch_bytes_read"] == pytest.approx(weights + scales, rel=1e-3)
-    assert found["spilled_epoch_bytes"] == 0
-    assert not any(stage["spill"] for stage in found["stages"])
+    assert found.epoch_bytes_read == pytest.approx(weights + scales, rel=1e-3)
+    assert found.spilled_epoch_bytes == 0
+    assert not any(stage.spill for stage in found.stages)
 
 
 @pytest.mark.slow
 def test_processes_share_the_reading_and_each_pays_for_what_it_is_sent(kimi):
     """With the bank on disk: each has all of it, and reads it for its own batches alone."""
     alone, two = (planned(kimi, "8GiB", "global", processes) for processes in (1, 2))
-    assert alone["processes"] == 1
-    assert two["processes"] == 2
-    priced = [found["least_memory_bytes"] - found["base_bytes"] for found in (alone, two)]
+    assert alone.processes == 1
+    assert two.processes == 2
+    priced = [found.least_memory_bytes - found.base_bytes for found in (alone, two)]
     assert priced[1] > priced[0] + (30 << 20)
-    assert two["epoch_bytes_read"] == alone["epoch_bytes_read"]
-    assert 0.5 < two["spilled_epoch_bytes"] / alone["spilled_epoch_bytes"] < 0.95
+    assert two.epoch_bytes_read == alone.epoch_bytes_read
+    assert 0.5 < two.spilled_epoch_bytes / alone.spilled_epoch_bytes < 0.95

@@ -146,7 +146,7 @@ def test_the_peak_of_memory_survives_a_kill_and_never_falls(tmp_path, checkpoint
 def status(run):
     from globe_stream.commands.status import status as library_status
 
-    return json.dumps(library_status(run))
+    return json.dumps(library_status(run).to_json())
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def test_a_sound_run_has_no_problems(run: Path) -> None:
     assert found.arrays == 14
     assert found.bytes > 2 * 5 * 18 * 32 * 4
     assert told[-1] == (14, 14)
-    assert json.loads(json.dumps(found.document()))["ok"] is True
+    assert json.loads(json.dumps(found.to_json()))["ok"] is True
 
 
 @pytest.mark.parametrize("array", ["up/bank", "gate/codes/values", "up/experts"])

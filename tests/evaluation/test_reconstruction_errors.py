@@ -10,10 +10,10 @@ from sample_runs import Recipe, make_run, run_oracle
 
 from globe_stream.checkpoint.index import open_index
 from globe_stream.checkpoint.reader import read_expert
-from globe_stream.cli import tables as render
+from globe_stream.cli import result_text as render
 from globe_stream.commands.evaluate import evaluate_errors
 from globe_stream.evaluation.reconstruction import (
-    errors_document,
+    family_errors,
     measured_errors,
     recorded_errors,
     svd_errors,
@@ -48,17 +48,17 @@ def test_recorded_errors_are_those_measured(run: Path) -> None:
 def test_document_by_family_layer_and_expert(tmp_path: Path, model: Path) -> None:
     run = make_run(tmp_path / "run", model, Recipe(per_layer=True))
     groups = recorded_errors(run)
-    document = errors_document(groups)
+    document = family_errors(groups)
     both = [group for group in groups if group.family == "up"]
     whole = sum(float(group.squared_errors.sum()) for group in both)
     norms = sum(float(group.squared_norms.sum()) for group in both)
     up = document["up"]
-    assert up["relative_frobenius_error"] == pytest.approx((whole / norms) ** 0.5)
-    assert set(up["by_layer"]) == {"0", "1"}
-    assert up["by_layer"]["1"] == pytest.approx(both[1].sums.relative_error)
-    third = next(e for e in up["by_expert"] if (e["layer"], e["expert"]) == (1, 3))
+    assert up.relative_frobenius_error == pytest.approx((whole / norms) ** 0.5)
+    assert set(up.by_layer) == {0, 1}
+    assert up.by_layer[1] == pytest.approx(both[1].sums.relative_error)
+    third = next(e for e in up.by_expert if (e.layer, e.expert) == (1, 3))
     expected = float((both[1].squared_errors[3] / both[1].squared_norms[3]).sqrt())
-    assert third["relative_error"] == pytest.approx(expected)
+    assert third.relative_error == pytest.approx(expected)
 
 
 def test_svd_errors_are_the_discarded_spectra(run: Path, model: Path) -> None:
@@ -75,17 +75,17 @@ def test_svd_errors_are_the_discarded_spectra(run: Path, model: Path) -> None:
 
 def test_the_svd_that_a_run_recorded_is_told_without_measuring(run: Path, tmp_path: Path) -> None:
     found = evaluate_errors([run], measure=False, memory=None)[str(run)]
-    assert "svd_equal_parameters" not in found
+    assert "svd_equal_parameters" not in found.to_json()
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     with Run(copy, writable=True) as told:
         for family, error in (("up", 0.25), ("gate", 0.5)):
             state = seeded_state(told, family)
             told.commit({family: replace(state, svd_relative_error=error)})
-    document = {"errors": evaluate_errors([copy], measure=False, memory=None)}
-    kept = document["errors"][str(copy)]["svd_equal_parameters"]
+    found = evaluate_errors([copy], measure=False, memory=None)
+    kept = found[str(copy)].to_json()["svd_equal_parameters"]
     assert {name: one["relative_frobenius_error"] for name, one in kept.items()} == {
         "up": pytest.approx(0.25),
         "gate": pytest.approx(0.5),
     }
-    assert "0.2500" in render.errors(document)
+    assert "0.2500" in render.errors(found)

@@ -29,8 +29,8 @@ def test_trains_and_the_error_is_that_of_the_experts_read(kind, tmp_path):
     training = TrainConfig(epochs=4, warmup_epochs=1, target_support="none", activation="none")
     trained = train(run, training, QUIET, silent=True)
     for family in ("up", "gate"):
-        before = seeded["families"][family]["relative_frobenius_error"]
-        after = trained["families"][family]["relative_frobenius_error"]
+        before = seeded.families[family].relative_frobenius_error
+        after = trained.families[family].relative_frobenius_error
         assert after < before
         assert after == pytest.approx(measured(model, run, family), rel=1e-4)
 

@@ -34,7 +34,7 @@ def test_errors_told_are_those_of_what_is_read(
     factors = globe_stream.load_factors(tmp_path / "out")
     index = open_index(str(model))
     for group in factors.groups:
-        assert group.bits == bits
+        assert group.sizes.bits == bits
     for family, told in made.relative_errors.items():
         squared = norms = 0.0
         for expert in index.experts[family]:
@@ -56,9 +56,9 @@ def test_adapter_and_atoms_are_those_of_the_reconstruction(tmp_path: Path, run: 
     expected = factors.reconstruct("up", 1, 3)
     code = group.codes([position])[0]
     mixed = torch.einsum("j,jrd->rd", code, factors.bank(group))
-    hidden = group.activation.apply(mixed)
+    hidden = group.sizes.phi.apply(mixed)
     torch.testing.assert_close(hidden, factors.hidden(group, position), rtol=1e-4, atol=1e-5)
-    found = group.scale * factors.adapter(group, position) @ hidden + group.offset
+    found = group.sizes.scale * factors.adapter(group, position) @ hidden + group.sizes.offset
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

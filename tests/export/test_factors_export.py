@@ -148,7 +148,7 @@ def test_narrow_factors_are_closer_than_factors_rounded_to_the_nearest(tmp_path,
         bank = exact.bank(group).bfloat16().float()
         mixture = torch.einsum("j,jrd->rd", group.codes([position])[0], bank)
         adapter = exact.adapter(group, position).bfloat16().float()
-        plain = group.scale * adapter @ group.activation.apply(mixture) + group.offset
+        plain = group.sizes.scale * adapter @ group.sizes.phi.apply(mixture) + group.sizes.offset
         ours += float((other - rebuilt).square().sum())
         nearest += float((plain - rebuilt).square().sum())
     assert ours < 0.8 * nearest

@@ -238,8 +238,8 @@ def _oracle(experts, bank, exact, inputs, chosen, weights, wanted) -> torch.Tens
     total = torch.zeros((), dtype=torch.float64)
     for token, numbers in enumerate(chosen.tolist()):
         for slot, e in enumerate(numbers):
-            mixed = sizes.activation.gamma * torch.einsum("j,jrd->rd", codes[e], atoms)
-            lam = sizes.activation.lam
+            mixed = sizes.gain * torch.einsum("j,jrd->rd", codes[e], atoms)
+            lam = sizes.lam
             up = adapters[e] @ ((1 - lam) * mixed + lam * silu(mixed)) + sizes.offset
             gate = experts.gate_adapters[e].detach().double() @ gate_hidden[e].detach()
             gate = gate + experts._parts["gate"].sizes.offset

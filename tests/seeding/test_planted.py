@@ -30,21 +30,21 @@ def planted(tmp_path_factory):
 
 def seeded(model, run, **options):
     seeding = SeedConfig(bases=BASES, rank=RANK, **options)
-    return seed(model, run, UP, seeding, HOW, silent=True)["families"]["up"]
+    return seed(model, run, UP, seeding, HOW, silent=True).families["up"]
 
 
 @pytest.mark.slow
 def test_seeding_and_training_recover_it(planted, tmp_path):
     seeded(planted, tmp_path / "run")
     training = TrainConfig(epochs=80, activation="none", target_support="none")
-    found = train(tmp_path / "run", training, HOW, silent=True)["families"]["up"]
-    assert found["relative_frobenius_error"] < 1e-3
-    assert found["svd_equal_parameters_relative_error"] > 0.4
+    found = train(tmp_path / "run", training, HOW, silent=True).families["up"]
+    assert found.relative_frobenius_error < 1e-3
+    assert found.svd_equal_parameters_relative_error > 0.4
 
 
 @pytest.mark.slow
 def test_only_a_consensus_sees_through_the_rotations(planted, tmp_path):
     """Independent adapters leave nothing for a left basis that all experts share."""
-    aligned = seeded(planted, tmp_path / "aligned")["relative_frobenius_error"]
-    shared = seeded(planted, tmp_path / "shared", proxies="left_gram")["relative_frobenius_error"]
+    aligned = seeded(planted, tmp_path / "aligned").relative_frobenius_error
+    shared = seeded(planted, tmp_path / "shared", proxies="left_gram").relative_frobenius_error
     assert aligned < 0.6 * shared

@@ -29,13 +29,13 @@ def test_is_read_as_qwen2_moe(tmp_path: Path, name: str, dtype: str) -> None:
     report = write_synthetic(tmp_path / "m", SyntheticModel(**SIZES, dtype=name), shard_bytes=4000)
     index = open_index(str(tmp_path / "m"))
     summary = index.summary()
-    assert summary["model_type"] == "qwen2_moe"
-    assert set(summary["families"]) == {"up", "gate"}
-    for family in summary["families"].values():
-        assert (family["experts"], family["p"], family["d"]) == (10, 16, 24)
-        assert family["dtype"] == dtype
-    assert report["shards"] == summary["shards"] > 1
-    assert report["bytes"] == summary["bytes"] == sum(p.stat().st_size for p in index.files)
+    assert summary.model_type == "qwen2_moe"
+    assert set(summary.families) == {"up", "gate"}
+    for family in summary.families.values():
+        assert (family.experts, family.p, family.d) == (10, 16, 24)
+        assert family.dtype == dtype
+    assert report.shards == summary.shards > 1
+    assert report.bytes == summary.bytes == sum(p.stat().st_size for p in index.files)
     assert AutoConfig.from_pretrained(tmp_path / "m").num_experts == 5
     tensors = {name for path in index.files for name in load_file(path)}
     weight_map = json.loads((tmp_path / "m/model.safetensors.index.json").read_text())["weight_map"]

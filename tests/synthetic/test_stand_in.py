@@ -18,14 +18,14 @@ def test_headers_are_those_of_the_model_and_the_disk_is_not_used(tmp_path, name)
     model = FEW[name]
     index = open_index(str(write_stand_in(tmp_path / "model", model)))
     summary = index.summary()
-    assert summary["model_type"] == model.model_type
+    assert summary.model_type == model.model_type
     for family in ("up", "gate"):
-        found = summary["families"][family]
-        assert (found["p"], found["d"]) == (model.intermediate, model.hidden)
-        assert (found["experts"], found["experts_per_layer"]) == (2 * model.experts, model.experts)
-        assert found["dtype"] == STORED[model.storage]
-        assert found["layers"] == [model.dense, model.dense + 1]
-    assert summary["bytes"] > 2**28
+        found = summary.families[family]
+        assert (found.p, found.d) == (model.intermediate, model.hidden)
+        assert (found.experts, found.experts_per_layer) == (2 * model.experts, model.experts)
+        assert found.dtype == STORED[model.storage]
+        assert found.layers == (model.dense, model.dense + 1)
+    assert summary.bytes > 2**28
     assert sum(path.stat().st_blocks * 512 for path in index.files) < 2**22
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Annotated
+
+from pydantic import Field
 
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.commands.experts import GroupedExperts, Places, group_experts
@@ -10,6 +13,7 @@ from globe_stream.commands.sweep.grid import Point, digest
 from globe_stream.config import SeedConfig, SelectionConfig
 from globe_stream.errors import InputError
 from globe_stream.factorization.svd_baseline import seed_passes
+from globe_stream.io.records import Record
 from globe_stream.seeding.methods import proxies_for
 from globe_stream.seeding.sharing import SharingKeys, sharing_keys
 
@@ -49,18 +53,14 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class PassCount:
+class PassCount(Record):
     """Passes over the experts: of every point for itself, and with what is shared read once."""
 
     alone: int
-    read: int
+    done: Annotated[int, Field(alias="read")]
     gram_matrices: int  # formed
     warm_starts: int  # seeded; points with equal options of seed share one
-
-    @property
-    def saved(self) -> int:
-        """Passes that sharing saves."""
-        return self.alone - self.read
+    saved: int  # of those alone, by sharing
 
 
 def warm_starts(
@@ -135,7 +135,8 @@ def count_passes(preparations: Sequence[Preparation]) -> PassCount:
                 alone += sum(units.values())
                 read += sum(count for key, count in units.items() if key not in seen)
                 seen.update(units)
-    return PassCount(alone, read, len(preparations), sum(len(one.starts) for one in preparations))
+    starts = sum(len(one.starts) for one in preparations)
+    return PassCount(alone, read, len(preparations), starts, saved=alone - read)
 
 
 def training_key(point: Point) -> str:

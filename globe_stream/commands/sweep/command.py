@@ -20,7 +20,7 @@ from globe_stream.commands.sweep.arrangement import (
     warm_starts,
 )
 from globe_stream.commands.sweep.grid import Grid, Point, Values, points_of
-from globe_stream.commands.sweep.records import SweepResult, SweepRow, point_of, rows_of
+from globe_stream.commands.sweep.records import SweepResult, SweepRow, point_of, rows_of, svd_errors
 from globe_stream.commands.sweep.scores import Scores
 from globe_stream.commands.sweep.warm_starts import WarmStarts, preparation_plans
 from globe_stream.commands.train import train, train_plans
@@ -161,12 +161,13 @@ class _Job:
             found.append(point_of(point, path, own))
             rows += own
         return SweepResult(
-            self.model,
-            shop.resources.limit,
-            self.grid.names,
-            tuple(rows),
-            tuple(found),
-            count_passes(preparations),
+            model=self.model,
+            memory_budget_bytes=shop.resources.limit,
+            options=self.grid.names,
+            svd_equal_parameters_relative_error=svd_errors(rows),
+            passes=count_passes(preparations),
+            points=tuple(found),
+            rows=tuple(rows),
         )
 
     def _scored(self, result: SweepResult) -> SweepResult:
@@ -194,7 +195,7 @@ class _Job:
         pictures = pareto_pictures(places, result.original_bits_per_byte)
         for name, picture in zip(PICTURES, pictures.values(), strict=True):
             files.write_bytes(self.folder / name, picture)
-        files.write_text(self.folder / RECORD, json.dumps(result.document(), indent=1))
+        files.write_text(self.folder / RECORD, json.dumps(result.to_json(), indent=1))
         return result
 
     def _say(self, line: str) -> None:

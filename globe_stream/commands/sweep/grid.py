@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from pydantic import JsonValue
 
 from globe_stream.config import (
     METHOD_FACTS,
@@ -19,10 +21,11 @@ from globe_stream.config import (
 )
 from globe_stream.config.options import Options
 from globe_stream.errors import InputError, option
+from globe_stream.io.records import Json
 from globe_stream.io.system_errors import explained
 
 Model = TypeVar("Model", bound=Options)
-Values = dict[str, Any]
+Values = Json
 """What the options that are swept are at one point, by field."""
 
 _PLAIN = {"true": True, "false": False}
@@ -57,7 +60,7 @@ def grid_of(sets: Sequence[str], file: Path | None, methods: str | None) -> Grid
     axes, singles = ({}, []) if file is None else _read(file)
     given = [_parsed(text) for text in sets]
     if methods is not None:
-        given.append(("method", _known_methods(methods)))
+        given.append(("method", [*_known_methods(methods)]))
     for name, values in given:
         if name in axes:
             raise InputError(f"{option('set')} {name}: {name} is swept twice. Give it once")
@@ -106,7 +109,7 @@ def digest(value: object) -> str:
 # -- texts and files -----------------------------------------------------------------------------
 
 
-def _read(file: Path) -> tuple[dict[str, list[Any]], list[Values]]:
+def _read(file: Path) -> tuple[dict[str, list[JsonValue]], list[Values]]:
     """The axes of the table [grid] of `file`, and its single [[points]]."""
     try:
         with explained(file, "reading the grid"):
@@ -130,7 +133,7 @@ def _read(file: Path) -> tuple[dict[str, list[Any]], list[Values]]:
     return dict(axes), singles
 
 
-def _parsed(text: str) -> tuple[str, list[Any]]:
+def _parsed(text: str) -> tuple[str, list[JsonValue]]:
     """Option and values of `text`, OPTION=A,B."""
     name, equals, rest = text.partition("=")
     name = name.strip().replace("-", "_")
@@ -143,7 +146,7 @@ def _parsed(text: str) -> tuple[str, list[Any]]:
     return name, values
 
 
-def _value(spec: OptionSpec, text: str, where: str) -> Any:
+def _value(spec: OptionSpec, text: str, where: str) -> JsonValue:
     if not text:
         raise InputError(f"{where}: a value is missing. Give them as {spec.field}=A,B")
     if text == "none" and spec.default is None:
@@ -163,7 +166,7 @@ def _require_known(name: str, where: str) -> None:
         )
 
 
-def _require_distinct(name: str, values: Any, where: str) -> None:
+def _require_distinct(name: str, values: object, where: str) -> None:
     if not isinstance(values, list) or not values:
         raise InputError(f"{where} {name}: give a list of values")
     if len({json.dumps(value) for value in values}) < len(values):
@@ -205,7 +208,7 @@ def _changed(config: Model, values: Values) -> Model:
 
 def _matching(seeding: SeedConfig, values: Values) -> SeedConfig:
     """`seeding` without its proxies if the method among `values` does not work on them."""
-    facts = METHOD_FACTS.get(values.get("method", ""))
+    facts = METHOD_FACTS.get(str(values.get("method")))
     if facts is None or "proxies" in values or seeding.proxies in facts.proxies:
         return seeding
     return seeding.changed(proxies=None)

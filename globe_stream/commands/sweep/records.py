@@ -1,7 +1,7 @@
 """What a sweep found: rows by point and group of experts, read back from the points' runs."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from globe_stream.commands.sweep.arrangement import PassCount
@@ -11,7 +11,7 @@ from globe_stream.errors import GlobeError
 from globe_stream.factorization.error_sums import ErrorSums, pooled
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.records import run_header, seeded_state
-from globe_stream.io.records import Json
+from globe_stream.io.records import Record
 from globe_stream.seeding.methods import proxies_for
 from globe_stream.seeding.records import AtomsRecord, MeasureRecord
 from globe_stream.store import arrays
@@ -19,7 +19,7 @@ from globe_stream.store.run import Run
 
 
 @dataclass(frozen=True)
-class SweepRow:
+class SweepRow(Record):
     """One point on one group of experts; costs are those of this point alone.
 
     `method_seconds` are those of atoms and codes, `seconds` of everything; `passes` are bytes read
@@ -48,7 +48,7 @@ class SweepRow:
 
 
 @dataclass(frozen=True)
-class SweepPoint:
+class SweepPoint(Record):
     """One point, all families together."""
 
     name: str
@@ -60,39 +60,30 @@ class SweepPoint:
     bits_per_byte: float | None = None
 
 
-@dataclass(frozen=True)
-class SweepResult:
-    """Points as they were asked for, each with its rows; what sharing saved."""
+@dataclass(frozen=True, kw_only=True)
+class SweepResult(Record):
+    """Points as they were asked for, rows of each by group of experts, and what sharing saved.
 
+    `svd_equal_parameters_relative_error` has those groups for which all points agree.
+    """
+
+    format: int = 1
     model: str
     memory_budget_bytes: int
     options: tuple[str, ...]
-    rows: tuple[SweepRow, ...]
-    points: tuple[SweepPoint, ...]
-    passes: PassCount
+    svd_equal_parameters_relative_error: dict[str, float]
     original_bits_per_byte: float | None = None
+    passes: PassCount
+    points: tuple[SweepPoint, ...]
+    rows: tuple[SweepRow, ...]
 
-    @property
-    def svd(self) -> dict[str, float]:
-        """The error of the equal-parameter SVD by group, of the groups where all points agree."""
-        found: dict[str, set[float]] = {}
-        for row in self.rows:
-            found.setdefault(row.unit, set()).add(row.svd_equal_parameters_relative_error)
-        return {unit: errors.pop() for unit, errors in found.items() if len(errors) == 1}
 
-    def document(self) -> Json:
-        """As one JSON document."""
-        return {
-            "format": 1,
-            "model": self.model,
-            "memory_budget_bytes": self.memory_budget_bytes,
-            "options": list(self.options),
-            "svd_equal_parameters_relative_error": dict(self.svd),
-            "original_bits_per_byte": self.original_bits_per_byte,
-            "passes": {**asdict(self.passes), "saved": self.passes.saved},
-            "points": [asdict(point) for point in self.points],
-            "rows": [asdict(row) for row in self.rows],
-        }
+def svd_errors(rows: Sequence[SweepRow]) -> dict[str, float]:
+    """The error of the equal-parameter SVD by group, of the groups where all `rows` agree."""
+    found: dict[str, set[float]] = {}
+    for row in rows:
+        found.setdefault(row.unit, set()).add(row.svd_equal_parameters_relative_error)
+    return {unit: errors.pop() for unit, errors in found.items() if len(errors) == 1}
 
 
 def rows_of(point: Point, path: Path, groups: Sequence[ExpertGroup]) -> list[SweepRow]:

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from globe_stream.config import SeedConfig
@@ -34,7 +34,7 @@ class Atoms:
 
     combination: Tensor  # P (N, m) float64
     explained_variance: float  # share of the proxies' energy that lies in the span of the atoms
-    stats: Mapping[str, Any]
+    stats: Mapping[str, JsonValue]
 
 
 def check_count(view: GramView, count: int) -> None:
@@ -46,7 +46,7 @@ def check_count(view: GramView, count: int) -> None:
         )
 
 
-def finish(view: GramView, combination: Tensor, stats: Mapping[str, Any]) -> Atoms:
+def finish(view: GramView, combination: Tensor, stats: Mapping[str, JsonValue]) -> Atoms:
     """Scale every atom to unit norm and measure what their span explains.
 
     Raises:

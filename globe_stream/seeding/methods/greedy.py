@@ -49,7 +49,7 @@ def residual_greedy(view: GramView, count: int, options: SeedOptions) -> Atoms:
     check_count(view, count)
     empty = torch.zeros(view.size, 0, dtype=torch.float64)
     combination, errors = grow(view, empty, count, options.config, options.generator())
-    return finish(view, combination, {"greedy/errors": errors})
+    return finish(view, combination, {"greedy/errors": [*errors]})
 
 
 def grow(

@@ -27,8 +27,8 @@ def test_the_search_goes_on_and_prints_trials_that_no_other_beats(
         assert len(list(out.glob("trial-*"))) == trials
     found = []
     for run in sorted(out.glob("trial-*")):
-        up = status(run)["families"]["up"]
-        found.append((up["parameter_ratio"], up["relative_frobenius_error"]))
+        up = status(run).families["up"]
+        found.append((up.parameter_ratio, up.relative_frobenius_error))
     best = [a for a in found if not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in found)]
     printed = capsys.readouterr().out.splitlines()[-len(best) :]
     for (kept, error), line in zip(sorted(best), printed, strict=True):

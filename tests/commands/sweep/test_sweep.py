@@ -77,13 +77,15 @@ def test_a_method_among_others_does_what_it_does_alone(checkpoint, everything, m
         HOW,
         silent=True,
     )
-    up = alone["families"]["up"]
+    up = alone.families["up"]
     (row,) = [row for row in everything.rows if row.method == method]
-    assert row.relative_frobenius_error == pytest.approx(up["relative_frobenius_error"], rel=1e-5)
-    assert row.explained_variance == pytest.approx(up["explained_variance"], rel=1e-5)
-    assert everything.svd["up"] == pytest.approx(up["svd_equal_parameters_relative_error"])
-    assert (row.median_support, row.bytes_read) == (up["median_support"], alone["bytes_read"])
-    assert row.parameter_ratio == pytest.approx(up["parameter_ratio"])
+    assert row.relative_frobenius_error == pytest.approx(up.relative_frobenius_error, rel=1e-5)
+    assert row.explained_variance == pytest.approx(up.explained_variance, rel=1e-5)
+    assert everything.svd_equal_parameters_relative_error["up"] == pytest.approx(
+        up.svd_equal_parameters_relative_error
+    )
+    assert (row.median_support, row.bytes_read) == (up.median_support, alone.bytes_read)
+    assert row.parameter_ratio == pytest.approx(up.parameter_ratio)
     assert row.passes == pytest.approx(4, rel=0.1)
     assert 0 < row.method_seconds < row.seconds
     assert row.peak_memory_bytes > 0
@@ -112,7 +114,7 @@ def test_trained_points_have_the_bytes_of_runs_by_themselves(checkpoint, tmp_pat
         for name, values in own.items():
             assert np.array_equal(values, other[name]), (point.name, name)
         assert not verify(Path(point.run)).problems
-    assert json.loads((tmp_path / "out/sweep.json").read_text()) == found.document()
+    assert json.loads((tmp_path / "out/sweep.json").read_text()) == found.to_json()
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert left - {"lock", "lock.pid"} == {"runs", "sweep.json", "sweep.png", "sweep.svg"}
 
@@ -127,7 +129,7 @@ def test_what_is_shared_is_read_once_and_the_passes_are_counted(checkpoint, monk
     found = swept(checkpoint, "method=ts_pca,left_gram_pca,spherical_kmeans,nn_dictionary",
                   "target_support=3,none", training=TRAINING)  # fmt: skip
     # statistics, three kinds of proxies, four measurements, one baseline, eight times three epochs
-    assert len(read) == found.passes.read == 1 + 3 + 4 + 1 + 8 * 3
+    assert len(read) == found.passes.done == 1 + 3 + 4 + 1 + 8 * 3
     assert len(formed) == found.passes.gram_matrices == 3
     assert found.passes.warm_starts == 4
     assert found.passes.alone == 8 * (4 + 3)
@@ -140,7 +142,7 @@ def test_ranks_share_what_does_not_depend_on_them(checkpoint, monkeypatch):
     read = passes_of(monkeypatch)
     found = swept(checkpoint, "rank=6,9", "method=nn_dictionary,left_gram_pca")
     # the Procrustes mean is of one rank: two statistics; proxies, measure and baseline for each
-    assert len(read) == found.passes.read == 2 + 4 + 4 + 2
+    assert len(read) == found.passes.done == 2 + 4 + 4 + 2
     by_rank = {}
     for rank in (6, 9):
         alone = swept(checkpoint, "method=nn_dictionary,left_gram_pca",
@@ -224,7 +226,9 @@ def test_every_group_has_its_rows(checkpoint):
         selection=SelectionConfig(families="both"),
     )
     assert len(found.rows) == 2 * 2 * 2
-    assert len({row.unit for row in found.rows}) == len(found.svd) == 4
+    assert (
+        len({row.unit for row in found.rows}) == len(found.svd_equal_parameters_relative_error) == 4
+    )
     error, kept_share = found.points[0].relative_frobenius_error, found.points[0].parameters_kept
     own = [row for row in found.rows if row.point == found.points[0].name]
     assert min(r.relative_frobenius_error for r in own) < error
