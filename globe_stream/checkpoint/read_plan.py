@@ -158,4 +158,4 @@ def _length(index: Index) -> int:
 def _take(matrix: Tensor, dimension: int, index: Index) -> Tensor:
     if isinstance(index, slice):
         return matrix[index] if dimension == 0 else matrix[:, index]
-    return matrix.index_select(dimension, torch.tensor(index))
+    return matrix.index_select(dimension, torch.tensor(index, device=matrix.device))

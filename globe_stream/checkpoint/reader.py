@@ -24,6 +24,7 @@ from globe_stream.checkpoint.digests import digest_of, require_same
 from globe_stream.checkpoint.experts import ExpertMatrix
 from globe_stream.checkpoint.read_plan import ReadPlan, bound_bytes, plan_read
 from globe_stream.checkpoint.shards import ShardFiles, should_drop
+from globe_stream.checkpoint.slots import CudaSlots, Slots
 from globe_stream.checkpoint.strided import StridedMatrix
 from globe_stream.errors import InputError
 from globe_stream.io.closing import Closing
@@ -101,7 +102,7 @@ class ExpertReader(Closing):
         self._files = ShardFiles(should_drop(sum(experts[i].nbytes for i in self._order)))
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="expert-reader")
         self._pending: Future[_Read] | None = None
-        self._buffers: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self._buffers: tuple[Slots, Tensor, Tensor | None] | None = None
         self._last: tuple[object, int] = (None, -1)
         self.seconds_waiting = 0.0
 
@@ -118,19 +119,20 @@ class ExpertReader(Closing):
     def batches(self, skip: int = 0) -> Iterator[Batch]:
         """One pass; the first `skip` batches are left out without being read."""
         self._settle()
-        raw, weights, staging = self._allocate()
+        slots, weights, staging = self._allocate()
         self._last = (None, -1)
         numbers = range(skip, self.batch_count)
         try:
             if numbers:
-                self._pending = self._pool.submit(self._read, numbers[0], raw)
+                self._pending = self._pool.submit(self._read, numbers[0], slots)
             for number in numbers:
-                slots, digests = self._await()
-                positions = self._positions(number)
-                for i, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+                taken, digests = self._await()
+                positions, raw = self._positions(number), slots.to_decode()
+                for i, (position, slot) in enumerate(zip(positions, taken, strict=True)):
                     self._decode(self._experts[position], raw[slot], weights[i], staging)
+                slots.decoded()
                 if number + 1 < self.batch_count:
-                    self._pending = self._pool.submit(self._read, number + 1, raw)
+                    self._pending = self._pool.submit(self._read, number + 1, slots)
                 filled = weights[: len(positions)]
                 self._check_finite(positions, filled)
                 yield Batch(positions, filled, digests)
@@ -142,6 +144,8 @@ class ExpertReader(Closing):
         self._settle()
         self._pool.shutdown()
         self._files.close()
+        if self._buffers is not None:
+            self._buffers[0].close()
         self._buffers = None
 
     @staticmethod
@@ -163,19 +167,19 @@ class ExpertReader(Closing):
         scratch += decode_scratch_bytes(expert.dtype, count, columns, expert.storage.block)
         return batch * (slot + 4 * count * columns) + scratch
 
-    def _allocate(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _allocate(self) -> tuple[Slots, Tensor, Tensor | None]:
         if self._buffers is None:
             size = max(_slot_bytes(self._parts(expert)) for expert in self._distinct())
             count = self._experts[0].shape[0] if self._rows is None else len(self._rows)
             shape = (count, self._experts[0].shape[1])
-            raw = torch.empty(
-                (self._batch, size), dtype=torch.uint8, pin_memory=self._device.type == "cuda"
-            )
             weights = torch.empty((self._batch, *shape), device=self._device)
             staging = None
             if self._device.type != "cpu" and any(e.storage.scale for e in self._experts):
                 staging = torch.empty(shape)
-            self._buffers = (raw, weights, staging)
+            slots = Slots(self._batch, size)
+            if self._device.type == "cuda" and staging is None:
+                slots = CudaSlots(self._batch, size, self._device)
+            self._buffers = (slots, weights, staging)
         return self._buffers
 
     def _distinct(self) -> list[ExpertMatrix]:
@@ -192,8 +196,9 @@ class ExpertReader(Closing):
     def _positions(self, number: int) -> list[int]:
         return self._order[number * self._batch : (number + 1) * self._batch]
 
-    def _read(self, number: int, raw: Tensor) -> _Read:
-        """Read batch `number` into slots of `raw`; the slot and the digest of each expert."""
+    def _read(self, number: int, into: Slots) -> _Read:
+        """Read batch `number` into slots of `into`; the slot and the digest of each expert."""
+        raw = into.to_fill(None if self._last[0] is None else self._last[1])
         slots: list[int] = []
         digests: list[Tensor] = []
         used: list[tuple[Path, int, int]] = []
@@ -210,6 +215,7 @@ class ExpertReader(Closing):
             if self._rows is None:
                 digests.append(self._digest(position, parts, raw[slots[-1]]))
         self._files.forget(used)
+        into.filled()
         return slots, torch.stack(digests) if digests else None
 
     def _digest(self, position: int, parts: list[_Part], slot: Tensor) -> Tensor:

@@ -236,8 +236,8 @@ def test_buffer_bytes_cover_what_is_allocated(
     index = open_index(str(write_checkpoint(tmp_path, tensors, config)))
     with ExpertReader(index.experts["up"], 2, rows=rows) as reader:
         next(reader.batches())
-        raw, weights, _ = reader._buffers
-        allocated = raw.nbytes + weights.nbytes
+        slots, weights, _ = reader._buffers
+        allocated = slots.to_decode().nbytes + weights.nbytes
     priced = ExpertReader.buffer_bytes(index.experts["up"][0], 2, rows)
     assert allocated <= priced
     if rows is not None:

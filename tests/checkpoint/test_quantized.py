@@ -136,9 +136,9 @@ def test_rows_and_blocks_of_shared_experts(tmp_path: Path, name: str, rows: list
             for batch in reader.batches():
                 for position, weights in zip(batch.positions, batch.weights, strict=True):
                     assert torch.equal(weights, read_expert(experts[position])[rows])
-            raw, weights, _ = reader._buffers
+            slots, weights, _ = reader._buffers
         estimated = max(ExpertReader.buffer_bytes(expert, 2, rows) for expert in experts)
-        assert raw.nbytes + weights.nbytes <= estimated
+        assert slots.to_decode().nbytes + weights.nbytes <= estimated
         assert estimated <= max(ExpertReader.buffer_bytes(e, 2, len(rows)) for e in experts)
 
 

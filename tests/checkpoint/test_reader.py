@@ -164,7 +164,8 @@ def test_buffer_bytes_are_those_allocated(
     experts = index.experts["up"]
     with ExpertReader(experts, batch, rows=rows) as reader:
         next(reader.batches())
-        raw, weights, _ = reader._buffers
+        slots, weights, _ = reader._buffers
+        raw = slots.to_decode()
         allocated = raw.nbytes + weights.nbytes
     priced = ExpertReader.buffer_bytes(experts[0], batch, rows)
     scratch = 3 * 8 * raw.shape[1] if rows == [3, 0, 1] else 0

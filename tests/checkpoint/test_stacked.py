@@ -77,9 +77,9 @@ def test_gate_and_up_together_read_each_byte_once(tmp_path: Path, kind: str, bat
         for chunk in reader.batches():
             assert torch.equal(chunk.weights, values[chunk.positions])
         assert reader.bytes_read == 2 * E * P * D * 2
-        raw, weights, _ = reader._buffers
+        slots, weights, _ = reader._buffers
     block = -(-2 * P * D * 2 // 64) * 64
-    assert raw.nbytes <= batch * block
+    assert slots.to_decode().nbytes <= batch * block
     assert weights.nbytes == batch * P * D * 4
 
 

@@ -1,7 +1,9 @@
 """What torch says of a device that is pretended: torch.mps, torch.cuda and their likes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -12,37 +14,71 @@ WHOLE = 16 << 30
 """Memory of a pretended device without a planted limit."""
 
 
-class _Stream:
-    """A queue whose work is done at once."""
+class Stream:
+    """A queue whose copies are done as late as they may be: when something waits for them."""
+
+    current = threading.local()
+    """`current.stream`: the stream that a block of this thread chose, if any."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        pass
+        self._waiting: deque[Callable[[], Any]] = deque()
+        self._entered = 0
+        self._done = 0
 
-    def wait_stream(self, _: Any) -> None:
-        pass
+    def defer(self, copy: Callable[[], Any]) -> None:
+        """Carry out `copy` later."""
+        self._waiting.append(copy)
+        self._entered += 1
 
-    def wait_event(self, _: Any) -> None:
-        pass
+    def carry_out(self, count: int) -> None:
+        """Do all that is among the first `count` copies and was not done."""
+        while self._done < count:
+            self._waiting.popleft()()
+            self._done += 1
 
-    def record_event(self, event: Any = None) -> Any:
-        return event or _Event()
+    def wait_stream(self, other: "Stream") -> None:
+        other.synchronize()
+
+    def wait_event(self, event: "Event") -> None:
+        event.synchronize()
 
     def synchronize(self) -> None:
-        pass
+        self.carry_out(self._entered)
+
+    @property
+    def entered(self) -> int:
+        """How many copies were ever put into it."""
+        return self._entered
 
 
-class _Event:
+class Event:
+    """A mark in a stream."""
+
     def __init__(self, *_: Any, **__: Any) -> None:
-        pass
+        self._stream: Stream | None = None
+        self._mark = 0
 
-    def record(self, _: Any = None) -> None:
-        pass
-
-    def wait(self, _: Any = None) -> None:
-        pass
+    def record(self, stream: Stream) -> None:
+        self._stream, self._mark = stream, stream.entered
 
     def synchronize(self) -> None:
-        pass
+        if self._stream is not None:
+            self._stream.carry_out(self._mark)
+
+
+@contextmanager
+def _chosen(stream: Stream) -> Iterator[None]:
+    before = chosen_stream()
+    Stream.current.stream = stream
+    try:
+        yield
+    finally:
+        Stream.current.stream = before
+
+
+def chosen_stream() -> Stream | None:
+    """The stream that `torch.cuda.stream` chose in this thread."""
+    return getattr(Stream.current, "stream", None)
 
 
 @contextmanager
@@ -86,10 +122,10 @@ def pretend(device: Any) -> Iterator[None]:
                 ),
                 "empty_cache": lambda: device.called.append(("empty_cache",)),
                 "synchronize": lambda *_: None,
-                "Stream": _Stream,
-                "Event": _Event,
-                "stream": lambda _: nullcontext(),
-                "current_stream": lambda *_: _Stream(),
+                "Stream": Stream,
+                "Event": Event,
+                "stream": _chosen,
+                "current_stream": lambda *_: chosen_stream() or Stream(),
             }
         },
     }[device.kind]

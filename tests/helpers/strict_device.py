@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from dispatch_table import EXPLICIT, IMPLICIT, kernel
 from planted_faults import Faults, out_of_memory
-from strict_backends import pretend
+from strict_backends import chosen_stream, pretend
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
@@ -257,6 +257,10 @@ class StrictDevice:
     def _run(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         unwrap = lambda one: one.held if isinstance(one, StrictTensor) else one  # noqa: E731
         inner_args, inner_kwargs = tree_map_only(torch.Tensor, unwrap, (args, kwargs))
+        stream = chosen_stream()
+        if stream is not None and name == "copy_" and True in (*args[2:], *kwargs.values()):
+            stream.defer(lambda: func(*inner_args, **inner_kwargs))
+            return args[0]
         made = func(*inner_args, **inner_kwargs)
         self.faults.plant(name, inner_args, made)
         written = _written(func, args, kwargs)
