@@ -1,23 +1,21 @@
-"""All byte arithmetic: what every stage holds at its peak.
+"""Byte arithmetic: what stages hold at their peak; of banks, of measuring and of training.
 
 An estimate is what a stage adds to the process as it was measured before the stage began (the
 `base`: interpreter, libraries, thread pools). Every term stands beside the array it is for; which
-batch and which spilling keep a stage within a budget is chosen in `planner`.
+batch and which spilling keep a stage within a budget is chosen in `planner`. The other stages of
+seeding are in `seeding_cost`, exports in `export_cost`.
 Source: docs/design.md, section Memory.
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from globe_stream.factorization.adapters import fitted_together
 from globe_stream.factorization.groups import GroupSizes
-from globe_stream.io.files import PIECE_BYTES
 from globe_stream.io.records import Record
 from globe_stream.io.world import PIECE_BYTES as SUM_BYTES
-from globe_stream.kernels.gram import PANEL_ROWS
 from globe_stream.kernels.nnls import BATCH_ROWS as NNLS_ROWS
-from globe_stream.kernels.pivoting import CHUNK_BYTES as NNLS_CHUNK_BYTES
 from globe_stream.store.tiles import balanced_rows
 
 TILE_BYTES = 32 << 20
@@ -40,11 +38,6 @@ CHUNK_READ_COPIES = 2
 """A checksummed chunk is held this many times while Zarr reads it (measured)."""
 BASE_SPREAD_BYTES = 4 << 20
 """The base differs by less than this from one process to the next (measured)."""
-POLISH_CHUNKS = 5
-"""Blocks of NNLS_CHUNK_BYTES that an exact solve holds: gathered, masked, factored, and copies."""
-
-_EIGEN_BYTES = 8 * 5
-"""An eigendecomposition in float64, per element: matrix, vectors and 2 p^2 of LAPACK's."""
 
 
 @dataclass(frozen=True)
@@ -90,84 +83,10 @@ def bank_tile_bytes(sizes: GroupSizes) -> int:
     return 4 * sizes.bases * tile_rows(sizes) * sizes.d
 
 
-def statistics_bytes(
-    sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes, kinds: Collection[str]
-) -> int:
-    """First pass: the reader, per-row sums, and what the kinds of proxies need.
-
-    The left Gram comes with one product panel; the Procrustes mean (r, d) with the rotation of one
-    expert or, at first, its eigenvectors.
-    """
-    square = sizes.p * sizes.p
-    gram = square * (8 + 4) if "left_gram" in kinds else 0
-    one = max(rotation_bytes(sizes) + 4 * 2 * sizes.rank * sizes.d, _EIGEN_BYTES * square)
-    procrustes_mean = 4 * sizes.rank * sizes.d + one if "procrustes" in kinds else 0
-    return reader(batch_plan.batch, None) + gram + procrustes_mean + 48 * sizes.experts
-
-
 def rotation_bytes(sizes: GroupSizes) -> int:
     """Rotating one expert: the matrix (r, p), two like it and three (r, r)."""
     _, rr, pr = _areas(sizes)
     return 4 * (3 * pr + 3 * rr)
-
-
-def proxies_bytes(
-    sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes, kind: str, proxy_itemsize: int
-) -> int:
-    """Second pass: the reader and the proxies of a batch, in float32, as stored and as written.
-
-    What is written is one tile's rows of the batch, made contiguous.
-
-    left_gram holds A0 (p, r) too, after an eigendecomposition of the (p, p) left Gram in
-    float64; svd does the same per expert.
-    procrustes holds the Procrustes mean and the rotations of a few experts.
-    """
-    rows = sizes.rank if kind == "rows" else None
-    each = sizes.rank * (4 + proxy_itemsize) + tile_rows(sizes) * proxy_itemsize
-    working = reader(batch_plan.batch, rows) + batch_plan.batch * sizes.d * each
-    working += page_rounding(sizes, batch_plan.batch)
-    eigen = _EIGEN_BYTES * sizes.p * sizes.p
-    if kind == "left_gram":
-        return 4 * 2 * sizes.p * sizes.rank + max(eigen, working)
-    if kind == "procrustes":
-        rotated = min(batch_plan.batch, fitted_together(sizes.rank, sizes.d))
-        return 4 * sizes.rank * sizes.d + working + rotated * rotation_bytes(sizes)
-    return working + (eigen if kind == "svd" else 0)
-
-
-def gram_bytes(sizes: GroupSizes, proxy_itemsize: int, products: int | None = None) -> int:
-    """Gram matrix: a tile of proxies as stored, one 4096-wide float32 slice, C and its panels.
-
-    Where C is never formed (`products` given), one panel of the tile in float32 and float64.
-    """
-    n, width = sizes.experts, tile_rows(sizes) * sizes.d
-    tile = n * width * proxy_itemsize
-    if products is not None:
-        return tile + min(n, PANEL_ROWS) * width * (4 + 8)
-    panels = PANEL_ROWS * n * (4 + 8)
-    return tile + n * (4096 * 4 + 8 * n) + panels
-
-
-def atoms_bytes(sizes: GroupSizes, proxy_itemsize: int, products: int | None = None) -> int:
-    """Atoms and codes: the method, then the codes, then the bank.
-
-    A method on the formed C (N, N) holds up to six more such matrices in an eigendecomposition,
-    and twelve (N, m). One that only takes products of C with `products` = l vectors holds ten
-    (N, l) and eight (l, l), a proxy tile in both widths and its product with the vectors.
-    The codes take their own four (N, m) and the arrays of one batch of rows; the bank a proxy tile
-    in both widths and bank tiles.
-    """
-    n, m, tiles = sizes.experts, sizes.bases, bank_tile_bytes(sizes)
-    width = tile_rows(sizes) * sizes.d
-    block = n * width * (proxy_itemsize + 4)
-    rows = 8 * 12 * min(n, NNLS_ROWS) * m
-    coding = 8 * 4 * n * m + rows + POLISH_CHUNKS * min(NNLS_CHUNK_BYTES, 8 * n * m * m)
-    building = 8 * 4 * n * m + max(block + 2 * tiles, tiles * (2 + CHUNK_READ_COPIES))
-    if products is None:
-        square = 8 * n * n
-        return square + max(8 * 12 * n * m + 6 * square, coding, building)
-    method = 8 * (10 * n * products + 8 * products**2) + block + 4 * width * products
-    return max(method, coding + n * width * proxy_itemsize, building)
 
 
 def fit_bytes(sizes: GroupSizes, curved: bool = False) -> int:
@@ -304,16 +223,6 @@ def exchange_bytes(sizes: GroupSizes, proxy_itemsize: int, processes: int) -> di
     return {"gram": 3 * tile + sums, "atoms": 3 * tile + sums, "": sums}
 
 
-def svd_work_bytes(p: int, d: int) -> int:
-    """The eigenvalues of one expert's smaller Gram matrix: W and four such matrices in float64."""
-    return 8 * (p * d + 4 * min(p, d) ** 2)
-
-
-def baseline_bytes(sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes) -> int:
-    """Spectra: the reader and the work of one expert."""
-    return reader(batch_plan.batch, None) + svd_work_bytes(sizes.p, sizes.d)
-
-
 def spilled_batches(sizes: GroupSizes) -> list[int]:
     """Batch sizes worth trying with a bank on disk, largest first: every batch reads all of it."""
     counts = range(1, min(SPILLED_BATCHES, sizes.experts) + 1)
@@ -331,40 +240,6 @@ def batches(sizes: GroupSizes, bytes_each: int) -> list[int]:
         sizes_down.append(most)
         most //= 2
     return sizes_down
-
-
-def estimate_export(
-    sizes: GroupSizes, reader: int, banks: int, *, rounds: bool = False, quantizes: bool = False
-) -> int:
-    """Bytes of an export above the base, for `banks` resident bytes of banks and a `reader`.
-
-    One expert's mixture and fit (see `fit_bytes`) and two more (r, d) in a curved activation; its
-    adapter scaled (p, r); its gate-and-up block as stored (2 p, d), at most float32; one atom; the
-    copy buffer twice; codes as supports. An export that `rounds` holds of an adapter (p, r), or of
-    a tile of the bank, three more in float32 and five matrices of its side in float64, and for a
-    bank dense codes. One that `quantizes` holds of an expert H, its rows made orthonormal and two
-    matrices of its side in float64, of the adapter nine arrays as large as it in float32 while
-    groups try their scales, and the paths of a trellis code; of the bank a tile with its numbers.
-    """
-    r, p, d, m = sizes.rank, sizes.p, sizes.d, sizes.bases
-    codes = 8 * sizes.experts * m
-    one = fit_bytes(sizes) + 4 * (3 * r * d + p * r + 2 * p * d)
-    working = banks + reader + one + 4 * r * d
-    if rounds:
-        working += 4 * 3 * p * r + 8 * 5 * r * r
-        bank = 4 * bank_tile_bytes(sizes) + 8 * 5 * m * m + 4 * sizes.experts * m
-        working = max(working, bank)
-    if quantizes:
-        trellis = 16 << 20
-        working += 20 * r * d + 24 * r * r + 36 * p * r + trellis
-        tile = 2 * min(TILE_BYTES, 4 * m * r * d)
-        working = max(working, tile + trellis + 8 * 5 * m * m + 4 * sizes.experts * m)
-    return working + 2 * PIECE_BYTES + codes
-
-
-def estimate_svd_export(p: int, d: int, reader: int) -> int:
-    """Bytes of replacing experts by their truncated SVD: its work and three (p, d) in float32."""
-    return reader + svd_work_bytes(p, d) + 4 * 3 * p * d + 2 * PIECE_BYTES
 
 
 def budget_for(base: int, estimate_bytes: int) -> int:

@@ -16,7 +16,7 @@ from globe_stream.config import TrainConfig
 from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.formatting import format_bytes
-from globe_stream.memory import cost_model
+from globe_stream.memory import cost_model, export_cost, seeding_cost
 from globe_stream.memory.base import measured_base
 from globe_stream.memory.cost_model import BatchPlan, StagePlan, budget_for, safe_budget
 
@@ -129,7 +129,7 @@ def plan_export(
 ) -> ExportPlan:
     """The largest choice that fits `memory` bytes, base included; None means no limit.
 
-    `rounds` and `quantizes` say how factors are written; see `cost_model.estimate_export`.
+    `rounds` and `quantizes` say how factors are written; see `export_cost.estimate_export`.
 
     Raises InputError when even one expert at a time does not fit.
     """
@@ -138,7 +138,7 @@ def plan_export(
 
     def estimate_bytes(choice: tuple[int, int]) -> int:
         return max(
-            cost_model.estimate_export(
+            export_cost.estimate_export(
                 group.sizes,
                 _largest_reader(group.experts, choice[1]),
                 resident[choice[0]],
@@ -156,7 +156,7 @@ def plan_svd(experts: Sequence[ExpertMatrix], memory: int | None) -> ExportPlan:
     p, d = experts[0].shape
 
     def estimate_bytes(choice: tuple[int, int]) -> int:
-        return cost_model.estimate_svd_export(p, d, _largest_reader(experts, choice[1]))
+        return export_cost.estimate_svd_export(p, d, _largest_reader(experts, choice[1]))
 
     choices = product((0,), _EXPORT_BATCHES)
     return _export_plan("truncated SVD", choices, estimate_bytes, memory)
@@ -237,12 +237,12 @@ def _seed_estimates(
     itemsize = group.proxy_dtype.itemsize
     more = cost_model.exchange_bytes(sizes, itemsize, processes)
     alone: dict[str, EstimateBytes] = {
-        "statistics": lambda k: cost_model.statistics_bytes(sizes, k, reader, kinds or {proxies}),
-        "proxies": lambda k: cost_model.proxies_bytes(sizes, k, reader, proxies, itemsize),
-        "gram": lambda _: cost_model.gram_bytes(sizes, itemsize, products),
-        "atoms": lambda _: cost_model.atoms_bytes(sizes, itemsize, products),
+        "statistics": lambda k: seeding_cost.statistics_bytes(sizes, k, reader, kinds or {proxies}),
+        "proxies": lambda k: seeding_cost.proxies_bytes(sizes, k, reader, proxies, itemsize),
+        "gram": lambda _: seeding_cost.gram_bytes(sizes, itemsize, products),
+        "atoms": lambda _: seeding_cost.atoms_bytes(sizes, itemsize, products),
         "measure": lambda k: cost_model.measure_bytes(sizes, k, reader),
-        "baseline": lambda k: cost_model.baseline_bytes(sizes, k, reader),
+        "baseline": lambda k: seeding_cost.baseline_bytes(sizes, k, reader),
     }
     return {
         name: _plus(estimate_bytes, more.get(name, more[""]))

@@ -10,27 +10,18 @@ Source: docs/design.md, sections Proxies, Gram space and Seeding methods.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
 
 import torch
 
-from globe_stream.checkpoint.dealing import deal
-from globe_stream.config import SeedConfig
-from globe_stream.engine.context import Context
 from globe_stream.engine.progress import step_bar
 from globe_stream.engine.records import PassCost
 from globe_stream.engine.stream import Pass, finished, stream
-from globe_stream.errors import GlobeError
 from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.code_statistics import code_statistics
-from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.measure import MeasureAccumulator
-from globe_stream.factorization.normalization import Normalization
 from globe_stream.factorization.records import (
     PROCRUSTES_MEAN,
     GroupState,
-    global_error,
     group_state,
 )
 from globe_stream.factorization.svd_baseline import (
@@ -40,13 +31,12 @@ from globe_stream.factorization.svd_baseline import (
 )
 from globe_stream.kernels.atoms import unit_mixture_scales
 from globe_stream.kernels.gram import normalized
-from globe_stream.memory.cost_model import StagePlan, tile_rows
 from globe_stream.seeding.gram import ProxyOperator, build_bank, proxy_gram
+from globe_stream.seeding.group_stages import GroupStages, flat
 from globe_stream.seeding.methods import (
     GramView,
     codes_from_gram,
     gram_products,
-    proxies_for,
     run_method,
 )
 from globe_stream.seeding.proxies import ProxyAccumulator, make_projection
@@ -59,25 +49,16 @@ from globe_stream.seeding.records import (
     MeasureRecord,
     ProxiesRecord,
     SeedingRecords,
-    StageRecord,
     StatisticsRecord,
 )
 from globe_stream.seeding.statistics import StatisticsAccumulator, evenly, require_usable
 from globe_stream.store import arrays, codes, digests
-from globe_stream.store.run import Run
-from globe_stream.store.tiles import Tiles
-
-Stage = TypeVar("Stage", bound=StageRecord)
 
 
 @dataclass(frozen=True)
-class Seeding:
-    """What the stages of one group share."""
+class Seeding(GroupStages):
+    """The stages of one group."""
 
-    context: Context
-    group: ExpertGroup
-    config: SeedConfig
-    plans: dict[str, StagePlan]
     kinds: frozenset[str] = frozenset()
     """Kinds of proxies that the statistics are to serve; empty: the method's own."""
     baseline: BaselineRecord | None = None
@@ -121,26 +102,7 @@ class Seeding:
         }
         with self.context.stage(self.stage_name(stage), self.plans[stage].estimate_bytes):
             steps[stage]()
-        self._log(stage)
-
-    def done(self, stage: str, kind: type[Stage]) -> Stage | None:
-        """What `stage`, whose record is a `kind`, recorded when it was carried out, or None."""
-        return self.context.run.state(self.state_key(stage), kind)
-
-    def require(self, stage: str, kind: type[Stage]) -> Stage:
-        """As `done`, of a stage that must have been carried out."""
-        record = self.done(stage, kind)
-        if record is None:
-            raise GlobeError(f"{self.context.run.path}: {self.stage_name(stage)} is not done")
-        return record
-
-    def state_key(self, stage: str) -> str:
-        """The key of the run's state under which `stage` records what it did."""
-        return f"{self.group.key}:{stage}"
-
-    def stage_name(self, stage: str) -> str:
-        """What the memory meter and the metrics call `stage`."""
-        return f"{self.group.key}/seed/{stage}"
+        self.log(stage)
 
     # -- stages ----------------------------------------------------------------------------
 
@@ -150,12 +112,12 @@ class Seeding:
         accumulator = StatisticsAccumulator(
             experts,
             subset,
-            self.kinds or {self._kind},
+            self.kinds or {self.kind},
             self.group.rank,
             self.context.device,
             self.context.world,
         )
-        task = self._pass("statistics")
+        task = self.task("statistics")
         cost = stream(self.context, task, accumulator)
         statistics = accumulator.result()
         require_usable(experts, statistics.norms)
@@ -176,21 +138,21 @@ class Seeding:
         if statistics.procrustes_mean is not None:
             put[PROCRUSTES_MEAN] = statistics.procrustes_mean
         record = StatisticsRecord(cost, normalization.mean, normalization.scale)
-        self._commit("statistics", record, put, task)
+        self.commit("statistics", record, put, task)
 
     def _proxies(self) -> None:
         projection = make_projection(
-            self._kind, self._tensor, self.config, self.group.rank, self.context.device
+            self.kind, self.tensor, self.config, self.group.rank, self.context.device
         )
-        tiles = self._proxy_tiles()
+        tiles = self.proxy_tiles()
         accumulator = ProxyAccumulator(
-            tiles.own, projection.project, self._normalization(), tiles.positions
+            tiles.own, projection.project, self.normalization(), tiles.positions
         )
-        task = self._pass("proxies", projection.rows)
+        task = self.task("proxies", projection.rows)
         cost = stream(self.context, task, accumulator)
         tiles.own.sync()
         tiles.close()
-        whole = float(self._tensor("seed/normalised_norms").sum())
+        whole = float(self.tensor("seed/normalised_norms").sum())
         record = ProxiesRecord(
             cost,
             accumulator.energy / whole if whole else 0.0,
@@ -198,11 +160,11 @@ class Seeding:
             None if projection.rows is None else tuple(projection.rows),
             self.context.world.size,
         )
-        self._commit("proxies", record, {}, task)
+        self.commit("proxies", record, {}, task)
 
     def _gram(self) -> None:
         start = time.monotonic()
-        tiles = self._proxy_tiles()
+        tiles = self.proxy_tiles()
         if gram_products(self.config, len(self.group.experts), self.group.bases) is None:
             gram, norms = normalized(proxy_gram(tiles, self.context.device))
             put: dict[str, arrays.Storable] = {
@@ -213,12 +175,12 @@ class Seeding:
         else:
             put = {"seed/proxy_norms": ProxyOperator(tiles, self.context.device).norms}
         tiles.close()
-        self._commit("gram", GramRecord(_cost_since(start)), put)
+        self.commit("gram", GramRecord(_cost_since(start)), put)
 
     def _atoms(self) -> None:
         start = time.monotonic()
-        tiles = self._proxy_tiles()
-        norms = self._tensor("seed/proxy_norms")
+        tiles = self.proxy_tiles()
+        norms = self.tensor("seed/proxy_norms")
         view = self._view(tiles)
         title, bar = f"{self.group.key} dictionary", self.context.progress
         with step_bar(title, unit="rounds at most", progress=bar) as progress:
@@ -227,7 +189,7 @@ class Seeding:
         fitted = codes_from_gram(view, atoms.combination, kind=self.config.codes)
         dense = fitted.codes * unit_mixture_scales(fitted.codes, fitted.atom_gram)[:, None]
         bank = build_bank(
-            tiles, norms, atoms.combination, self.context.run.spill(f"{_flat(self.group.key)}-bank")
+            tiles, norms, atoms.combination, self.context.run.spill(f"{flat(self.group.key)}-bank")
         )
         record = AtomsRecord(
             _cost_since(start),
@@ -245,21 +207,21 @@ class Seeding:
         tiles.close()
 
     def _measure(self) -> None:
-        task, plan = self._pass("measure"), self.plans["measure"]
-        bank = self._bank(plan)
+        task, plan = self.task("measure"), self.plans["measure"]
+        bank = self.bank(plan)
         dense = codes.load(self.context.run, self.group.key, self.group.bases)
         accumulator = MeasureAccumulator(
             bank,
             dense,
             Activation(),
             self.config.lambda_a,
-            self._normalization(),
-            self._tensor("norms"),
+            self.normalization(),
+            self.tensor("norms"),
         )
         cost = stream(self.context, task, accumulator)
         bank.close()
         record = MeasureRecord(cost, accumulator.summary(self.group.experts))
-        self._commit("measure", record, {"errors": accumulator.squared_errors}, task)
+        self.commit("measure", record, {"errors": accumulator.squared_errors}, task)
 
     def _baseline(self) -> None:
         sample = sampled_experts(self.group)
@@ -286,46 +248,10 @@ class Seeding:
 
     # -- pieces ----------------------------------------------------------------------------
 
-    @property
-    def _kind(self) -> str:
-        return proxies_for(self.config.method, self.config.proxies)
-
     def _view(self, tiles: ProxyTiles) -> GramView:
         if self.context.run.has(f"{self.group.key}/seed/gram"):
-            return GramView.dense(self._tensor("seed/gram"))
+            return GramView.dense(self.tensor("seed/gram"))
         return GramView.operator(ProxyOperator(tiles, self.context.device))
-
-    def _proxy_tiles(self) -> ProxyTiles:
-        sizes, world = self.group.sizes, self.context.world
-        shares = deal(self.group.experts, world.size)
-        own = Tiles(
-            (len(shares[world.rank]), sizes.rank, sizes.d),
-            tile_rows(sizes),
-            dtype=self.group.proxy_dtype,
-            device=self.context.device,
-            path=proxies_file(self.context.run, self.group.key),
-        )
-        return ProxyTiles(own, shares, world)
-
-    def _bank(self, plan: StagePlan) -> Tiles:
-        path = (
-            self.context.run.spill(f"{_flat(self.group.key)}-bank")
-            if plan.batch_plan.spill
-            else None
-        )
-        sizes = self.group.sizes
-        bank = Tiles(
-            (sizes.bases, sizes.rank, sizes.d),
-            tile_rows(sizes),
-            device=self.context.device,
-            path=path,
-        )
-        arrays.read_into(self.context.run.array(f"{self.group.key}/bank"), bank)
-        return bank
-
-    def _normalization(self) -> Normalization:
-        record = self.require("statistics", StatisticsRecord)
-        return Normalization(record.mean, record.scale)
 
     def _seeded_state(self, baseline: BaselineRecord) -> GroupState:
         records = SeedingRecords(
@@ -339,50 +265,10 @@ class Seeding:
         return records.state(
             method=self.config.method,
             lambda_a=self.config.lambda_a,
-            squared_norm=float(self._tensor("norms").sum()),
+            squared_norm=float(self.tensor("norms").sum()),
             passes=seed_passes(self.group),
         )
-
-    def _pass(self, stage: str, rows: list[int] | None = None) -> Pass:
-        return Pass(
-            self.group.key, stage, self.group.experts, self.plans[stage].batch_plan.batch, rows
-        )
-
-    def _commit(
-        self,
-        stage: str,
-        record: StageRecord,
-        put: dict[str, arrays.Storable],
-        task: Pass | None = None,
-    ) -> None:
-        states, drop = finished(task) if task else ({}, [])
-        self.context.run.commit(
-            {self.state_key(stage): record, **states},
-            {f"{self.group.key}/{name}": source for name, source in put.items()},
-            drop=drop,
-        )
-
-    def _log(self, stage: str) -> None:
-        values = {
-            **self.require(stage, STAGES[stage]).metrics(),
-            **self.context.memory_values(self.stage_name(stage)),
-        }
-        if stage == "baseline":
-            values["recon/global_relative_frobenius_error"] = global_error(self.context.run)
-        self.context.metrics.log(f"seed/{stage}", self.group.key, values)
-
-    def _tensor(self, name: str) -> torch.Tensor:
-        return torch.from_numpy(arrays.read(self.context.run.array(f"{self.group.key}/{name}")))
-
-
-def proxies_file(run: Run, key: str) -> Path:
-    """Where the proxies of the group `key` are spilled until its atoms are made."""
-    return run.spill(f"{_flat(key)}-proxies")
 
 
 def _cost_since(start: float) -> PassCost:
     return PassCost(0, time.monotonic() - start, 0.0)
-
-
-def _flat(key: str) -> str:
-    return key.replace("/", "-")

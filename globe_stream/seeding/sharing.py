@@ -18,8 +18,8 @@ from globe_stream.factorization.records import PROCRUSTES_MEAN
 from globe_stream.io import files
 from globe_stream.io.links import link_file
 from globe_stream.io.records import Json
+from globe_stream.seeding.group_stages import proxies_file
 from globe_stream.seeding.methods import gram_products, proxies_for
-from globe_stream.seeding.pipeline import proxies_file
 from globe_stream.seeding.records import STAGES
 from globe_stream.store import arrays
 from globe_stream.store.run import Run

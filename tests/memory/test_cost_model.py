@@ -4,6 +4,7 @@ import pytest
 
 from globe_stream.factorization.groups import GroupSizes
 from globe_stream.memory import cost_model as budget
+from globe_stream.memory import export_cost, seeding_cost
 from globe_stream.memory.cost_model import BatchPlan
 
 MIB = 1 << 20
@@ -23,7 +24,7 @@ def nothing(_batch, _rows):
 
 def test_statistics():
     def estimate_bytes(sizes, *kinds):
-        return budget.statistics_bytes(sizes, BatchPlan(4), reader, kinds)
+        return seeding_cost.statistics_bytes(sizes, BatchPlan(4), reader, kinds)
 
     fixed = 4000 + 48 * 7
     assert estimate_bytes(SMALL, "rows") == fixed
@@ -36,7 +37,7 @@ def test_statistics():
 
 def test_proxies():
     batch = 4 * RD * (4 + 2 + 2) + budget.page_rounding(SMALL, 4)
-    estimate_bytes = budget.proxies_bytes
+    estimate_bytes = seeding_cost.proxies_bytes
     assert estimate_bytes(SMALL, BatchPlan(4), reader, "rows", 2) == 4000 + 10 * 3 + batch
     assert estimate_bytes(SMALL, BatchPlan(4), reader, "svd", 2) == 4000 + batch + 40 * 5 * 5
     assert estimate_bytes(SMALL, BatchPlan(4), reader, "left_gram", 2) == 8 * PR + 4000 + batch
@@ -53,32 +54,32 @@ def test_proxies():
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_gram(itemsize):
     tile, slice_, square, panels = 7 * RD * itemsize, 7 * 4096 * 4, 7 * 7 * 8, 7 * 512 * 12
-    assert budget.gram_bytes(SMALL, itemsize) == tile + slice_ + square + panels
+    assert seeding_cost.gram_bytes(SMALL, itemsize) == tile + slice_ + square + panels
 
 
 def test_no_gram_matrix_is_counted_where_none_is_formed():
     many = GroupSizes(experts=15_000, p=8, d=16, rank=4, bases=50, itemsize=2)
     square = 8 * 15_000**2
-    assert budget.gram_bytes(many, 2) > square
-    assert budget.atoms_bytes(many, 2) > 7 * square
-    assert budget.gram_bytes(many, 2, 58) == 15_000 * 64 * 2 + 512 * 64 * 12
-    assert budget.atoms_bytes(many, 2, 58) < square / 4
+    assert seeding_cost.gram_bytes(many, 2) > square
+    assert seeding_cost.atoms_bytes(many, 2) > 7 * square
+    assert seeding_cost.gram_bytes(many, 2, 58) == 15_000 * 64 * 2 + 512 * 64 * 12
+    assert seeding_cost.atoms_bytes(many, 2, 58) < square / 4
 
 
 def test_atoms_by_what_dominates(monkeypatch):
     """The method's matrices, the codes, a tile of proxies beside one of atoms, writing a chunk."""
     monkeypatch.setattr(budget, "POLISH_CHUNKS", 0)
     square, small = 8 * 49, 96 * 7 * 2
-    assert budget.atoms_bytes(SMALL, 2) == square + small + 6 * square
+    assert seeding_cost.atoms_bytes(SMALL, 2) == square + small + 6 * square
     wide = GroupSizes(experts=5, p=50, d=300, rank=40, bases=1, itemsize=2)
     tile, bank = 5 * 40 * 300 * 6, 4 * 40 * 300
-    assert budget.atoms_bytes(wide, 2) == 8 * 25 + 32 * 5 + tile + 2 * bank
+    assert seeding_cost.atoms_bytes(wide, 2) == 8 * 25 + 32 * 5 + tile + 2 * bank
     full = GroupSizes(experts=5, p=50, d=300, rank=40, bases=5, itemsize=2)
-    assert budget.atoms_bytes(full, 2) == 8 * 25 + 32 * 25 + 4 * 5 * bank
+    assert seeding_cost.atoms_bytes(full, 2) == 8 * 25 + 32 * 25 + 4 * 5 * bank
     products = 8 * (10 * 5 * 3 + 8 * 9) + tile + 4 * 40 * 300 * 3
-    assert budget.atoms_bytes(wide, 2, 3) == products
+    assert seeding_cost.atoms_bytes(wide, 2, 3) == products
     monkeypatch.setattr(budget, "POLISH_CHUNKS", 5)
-    assert budget.atoms_bytes(SMALL, 2) == square + max(
+    assert seeding_cost.atoms_bytes(SMALL, 2) == square + max(
         small + 6 * square, (32 + 96) * 14 + 5 * 8 * 28
     )
 
@@ -103,7 +104,7 @@ def test_fit_holds_its_hidden_factor_and_the_largest_of_its_moments():
 
 
 def test_baseline():
-    assert budget.baseline_bytes(SMALL, BatchPlan(4), reader) == 4000 + 8 * (5 * 11 + 4 * 25)
+    assert seeding_cost.baseline_bytes(SMALL, BatchPlan(4), reader) == 4000 + 8 * (5 * 11 + 4 * 25)
 
 
 def test_training_grows_with_each_of_its_parts(monkeypatch):
@@ -166,10 +167,10 @@ def test_batches_halve_from_the_largest_useful_one(bytes_each, expected):
 def test_exports():
     one = budget.fit_bytes(SMALL) + 4 * (3 * RD + PR + 2 * 5 * 11)
     fixed = one + 4 * RD + 2 * budget.PIECE_BYTES + 8 * 7 * 2
-    assert budget.estimate_export(SMALL, 4000, 3 * BANK) == 4000 + 3 * BANK + fixed
+    assert export_cost.estimate_export(SMALL, 4000, 3 * BANK) == 4000 + 3 * BANK + fixed
     rounding = 4 * 3 * PR + 8 * 5 * RR
-    assert budget.estimate_export(SMALL, 4000, 3 * BANK, rounds=True) == (
+    assert export_cost.estimate_export(SMALL, 4000, 3 * BANK, rounds=True) == (
         4000 + 3 * BANK + fixed + rounding
     )
     svd = 8 * (5 * 11 + 4 * 25) + 4 * 3 * 5 * 11 + 2 * budget.PIECE_BYTES
-    assert budget.estimate_svd_export(5, 11, 4000) == 4000 + svd
+    assert export_cost.estimate_svd_export(5, 11, 4000) == 4000 + svd

@@ -11,7 +11,7 @@ from globe_stream.config import SeedConfig, TrainConfig
 from globe_stream.errors import InputError
 from globe_stream.factorization.groups import make_groups
 from globe_stream.memory import cost_model as budget
-from globe_stream.memory import planner
+from globe_stream.memory import planner, seeding_cost
 from globe_stream.memory.cost_model import BatchPlan
 
 MIB = 1 << 20
@@ -80,7 +80,7 @@ def test_what_is_refused_by_a_hair_is_accepted_with_it(group):
 def test_the_readers_share_is_what_the_reader_says(group):
     """One more expert in a batch of the first pass costs one more in the reader, nothing else."""
     first = group.experts[0]
-    estimates = [budget.statistics_bytes(
+    estimates = [seeding_cost.statistics_bytes(
         group.sizes, BatchPlan(batch), planner._reader_bytes(group), ())
         for batch in (3, 4)]  # fmt: skip
     sizes = [ExpertReader.buffer_bytes(first, batch) for batch in (3, 4)]

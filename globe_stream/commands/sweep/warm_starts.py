@@ -24,8 +24,9 @@ from globe_stream.errors import Interrupted
 from globe_stream.factorization.records import RunHeader
 from globe_stream.io import files
 from globe_stream.memory import planner
+from globe_stream.seeding.group_stages import proxies_file
 from globe_stream.seeding.methods import gram_products
-from globe_stream.seeding.pipeline import Seeding, proxies_file
+from globe_stream.seeding.pipeline import Seeding
 from globe_stream.seeding.records import STAGES, BaselineRecord
 from globe_stream.seeding.sharing import SHARED, hand_on, hand_on_metrics
 from globe_stream.store.run import Run
