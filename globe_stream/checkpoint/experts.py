@@ -9,13 +9,14 @@ from globe_stream.errors import InputError, option
 GATED_FAMILIES = ("gate", "up")
 """Those that a gated expert multiplies, phi(gate x) * (up x): the ones that are compressed."""
 
-ROLES = ("up", "gate", "down")
-"""What the matrices of an expert do; the main experts' families have these names."""
-
 
 def family_name(role: str, section: str) -> str:
     """The family of the experts of a section ("" for the main one): "up", or "vision_up"."""
     return f"{section}_{role}" if section else role
+
+
+Key = tuple[str, int, bool, int]
+"""Family, layer, whether it is shared, and number of an expert matrix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +149,8 @@ def _block(expert: ExpertMatrix, number: int, p: int, before: int) -> ExpertMatr
         storage = cut_rows(expert.storage, number * p, p)
     shape = shape_of(storage, expert.dtype)
     return replace(expert, expert=before + number, shape=shape, storage=storage)
+
+
+def key_of(expert: ExpertMatrix) -> Key:
+    """What identifies an expert matrix across checkpoints of one layout."""
+    return expert.family, expert.layer, expert.shared, expert.expert

@@ -19,14 +19,8 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 
-from globe_stream.checkpoint.index import (
-    INDEX_NAME,
-    SINGLE_NAME,
-    ExpertIndex,
-    build_index,
-    parse_weight_map,
-    read_json,
-)
+from globe_stream.checkpoint.index import ExpertIndex, build_index
+from globe_stream.checkpoint.json_files import INDEX_NAME, SINGLE_NAME, parse_weight_map, read_json
 from globe_stream.checkpoint.layouts import ModelType
 from globe_stream.errors import GlobeError, InputError
 from globe_stream.io.files import require_free

@@ -1,15 +1,15 @@
 """The index of a checkpoint: all experts and where they lie, from the shards' headers alone."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from globe_stream.checkpoint import selection as choosing
 from globe_stream.checkpoint.experts import ExpertMatrix, split_shared
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint, ShardFingerprint
 from globe_stream.checkpoint.inventory import Inventory, take_inventory
+from globe_stream.checkpoint.json_files import INDEX_NAME, parse_weight_map, read_json, shard_names
 from globe_stream.checkpoint.layouts import ModelType
 from globe_stream.checkpoint.model_types import MODEL_TYPES, model_type_of
 from globe_stream.checkpoint.selection import Selection
@@ -17,7 +17,6 @@ from globe_stream.checkpoint.summary import CheckpointSummary, FamilySummary
 from globe_stream.errors import InputError, option
 from globe_stream.io.records import JsonObject
 from globe_stream.io.safetensors import Header, TensorEntry, read_header, shown
-from globe_stream.io.system_errors import explained
 
 __all__ = [
     "ExpertIndex",
@@ -26,11 +25,8 @@ __all__ = [
     "build_index",
     "open_index",
     "require_revisions",
-    "shard_names",
 ]
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -257,55 +253,3 @@ def _weight_map(root: Path) -> dict[str, str] | None:
     if not (root / INDEX_NAME).is_file():
         return None
     return parse_weight_map(root / INDEX_NAME)
-
-
-def parse_weight_map(path: Path) -> dict[str, str]:
-    """Tensor name to shard name, from the index file `path`.
-
-    Raises InputError for a shard that lies outside the folder of the index.
-    """
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{path}: has no weight_map. Download it again.")
-    return {name: _shard_name(path, shard) for name, shard in weight_map.items()}
-
-
-def _shard_name(index: Path, shard: object) -> str:
-    """The shard's path below the folder of `index`, with forward slashes."""
-    place = PurePosixPath(shard) if isinstance(shard, str) else PurePosixPath("..")
-    outside = place.is_absolute() or not place.name or {"..", "\0"} & set(place.parts)
-    if outside or "\0" in place.as_posix() or "\\" in place.as_posix():
-        raise InputError(
-            f"{index}: names the shard {shard!r}, which does not lie in the folder. "
-            "Download the checkpoint again."
-        )
-    return place.as_posix()
-
-
-def shard_names(root: Path, weight_map: dict[str, str] | None) -> list[str]:
-    """Names of the shards of the local folder `root`, sorted."""
-    if weight_map is not None:
-        return sorted(set(weight_map.values()))
-    names = sorted(path.name for path in root.glob("*.safetensors"))
-    if SINGLE_NAME in names:
-        return [SINGLE_NAME]
-    if not names:
-        raise InputError(f"{root}: holds no safetensors files. Give the folder of a checkpoint.")
-    if len(names) > 1:
-        raise InputError(
-            f"{root}: holds {len(names)} safetensors files and no {INDEX_NAME} that says which "
-            "belong together. Download the index file."
-        )
-    return names
-
-
-def read_json(path: Path) -> JsonObject:
-    """The JSON object in the file `path`; InputError if it is none."""
-    try:
-        with explained(path):
-            value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no JSON file ({error}). Download it again.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object. Download it again.")
-    return value

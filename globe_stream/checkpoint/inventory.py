@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from globe_stream.checkpoint import resolve
 from globe_stream.checkpoint.advice import how_to_add
-from globe_stream.checkpoint.experts import ROLES, ExpertMatrix, family_name
+from globe_stream.checkpoint.experts import ExpertMatrix, family_name
 from globe_stream.checkpoint.layouts import (
+    ROLES,
     UNKNOWN,
     ModelType,
     UnknownLayout,

@@ -27,6 +27,9 @@ class UnknownLayout(InputError):
 KINDS = "ABCDEFGH"
 """Every kind of layout, by letter."""
 
+ROLES = ("up", "gate", "down")
+"""What the matrices of an expert do; the main experts' families have these names."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelType:

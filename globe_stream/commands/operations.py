@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from globe_stream.config import SeedConfig, TrainConfig
 from globe_stream.engine.rates import TYPICAL
-from globe_stream.factorization.groups import ExpertGroup, GroupSizes
+from globe_stream.factorization.groups import ExpertGroup
+from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.factorization.svd_baseline import sampled_experts
 from globe_stream.memory import operations
 from globe_stream.memory.operations import EpochKind, Work

@@ -16,7 +16,8 @@ from globe_stream.commands.train import train_plans
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.engine.capabilities import device_fault
 from globe_stream.engine.rates import Rates, measured_rates
-from globe_stream.factorization.groups import ExpertGroup, GroupSizes
+from globe_stream.factorization.groups import ExpertGroup
+from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.factorization.svd_baseline import seed_passes
 from globe_stream.memory import planner
 from globe_stream.memory.cost_model import safe_budget, train_traffic

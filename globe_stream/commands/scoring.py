@@ -6,12 +6,13 @@ Each is made, loaded, scored and, unless its folder is kept, deleted before the 
 import gc
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from globe_stream.checkpoint.experts import key_of
 from globe_stream.commands.models import (
     Loading,
     estimate_folder,
@@ -29,10 +30,25 @@ from globe_stream.errors import InputError, option
 from globe_stream.evaluation.comparison import ModelComparison, Row
 from globe_stream.evaluation.perplexity import Score, score
 from globe_stream.evaluation.text import read_text, read_windows
-from globe_stream.factorization.trained_run import TrainedRun, key_of, open_trained_run
+from globe_stream.export.baseline import export_rounded, export_svd
+from globe_stream.export.dense import export_dense
+from globe_stream.export.factors import export_factors
+from globe_stream.export.model import export_model
+from globe_stream.export.result import ExportResult
+from globe_stream.factorization.trained_run import TrainedRun, open_trained_run
 from globe_stream.io.files import make_folder
 from globe_stream.memory.allocator import return_freed_memory
 from globe_stream.memory.model_memory import ModelMemory, held_weights
+
+_EXPORTS: dict[str, Callable[..., ExportResult]] = {
+    "dense": export_dense,
+    "patched": export_factors,
+    "model": export_model,
+    "svd": export_svd,
+    "svd-rtn": export_svd,
+    "rtn": export_rounded,
+    "dense-rtn": export_rounded,
+}
 
 
 @dataclass(frozen=True)
@@ -143,12 +159,22 @@ class _Job:
             model = load_plain(self.origin, "original", self.loading)
             return described.row(self._score(model, self.origin))
         out = self.work / f"{number}-{run.name}-{variant.name}"
-        made = variant.export(run, out, self.memory, self.progress)
+        made = self._export(variant, run, out)
         scored = self._score(self._load(variant, out), self.origin)
         bits = folder_bits(out) if described.bits is None else described.bits
         if self.scoring.work is None:
             shutil.rmtree(out)
         return replace(described, bits=bits, errors=made.relative_errors).row(scored)
+
+    def _export(self, variant: Variant, run: Path, out: Path) -> ExportResult:
+        """Make in `out` what `variant` is loaded from, unless it is there already."""
+        options: dict[str, object] = {}
+        if variant.bits:
+            options["bits"] = variant.bits if variant.kind == "model" else variant.bits[0]
+        if variant.kind == "dense-rtn":
+            options["rebuilt"] = True
+        export = _EXPORTS[variant.kind]
+        return export(run, out, memory=self.memory, progress=self.progress, **options)
 
     def _load(self, variant: Variant, out: Path) -> Any:
         if variant.kind == "patched":

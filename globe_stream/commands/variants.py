@@ -1,17 +1,9 @@
-"""The ways of storing a run's experts that `eval` compares, by name, and how each is made."""
+"""The ways of storing a run's experts that `eval` compares, by name, and the bits of each."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from globe_stream.engine.progress import ProgressCall
 from globe_stream.errors import InputError, option
-from globe_stream.export.baseline import export_rounded, export_svd
-from globe_stream.export.dense import export_dense
-from globe_stream.export.factors import export_factors
-from globe_stream.export.model import export_model
-from globe_stream.export.result import ExportResult
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.rounded_baseline import matrix_bits, svd_bits
 from globe_stream.factorization.trained_run import TrainedRun
@@ -35,15 +27,6 @@ _NAME = re.compile(
     r"|(?P<rounded>rtn|svd-rtn|dense-rtn)-(?P<bits>[2-8])"
     r"|model-(?P<bank>[2-8])-(?P<adapters>[2-8])"
 )
-_EXPORTS: dict[str, Callable[..., ExportResult]] = {
-    "dense": export_dense,
-    "patched": export_factors,
-    "model": export_model,
-    "svd": export_svd,
-    "svd-rtn": export_svd,
-    "rtn": export_rounded,
-    "dense-rtn": export_rounded,
-}
 
 
 @dataclass(frozen=True)
@@ -70,19 +53,6 @@ class Variant:
     def needs_training(self) -> bool:
         """Whether the run's bank is used."""
         return self.kind in ("dense", "patched", "model", "dense-rtn")
-
-    def export(
-        self, run: Path, out: Path, memory: int | None, progress: ProgressCall | None
-    ) -> ExportResult:
-        """Make in `out` what it is loaded from, unless it is there already."""
-        options: dict[str, object] = {}
-        if self.kind == "model" and self.bits:
-            options["bits"] = self.bits
-        elif self.bits:
-            options["bits"] = self.bits[0]
-        if self.kind == "dense-rtn":
-            options["rebuilt"] = True
-        return _EXPORTS[self.kind](run, out, memory=memory, progress=progress, **options)
 
     def bits_per_weight(self, source: TrainedRun) -> float | None:
         """Stored bits a weight of the families replaced; None where the files must be asked."""

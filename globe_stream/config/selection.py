@@ -5,8 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from globe_stream.checkpoint.custom_layout import layout_text, rule_of
-from globe_stream.checkpoint.experts import ROLES
-from globe_stream.checkpoint.layouts import ModelType
+from globe_stream.checkpoint.layouts import ROLES, ModelType
 from globe_stream.config.options import Options
 from globe_stream.errors import InputError, option
 

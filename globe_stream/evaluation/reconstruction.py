@@ -13,9 +13,10 @@ from globe_stream.engine.progress import ProgressCall, Tally
 from globe_stream.engine.status import FamilyStatus, run_status
 from globe_stream.factorization.bank_cache import BankCache
 from globe_stream.factorization.error_sums import ErrorSums, by_expert, by_layer, pooled_by
+from globe_stream.factorization.fitted_group import FittedGroup
 from globe_stream.factorization.reconstruction import BankApproximation
 from globe_stream.factorization.svd_baseline import lost_energy
-from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
+from globe_stream.factorization.trained_run import TrainedRun, open_trained_run
 from globe_stream.io.records import Record
 from globe_stream.memory.planner import plan_export, plan_svd
 from globe_stream.store import arrays

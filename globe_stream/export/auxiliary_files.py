@@ -4,7 +4,8 @@ from pathlib import Path
 
 import huggingface_hub
 
-from globe_stream.checkpoint.index import INDEX_NAME, ExpertIndex
+from globe_stream.checkpoint.index import ExpertIndex
+from globe_stream.checkpoint.json_files import INDEX_NAME
 from globe_stream.export.staging import ExportWork
 
 _WEIGHTS = frozenset(

@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from globe_stream.factorization.bank_cache import Bank, WrittenBank
+from globe_stream.factorization.fitted_group import FittedGroup
 from globe_stream.factorization.packed_bank import PackedBank, write_packed
 from globe_stream.factorization.rounding import round_columns
-from globe_stream.factorization.trained_run import FittedGroup
 from globe_stream.io.dtypes import TORCH_DTYPES
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import SafetensorsWriter

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from globe_stream.checkpoint.index import parse_weight_map
+from globe_stream.checkpoint.json_files import parse_weight_map
 from globe_stream.errors import GlobeError
 from globe_stream.io.records import Record
 from globe_stream.io.safetensors import read_header

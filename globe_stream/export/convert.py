@@ -2,12 +2,11 @@
 
 import torch
 
-from globe_stream.checkpoint.experts import ExpertMatrix
+from globe_stream.checkpoint.experts import ExpertMatrix, Key, key_of
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.checkpoint.reader import read_expert
 from globe_stream.checkpoint.strided import FP8_BLOCK, Storage, StridedMatrix, contiguous
 from globe_stream.export.shard_plan import Tensor
-from globe_stream.factorization.trained_run import Key, key_of
 from globe_stream.io.dtypes import ITEM_BYTES, TORCH_DTYPES, bytes_of
 from globe_stream.io.files import pieces
 from globe_stream.io.safetensors_writer import SafetensorsWriter

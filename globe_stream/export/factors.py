@@ -8,88 +8,111 @@ Source: docs/design.md, section Export formats.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
 from globe_stream.checkpoint.reader import ExpertReader
-from globe_stream.engine.progress import ProgressCall, Tally
+from globe_stream.engine.progress import Tally
 from globe_stream.export.adapter_place import AdapterPlace
 from globe_stream.export.bank_place import BankPlace
-from globe_stream.export.carry_out import carry_out
-from globe_stream.export.model_card import model_card
-from globe_stream.export.result import (
-    ExportResult,
-    choose_dtype,
-    relative_errors,
-)
-from globe_stream.export.staging import ExportManifest, ExportWork
+from globe_stream.export.order import Export, ExportOptions, ExportOrder
+from globe_stream.export.result import ExportResult
+from globe_stream.export.staging import ExportWork
 from globe_stream.factorization import factor_files as layout
-from globe_stream.factorization.bank_cache import Bank, BankCache, Opener
+from globe_stream.factorization.bank_cache import Bank, BankCache
 from globe_stream.factorization.factors_config import CONFIG, describe, prefix
+from globe_stream.factorization.fitted_group import FittedGroup
 from globe_stream.factorization.reconstruction import BankApproximation
-from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
+from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io import files
 from globe_stream.io.records import Json
 from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter, plan_file
-from globe_stream.memory.planner import plan_export
+from globe_stream.memory.planner import ExportPlan
 
 
 def export_factors(
     run: Path,
     out: Path,
     *,
-    dtype: str | None = None,
     bits: tuple[int, int] | None = None,
-    memory: int | None = None,
-    model: str | None = None,
-    command: str = "",
     shard_bytes: int = layout.SHARD_BYTES,
-    progress: ProgressCall | None = None,
+    **options: Unpack[ExportOptions],
 ) -> ExportResult:
     """Write the factors of the run in `run` to `out`; the same call again continues.
 
     Args:
-        dtype: of bank and adapters: bf16, fp16 or fp32; default that of the checkpoint.
         bits: of bank and adapters, 2 to 8 each, where they are to be quantised.
-        memory: peak resident bytes of the process; None means no limit.
-        model: where the checkpoint is now, if it moved since the run was made.
-        command: the command line, for the model card.
         shard_bytes: largest size of one file of adapters.
+        options: see `ExportOrder`.
 
     Raises InputError when the run is not trained, its checkpoint changed, `out` holds something
     else, the disk is too small or the budget is; nothing loadable is left behind.
     """
-    with open_trained_run(run, model=model) as source:
-        stored = choose_dtype(dtype, source.groups[0].group.experts[0].dtype)
-        identity: Json = {
-            "kind": "factors",
-            "state": source.identity(),
-            "dtype": stored,
-            "shard_bytes": shard_bytes,
-            **({} if bits is None else {"bits": list(bits)}),
-        }
-        groups = [fitted.group for fitted in source.groups]
-        plan = plan_export(groups, memory, rounds=stored != "F32", quantizes=bits is not None)
+    order = ExportOrder(run, out, **options)
+    with order.source() as source:
+        return FactorsExport(source, order, bits, shard_bytes).carry_out()
 
-        def write(work: ExportWork) -> None:
-            adapters = layout.plan_adapters(source, out, stored, bits, shard_bytes)
-            small = [_plan_bank(source, out, stored, bits), _plan_codes(source, out)]
-            _require_space(work, [*small, *(shard.planned for shard in adapters)])
-            _write_bank(work, source, small[0])
-            _write_codes(work, source, small[1])
-            with BankCache(plan.resident, _opener(work, small[0])) as banks:
-                tally = Tally(sum(len(shard.members) for shard in adapters), progress)
-                writer = _AdapterWriter(source, banks, bits, plan.batch, tally)
-                for shard in adapters:
-                    writer.write(work, shard)
-            errors = relative_errors(source, work.records())
-            manifest = ExportManifest(identity, "factors", stored, command, errors)
-            _publish(work, source, adapters, bits, manifest)
 
-        return carry_out(source, out, identity, layout.INDEX, plan, write)
+@dataclass(frozen=True)
+class FactorsExport(Export):
+    """Bank, codes and adapters of a run."""
+
+    bits: layout.Bits
+    shard_bytes: int
+
+    kind = "factors"
+    last = layout.INDEX
+
+    @property
+    def settings(self) -> Json:
+        """Size of the files, and bits if there are any."""
+        bits: Json = {} if self.bits is None else {"bits": list(self.bits)}
+        return {"shard_bytes": self.shard_bytes, **bits}
+
+    @cached_property
+    def plan(self) -> ExportPlan:
+        """How it fits the memory, factors rounded to what is stored."""
+        return self.factors_plan(quantizes=self.bits is not None)
+
+    def write(self, work: ExportWork) -> None:
+        """Bank and codes, then the adapters, then what describes them."""
+        source, out, stored, bits = self.source, self.order.out, self.stored, self.bits
+        adapters = layout.plan_adapters(source, out, stored, bits, self.shard_bytes)
+        small = [_plan_bank(source, out, stored, bits), _plan_codes(source, out)]
+        _require_space(work, [*small, *(shard.planned for shard in adapters)])
+        _write_bank(work, source, small[0])
+        _write_codes(work, source, small[1])
+        with BankCache(self.plan.resident, WrittenBanks(work, small[0]).open) as banks:
+            tally = Tally(sum(len(shard.members) for shard in adapters), self.order.progress)
+            writer = AdapterWriter(source, banks, bits, self.plan.batch, tally)
+            for shard in adapters:
+                writer.write(work, shard)
+        self._publish(work, adapters)
+
+    def _publish(self, work: ExportWork, shards: Sequence[layout.AdapterFile]) -> None:
+        manifest, records = self.manifest(work), work.records()
+        shard_names = [shard.planned.path.name for shard in shards]
+        size = sum(records[name].bytes for name in (layout.BANK, layout.CODES, *shard_names))
+        work.add("README.md", self.card(manifest, size))
+        errors = manifest.relative_frobenius_error
+        described = describe(self.source, self.stored, errors, self.bits).to_json()
+        work.add(CONFIG, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+        work.add(layout.INDEX, _index(shards).encode())
+        work.publish(manifest, self.last)
+
+
+def _index(shards: Sequence[layout.AdapterFile]) -> str:
+    weight_map = {
+        entry.name: shard.planned.path.name for shard in shards for entry in shard.planned.entries
+    }
+    total = sum(entry.nbytes for shard in shards for entry in shard.planned.entries)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
 def _require_space(work: ExportWork, planned: Iterable[PlannedFile]) -> None:
@@ -118,14 +141,17 @@ def _write_bank(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> N
             _place(planned, fitted).write(file, fitted)
 
 
-def _opener(work: ExportWork, planned: PlannedFile) -> Opener:
-    """Banks as they were written."""
-    path = work.finished(layout.BANK)
+@dataclass(frozen=True)
+class WrittenBanks:
+    """Banks as they were written to the file `planned`."""
 
-    def open_bank(fitted: FittedGroup, resident: bool) -> Bank:
-        return _place(planned, fitted).open(path, fitted.group.sizes.d, resident=resident)
+    work: ExportWork
+    planned: PlannedFile
 
-    return open_bank
+    def open(self, fitted: FittedGroup, resident: bool) -> Bank:
+        """The bank of a group, in memory or not."""
+        path = self.work.finished(layout.BANK)
+        return _place(self.planned, fitted).open(path, fitted.group.sizes.d, resident=resident)
 
 
 def _plan_codes(source: TrainedRun, out: Path) -> PlannedFile:
@@ -161,7 +187,7 @@ def _write_codes(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> 
 
 
 @dataclass(frozen=True)
-class _AdapterWriter:
+class AdapterWriter:
     """Writes adapters refitted to the banks as they were written."""
 
     source: TrainedRun
@@ -207,35 +233,3 @@ class _AdapterWriter:
                     squared += place.write(file, 0, fit, weights, fitted.scale)
                 self.tally.advance(len(part.positions), fitted.group.key)
         return squared
-
-
-def _publish(
-    work: ExportWork,
-    source: TrainedRun,
-    shards: list[layout.AdapterFile],
-    bits: layout.Bits,
-    manifest: ExportManifest,
-) -> None:
-    dtype, errors = manifest.dtype, manifest.relative_frobenius_error
-    shard_names = [shard.planned.path.name for shard in shards]
-    records = work.records()
-    size = sum(records[name].bytes for name in (layout.BANK, layout.CODES, *shard_names))
-    card = model_card(
-        source,
-        kind="factors",
-        dtype=dtype,
-        size=size,
-        errors=errors,
-        command=manifest.command,
-        hub_id=source.index.revision is not None,
-    )
-    work.add("README.md", card.encode())
-    described = describe(source, dtype, errors, bits).to_json()
-    work.add(CONFIG, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
-    weight_map = {
-        entry.name: shard.planned.path.name for shard in shards for entry in shard.planned.entries
-    }
-    total = sum(entry.nbytes for shard in shards for entry in shard.planned.entries)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    work.add(layout.INDEX, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
-    work.publish(manifest, layout.INDEX)

@@ -7,36 +7,34 @@ budget allows, and codes as supports.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
 from globe_stream.checkpoint.experts import ExpertMatrix
-from globe_stream.checkpoint.index import INDEX_NAME
+from globe_stream.checkpoint.json_files import INDEX_NAME
 from globe_stream.checkpoint.reader import ExpertReader
-from globe_stream.engine.progress import ProgressCall, Tally
+from globe_stream.engine.progress import Tally
 from globe_stream.export import auxiliary_files as companions
 from globe_stream.export.adapter_place import AdapterPlace
-from globe_stream.export.carry_out import carry_out
 from globe_stream.export.convert import write_matrix
-from globe_stream.export.model_card import model_card
 from globe_stream.export.model_plan import LayerFile, ModelPlan, place_of, plan_model, routed
-from globe_stream.export.result import (
-    ExportResult,
-    choose_dtype,
-    relative_errors,
-)
-from globe_stream.export.shard_rewriter import ShardRewriter
-from globe_stream.export.staging import ExportManifest, ExportWork
+from globe_stream.export.order import Export, ExportOptions, ExportOrder
+from globe_stream.export.result import ExportResult
+from globe_stream.export.shard_rewriter import Rebuilt, ShardRewriter
+from globe_stream.export.staging import ExportWork
 from globe_stream.factorization import model_files as layout
-from globe_stream.factorization.bank_cache import Bank, BankCache, Opener
+from globe_stream.factorization.bank_cache import Bank, BankCache
+from globe_stream.factorization.fitted_group import FittedGroup
 from globe_stream.factorization.reconstruction import BankApproximation
-from globe_stream.factorization.trained_run import FittedGroup, TrainedRun, open_trained_run
+from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io import files
 from globe_stream.io.records import Json
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import SafetensorsWriter
-from globe_stream.memory.planner import ExportPlan, plan_export
+from globe_stream.memory.planner import ExportPlan
 
 SHARD_BYTES = 2 << 30
 
@@ -45,53 +43,81 @@ def export_model(
     run: Path,
     out: Path,
     *,
-    dtype: str | None = None,
     bits: tuple[int, int] | None = None,
-    memory: int | None = None,
-    model: str | None = None,
-    command: str = "",
     shard_bytes: int = SHARD_BYTES,
-    progress: ProgressCall | None = None,
+    **options: Unpack[ExportOptions],
 ) -> ExportResult:
     """Write the model of the run in `run` to `out` in compressed form; the same call continues.
 
     `transformers.AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)` loads it.
-
-    Args:
-        dtype: of bank and adapters, and of experts stored anew: bf16, fp16 or fp32; default that
-            of the checkpoint, or bf16 for a quantised one.
-        bits: of bank and adapters, 2 to 8 each, where they are to be quantised.
-        memory: peak resident bytes of the process; None means no limit.
-        model: where the checkpoint is now, if it moved since the run was made.
-        command: the command line, for the model card.
-        shard_bytes: size of a file beyond which the next layer begins another.
-
-    Raises InputError when the run is not trained, its checkpoint changed, `out` holds something
-    else, the disk is too small or the budget is; nothing loadable is left behind.
+    `bits` and `options` are those of `export_factors`, and so are the errors that are raised.
+    `shard_bytes` is the size of a file beyond which the next layer begins another.
     """
-    with open_trained_run(run, model=model) as source:
-        stored = choose_dtype(dtype, source.groups[0].group.experts[0].dtype)
-        identity: Json = {
-            "kind": "model",
-            "state": source.identity(),
-            "dtype": stored,
-            "dtype_in_config": dtype is not None,
-            "bits": None if bits is None else list(bits),
-            "shard_bytes": shard_bytes,
+    order = ExportOrder(run, out, **options)
+    with order.source() as source:
+        return ModelExport(source, order, bits, shard_bytes).carry_out()
+
+
+@dataclass(frozen=True)
+class ModelExport(Export):
+    """A folder in compressed form that transformers loads."""
+
+    bits: tuple[int, int] | None
+    shard_bytes: int
+
+    kind = "model"
+    last = INDEX_NAME
+
+    @property
+    def settings(self) -> Json:
+        """Bits, size of the files, and whether config.json names the dtype."""
+        return {
+            "dtype_in_config": self.order.dtype is not None,
+            "bits": None if self.bits is None else list(self.bits),
+            "shard_bytes": self.shard_bytes,
         }
-        groups = [fitted.group for fitted in source.groups]
-        plan = plan_export(groups, memory, rounds=stored != "F32", quantizes=bits is not None)
 
-        def write(work: ExportWork) -> None:
-            chosen = dtype is not None
-            planned = plan_model(source, out, stored, bits, chosen=chosen, shard_bytes=shard_bytes)
-            _require_space(work, source, planned)
-            _write(work, source, planned, bits, plan, progress)
-            errors = relative_errors(source, work.records())
-            manifest = ExportManifest(identity, "model", stored, command, errors)
-            _publish(work, source, planned, manifest)
+    @cached_property
+    def plan(self) -> ExportPlan:
+        """How it fits the memory, factors rounded to what is stored."""
+        return self.factors_plan(quantizes=self.bits is not None)
 
-        return carry_out(source, out, identity, INDEX_NAME, plan, write)
+    def write(self, work: ExportWork) -> None:
+        """The banks, then layers with factors, then what is kept."""
+        planned = plan_model(
+            self.source,
+            self.order.out,
+            self.stored,
+            self.bits,
+            chosen=self.order.dtype is not None,
+            shard_bytes=self.shard_bytes,
+        )
+        _require_space(work, self.source, planned)
+        _write_banks(work, self.source, planned)
+        self._write_layers(work, planned)
+        self._publish(work, planned)
+
+    def _write_layers(self, work: ExportWork, planned: ModelPlan) -> None:
+        source, batch = self.source, self.plan.batch
+        tally = Tally(sum(len(one.group.experts) for one in source.groups), self.order.progress)
+        with BankCache(self.plan.resident, WrittenBanks(work, planned).open) as banks:
+            writer = LayerWriter(source, banks, self.bits, batch, tally)
+            for file in planned.layers:
+                writer.write(work, file)
+            rebuilt = Rebuilt(source, banks)
+            rewriter = ShardRewriter(source, planned.dequantised, rebuilt, batch, tally)
+            for shard in planned.kept:
+                rewriter.write(work, shard)
+
+    def _publish(self, work: ExportWork, planned: ModelPlan) -> None:
+        index, manifest = self.source.index, self.manifest(work)
+        companions.copy_companions(work, index)
+        work.add("config.json", (json.dumps(planned.config, indent=2) + "\n").encode())
+        for name, text in layout.folder_modules(str(index.config["model_type"])).items():
+            work.add(name, text.encode())
+        work.add("README.md", self.card(manifest, sum(one.size for one in planned.files)))
+        work.add(INDEX_NAME, _weight_index(planned).encode())
+        work.publish(manifest, self.last)
 
 
 def _require_space(work: ExportWork, source: TrainedRun, planned: ModelPlan) -> None:
@@ -99,33 +125,6 @@ def _require_space(work: ExportWork, source: TrainedRun, planned: ModelPlan) -> 
     sizes = {work.name_of(one): one.size for one in planned.files}
     small = companions.total_bytes(source.index) + (1 << 20)
     files.require_free(work.out, work.remaining(sizes) + small, "the export")
-
-
-def _write(
-    work: ExportWork,
-    source: TrainedRun,
-    planned: ModelPlan,
-    bits: tuple[int, int] | None,
-    plan: ExportPlan,
-    progress: ProgressCall | None,
-) -> None:
-    tally = Tally(sum(len(fitted.group.experts) for fitted in source.groups), progress)
-    _write_banks(work, source, planned)
-    with BankCache(plan.resident, _opener(work, planned)) as banks:
-        writer = _LayerWriter(source, banks, bits, plan.batch, tally)
-        for file in planned.layers:
-            writer.write(work, file)
-        rewriter = ShardRewriter(
-            source,
-            planned.dequantised,
-            lambda number: BankApproximation(
-                source.groups[number], banks.bank(source.groups[number])
-            ),
-            plan.batch,
-            tally,
-        )
-        for shard in planned.kept:
-            rewriter.write(work, shard)
 
 
 def _write_banks(work: ExportWork, source: TrainedRun, planned: ModelPlan) -> None:
@@ -137,19 +136,22 @@ def _write_banks(work: ExportWork, source: TrainedRun, planned: ModelPlan) -> No
             planned.bank_place(fitted.group.key).write(file, fitted)
 
 
-def _opener(work: ExportWork, planned: ModelPlan) -> Opener:
-    """Banks as they were written."""
-    path = work.finished(work.name_of(planned.banks))
+@dataclass(frozen=True)
+class WrittenBanks:
+    """Banks as they were written to the folder that is `planned`."""
 
-    def open_bank(fitted: FittedGroup, resident: bool) -> Bank:
-        place = planned.bank_place(fitted.group.key)
+    work: ExportWork
+    planned: ModelPlan
+
+    def open(self, fitted: FittedGroup, resident: bool) -> Bank:
+        """The bank of a group, in memory or not."""
+        path = self.work.finished(self.work.name_of(self.planned.banks))
+        place = self.planned.bank_place(fitted.group.key)
         return place.open(path, fitted.group.sizes.d, resident=resident)
-
-    return open_bank
 
 
 @dataclass(frozen=True)
-class _LayerWriter:
+class LayerWriter:
     """Writes files of layers with factors."""
 
     source: TrainedRun
@@ -245,28 +247,6 @@ def _dense_codes(fitted: FittedGroup, positions: list[int]) -> torch.Tensor:
         indices, values = fitted.codes.of(position)
         dense[row, indices.long()] = values
     return dense
-
-
-def _publish(
-    work: ExportWork, source: TrainedRun, planned: ModelPlan, manifest: ExportManifest
-) -> None:
-    index = source.index
-    card = model_card(
-        source,
-        kind="model",
-        dtype=manifest.dtype,
-        size=sum(one.size for one in planned.files),
-        errors=manifest.relative_frobenius_error,
-        command=manifest.command,
-        hub_id=index.revision is not None,
-    )
-    companions.copy_companions(work, index)
-    work.add("config.json", (json.dumps(planned.config, indent=2) + "\n").encode())
-    for name, text in layout.folder_modules(str(index.config["model_type"])).items():
-        work.add(name, text.encode())
-    work.add("README.md", card.encode())
-    work.add(INDEX_NAME, _weight_index(planned).encode())
-    work.publish(manifest, INDEX_NAME)
 
 
 def _weight_index(planned: ModelPlan) -> str:

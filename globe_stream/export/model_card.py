@@ -6,15 +6,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from globe_stream import __version__
+from globe_stream.export.result import NO_SAVING
+from globe_stream.export.staging import ExportManifest
 from globe_stream.factorization.error_sums import pooled
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.formatting import format_bytes
 from globe_stream.io.records import JsonObject
 
-NO_SAVING = (
-    "This is a dense export: every expert is written out at full size, so it saves no size on "
-    "disk or in memory. An export as a model is the small one."
-)
 _TEMPLATES = Environment(
     loader=PackageLoader("globe_stream.export"),
     undefined=StrictUndefined,
@@ -40,29 +38,16 @@ _STATE = (
 )
 
 
-def model_card(
-    source: TrainedRun,
-    *,
-    kind: str,
-    dtype: str,
-    size: int,
-    errors: Mapping[str, float],
-    command: str,
-    hub_id: bool,
-) -> str:
-    """Markdown with front matter for an export of `kind` (factors, model, dense or svd).
+def model_card(source: TrainedRun, manifest: ExportManifest, size: int) -> str:
+    """Markdown with front matter for the export of `source` that `manifest` describes.
 
-    Args:
-        size: bytes of the exported tensors.
-        errors: relative Frobenius errors as exported, by family.
-        command: the command line that made it, or empty.
-        hub_id: whether the source is a model of the hub.
+    `size` are the bytes of its tensors.
     """
-    index = source.index
+    index, kind = source.index, manifest.kind
     data = ModelCardData(
         library_name="globe-stream" if kind == "factors" else "transformers",
         tags=["mixture-of-experts", "compression"],
-        base_model=index.model if hub_id else None,
+        base_model=index.model if index.revision is not None else None,
     )
     content = _TEMPLATES.get_template("card.md.jinja").render(
         card_data=data.to_yaml(),
@@ -75,11 +60,11 @@ def model_card(
         no_saving=NO_SAVING,
         quantized="quantization_config" in index.config,
         sizes=list(_sizes(source)),
-        dtype=dtype,
+        dtype=manifest.dtype,
         size=format_bytes(size),
-        errors=list(_errors(source, errors)),
+        errors=list(_errors(source, manifest.relative_frobenius_error)),
         settings=list(_settings(source)),
-        command=command,
+        command=manifest.command,
     )
     return str(ModelCard(content))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from globe_stream.checkpoint.experts import ExpertMatrix
+from globe_stream.checkpoint.experts import ExpertMatrix, Key
 from globe_stream.checkpoint.strided import StridedMatrix, contiguous
 from globe_stream.errors import InputError, option
 from globe_stream.export.bank_place import BankPlace
@@ -14,7 +14,7 @@ from globe_stream.factorization.factor_files import (
     Bits,
 )
 from globe_stream.factorization.packed_factors import Spec, adapter_specs, bank_specs
-from globe_stream.factorization.trained_run import Key, TrainedRun
+from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io.dtypes import ITEM_BYTES
 from globe_stream.io.records import JsonObject
 from globe_stream.io.safetensors import TensorEntry

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from globe_stream.checkpoint.dequantize import FLOAT_DTYPES
-from globe_stream.checkpoint.experts import ExpertMatrix, split_shared, upright
+from globe_stream.checkpoint.experts import ExpertMatrix, Key, key_of, split_shared, upright
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.checkpoint.inventory import take_inventory
 from globe_stream.checkpoint.layouts import ModelType, config_integer
 from globe_stream.checkpoint.strided import StridedMatrix
 from globe_stream.errors import InputError
-from globe_stream.factorization.trained_run import Key, key_of
 from globe_stream.io.dtypes import CONFIG_NAMES
 from globe_stream.io.records import JsonObject
 from globe_stream.io.safetensors import Header, TensorEntry

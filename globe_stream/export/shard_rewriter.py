@@ -1,20 +1,39 @@
 """One shard of the source written anew: what is kept, then every replaced expert in its place."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
+from globe_stream.checkpoint.experts import Key, key_of
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.checkpoint.strided import StridedMatrix
 from globe_stream.engine.progress import Tally
 from globe_stream.export.convert import fill_tensor, write_matrix
 from globe_stream.export.shard_plan import Shard
 from globe_stream.export.staging import ExportWork
-from globe_stream.factorization.reconstruction import Approximation
-from globe_stream.factorization.trained_run import Key, TrainedRun, key_of
+from globe_stream.factorization.bank_cache import BankCache
+from globe_stream.factorization.reconstruction import Approximation, BankApproximation
+from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io.safetensors_writer import SafetensorsWriter
 
-Provider = Callable[[int], Approximation]
-"""The approximation of the group with this number."""
+
+class Replacements(Protocol):
+    """What is put in the experts' place."""
+
+    def of(self, number: int) -> Approximation:
+        """The approximation of the group with this number."""
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """Reconstructions of the experts of `source` from `banks`."""
+
+    source: TrainedRun
+    banks: BankCache
+
+    def of(self, number: int) -> BankApproximation:
+        """That of the group with this number."""
+        fitted = self.source.groups[number]
+        return BankApproximation(fitted, self.banks.bank(fitted))
 
 
 @dataclass(frozen=True)
@@ -23,7 +42,7 @@ class ShardRewriter:
 
     source: TrainedRun
     dequantised: dict[Key, StridedMatrix]
-    provide: Provider
+    replacements: Replacements
     batch: int
     tally: Tally
 
@@ -60,7 +79,7 @@ class ShardRewriter:
             return 0.0
         chosen = [group.experts[position] for position in positions]
         self.source.index.fetch(chosen)
-        approximation, squared = self.provide(number), 0.0
+        approximation, squared = self.replacements.of(number), 0.0
         expected = self.source.groups[number].expected(positions)
         with ExpertReader(chosen, self.batch, expected=expected) as reader:
             for part in reader.batches():

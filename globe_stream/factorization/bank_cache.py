@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from globe_stream.factorization.trained_run import FittedGroup
+from globe_stream.factorization.fitted_group import FittedGroup
 from globe_stream.io.closing import Closing
 from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
 from globe_stream.io.files import read_exactly

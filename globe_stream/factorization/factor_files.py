@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from globe_stream.checkpoint.experts import ExpertMatrix
+from globe_stream.factorization.fitted_group import FittedGroup
 from globe_stream.factorization.packed_factors import Spec, adapter_specs, bank_specs
-from globe_stream.factorization.trained_run import FittedGroup, TrainedRun
+from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io.dtypes import ITEM_BYTES
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import PlannedFile, plan_file

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
+from globe_stream.factorization.fitted_group import FittedGroup
 from globe_stream.factorization.model_files import BankSizes
-from globe_stream.factorization.trained_run import FittedGroup, TrainedRun
+from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io.records import Record
 
 CONFIG = "globe_config.json"

@@ -12,45 +12,7 @@ import torch
 from globe_stream.checkpoint.experts import ExpertMatrix, upright
 from globe_stream.config import SeedConfig
 from globe_stream.errors import InputError, option
-
-
-@dataclass(frozen=True)
-class GroupSizes:
-    """The numbers that decide operations and bytes: N experts of p x d, m atoms of r x d."""
-
-    experts: int
-    p: int
-    d: int
-    rank: int
-    bases: int
-    itemsize: int
-
-    @property
-    def bank_bytes(self) -> int:
-        """Bytes of one float32 bank."""
-        return 4 * self.bases * self.rank * self.d
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the group's experts in the checkpoint."""
-        return self.experts * self.p * self.d * self.itemsize
-
-    @property
-    def kept_parameters(self) -> int:
-        """Parameters of adapters and bank, N p r + m r d; the codes' come on top."""
-        return self.rank * (self.experts * self.p + self.bases * self.d)
-
-    def parameter_ratio(self, nonzeros: int) -> float:
-        """Parameters kept, `nonzeros` codes included, as a fraction of N p d."""
-        return (self.kept_parameters + nonzeros) / (self.experts * self.p * self.d)
-
-    @property
-    def svd_rank(self) -> int:
-        """Rank of the per-expert truncated SVD with as many parameters as adapters and bank.
-
-        k (p + d) = p r + m r d / N, rounded down. Source: docs/design.md, section Problem.
-        """
-        return self.kept_parameters // (self.experts * (self.p + self.d))
+from globe_stream.factorization.sizes import GroupSizes
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from globe_stream.factorization.adapters import AdapterFit, fit_adapters
 from globe_stream.factorization.bank_cache import Bank
 from globe_stream.factorization.compose import compose_sparse
-from globe_stream.factorization.trained_run import FittedGroup
+from globe_stream.factorization.fitted_group import FittedGroup
 
 
 class Approximation(Protocol):

@@ -1,14 +1,17 @@
 """What a run records of its groups of experts: sizes in the header, a state for each group."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
 from globe_stream.errors import InputError
 from globe_stream.factorization.error_sums import ErrorSums, pooled
-from globe_stream.factorization.groups import ExpertGroup, GroupSizes
+from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.io.records import Json, Record
 from globe_stream.store.run import Run
+
+if TYPE_CHECKING:
+    from globe_stream.factorization.groups import ExpertGroup
 
 PROCRUSTES_MEAN = "seed/procrustes_mean"
 """The array of a group that holds the mean (r, d) of its aligned experts, if seeding made one."""
@@ -29,7 +32,7 @@ class GroupRecord(Record):
     bases: int
 
     @classmethod
-    def of(cls, group: ExpertGroup) -> "GroupRecord":
+    def of(cls, group: "ExpertGroup") -> "GroupRecord":
         """The record of `group`."""
         sizes = group.sizes
         return cls(

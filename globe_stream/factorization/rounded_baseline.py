@@ -5,8 +5,8 @@ Source: docs/measurements.md, section Beside quantization.
 
 from torch import Tensor
 
-from globe_stream.factorization.groups import GroupSizes
 from globe_stream.factorization.reconstruction import Approximation
+from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.factorization.svd_baseline import truncated_factors
 from globe_stream.kernels.nearest import round_to_nearest, rounded_bits
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.factorization.error_sums import ErrorSums
-from globe_stream.factorization.groups import ExpertGroup, GroupSizes
+from globe_stream.factorization.groups import ExpertGroup
+from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.io.records import Scalars
 from globe_stream.io.world import World
 from globe_stream.store import arrays

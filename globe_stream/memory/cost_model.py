@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from globe_stream.factorization.adapters import fitted_together
-from globe_stream.factorization.groups import GroupSizes
+from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.io.records import Record
 from globe_stream.io.world import PIECE_BYTES as SUM_BYTES
 from globe_stream.kernels.nnls import BATCH_ROWS as NNLS_ROWS

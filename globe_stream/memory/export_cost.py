@@ -3,7 +3,7 @@
 Source: docs/design.md, section Memory.
 """
 
-from globe_stream.factorization.groups import GroupSizes
+from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.io.files import PIECE_BYTES
 from globe_stream.memory import cost_model
 from globe_stream.memory.seeding_cost import svd_work_bytes

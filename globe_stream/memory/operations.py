@@ -9,7 +9,7 @@ run's own disk (spilled proxies and banks, commits). Source: docs/design.md, sec
 from dataclasses import dataclass
 from itertools import pairwise
 
-from globe_stream.factorization.groups import GroupSizes
+from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.factorization.svd_baseline import spectrum_operations
 from globe_stream.io.records import Record
 from globe_stream.kernels.gram import PANEL_ROWS, SMALLEST_PANEL, TRIANGLE_PANELS

@@ -6,7 +6,7 @@ Measuring is `cost_model.measure_bytes`. Source: docs/design.md, section Memory.
 from collections.abc import Collection
 
 from globe_stream.factorization.adapters import fitted_together
-from globe_stream.factorization.groups import GroupSizes
+from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.kernels.gram import PANEL_ROWS
 from globe_stream.kernels.nnls import BATCH_ROWS as NNLS_ROWS
 from globe_stream.kernels.pivoting import CHUNK_BYTES as NNLS_CHUNK_BYTES

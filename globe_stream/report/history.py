@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from globe_stream.engine.metrics import MetricRow
-from globe_stream.factorization.groups import GroupSizes
+from globe_stream.factorization.sizes import GroupSizes
 
 Operations = Callable[[GroupSizes], float]
 """Floating-point operations of an epoch of a group of the given sizes."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.experts import GATED_FAMILIES
-from globe_stream.checkpoint.index import INDEX_NAME
+from globe_stream.checkpoint.json_files import INDEX_NAME
 from globe_stream.config import SyntheticModel
 from globe_stream.engine.progress import Bar, Progress
 from globe_stream.errors import InputError

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from globe_stream.checkpoint.index import ExpertIndex, build_index, read_json
+from globe_stream.checkpoint.index import ExpertIndex, build_index
+from globe_stream.checkpoint.json_files import read_json
 from globe_stream.config import SyntheticModel, differences
 from globe_stream.io.safetensors import Header
 from globe_stream.io.safetensors_writer import plan_file

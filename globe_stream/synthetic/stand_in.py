@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from globe_stream.checkpoint.index import INDEX_NAME
+from globe_stream.checkpoint.json_files import INDEX_NAME
 from globe_stream.checkpoint.model_types import MODEL_TYPES
 from globe_stream.io import files
 from globe_stream.io.records import JsonObject

@@ -80,8 +80,8 @@ def test_bytes_do_not_depend_on_the_budget(
     export_dense(run, tmp_path / "all")
     for resident in (1, 0):
         monkeypatch.setattr(
-            "globe_stream.export.dense.plan_export",
-            lambda *_, r=resident: plan.ExportPlan(r, 3 - r, 0),
+            "globe_stream.export.order.plan_export",
+            lambda *_, r=resident, **__: plan.ExportPlan(r, 3 - r, 0),
         )
         export_dense(run, tmp_path / f"banks-{resident}")
         assert _digests(tmp_path / f"banks-{resident}") == _digests(tmp_path / "all")

@@ -13,6 +13,7 @@ from globe_stream.checkpoint.index import Selection, open_index
 from globe_stream.checkpoint.reader import read_expert
 from globe_stream.export.factors import export_factors
 from globe_stream.export.model_card import model_card
+from globe_stream.export.staging import ExportManifest
 from globe_stream.factorization.trained_run import open_trained_run
 from globe_stream.inference.factors import load_factors
 
@@ -114,10 +115,8 @@ def test_the_card_pools_the_errors_of_banks_by_norm(model, tmp_path):
             ))
             for fitted, (error, norm) in zip(groups, figures, strict=True)
         )  # fmt: skip
-        card = model_card(
-            replace(source, groups=changed), kind="dense", dtype="BF16", size=1,
-            errors={"up": 0.25}, command="", hub_id=False,
-        )  # fmt: skip
+        manifest = ExportManifest({}, "dense", "BF16", "", {"up": 0.25})
+        card = model_card(replace(source, groups=changed), manifest, 1)
     expected = ((0.1**2 * 9 + 0.7**2 * 1) / 10) ** 0.5
     assert f"| up | 0.2500 | {expected:.4f} | 3 |" in card
 

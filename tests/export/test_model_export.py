@@ -122,7 +122,7 @@ def test_the_budget_changes_no_byte(
     with pytest.raises(InputError, match="needs at least"):
         export_model(run, tmp_path / "none", memory=1)
     smallest = ExportPlan(0, 1, 0)
-    monkeypatch.setattr("globe_stream.export.model.plan_export", lambda *_, **__: smallest)
+    monkeypatch.setattr("globe_stream.export.order.plan_export", lambda *_, **__: smallest)
     export_model(run, tmp_path / "tight")
     roomy, tight = tensors(tmp_path / "roomy"), tensors(tmp_path / "tight")
     assert all(torch.equal(roomy[name], tight[name]) for name in roomy)

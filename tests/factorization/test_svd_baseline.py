@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.factorization.groups import GroupSizes
+from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.factorization.svd_baseline import (
     BaselineAccumulator,
     SvdApproximation,

@@ -23,7 +23,8 @@ import support
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from globe_stream.checkpoint.index import INDEX_NAME, open_index
+from globe_stream.checkpoint.index import open_index
+from globe_stream.checkpoint.json_files import INDEX_NAME
 from globe_stream.commands.recipe import load_recipe
 from globe_stream.errors import GlobeError
 from globe_stream.io.safetensors import read_header

@@ -2,7 +2,7 @@
 
 import pytest
 
-from globe_stream.factorization.groups import GroupSizes
+from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.memory import cost_model as budget
 from globe_stream.memory import export_cost, seeding_cost
 from globe_stream.memory.cost_model import BatchPlan
@@ -68,7 +68,7 @@ def test_no_gram_matrix_is_counted_where_none_is_formed():
 
 def test_atoms_by_what_dominates(monkeypatch):
     """The method's matrices, the codes, a tile of proxies beside one of atoms, writing a chunk."""
-    monkeypatch.setattr(budget, "POLISH_CHUNKS", 0)
+    monkeypatch.setattr(seeding_cost, "POLISH_CHUNKS", 0)
     square, small = 8 * 49, 96 * 7 * 2
     assert seeding_cost.atoms_bytes(SMALL, 2) == square + small + 6 * square
     wide = GroupSizes(experts=5, p=50, d=300, rank=40, bases=1, itemsize=2)
@@ -78,7 +78,7 @@ def test_atoms_by_what_dominates(monkeypatch):
     assert seeding_cost.atoms_bytes(full, 2) == 8 * 25 + 32 * 25 + 4 * 5 * bank
     products = 8 * (10 * 5 * 3 + 8 * 9) + tile + 4 * 40 * 300 * 3
     assert seeding_cost.atoms_bytes(wide, 2, 3) == products
-    monkeypatch.setattr(budget, "POLISH_CHUNKS", 5)
+    monkeypatch.setattr(seeding_cost, "POLISH_CHUNKS", 5)
     assert seeding_cost.atoms_bytes(SMALL, 2) == square + max(
         small + 6 * square, (32 + 96) * 14 + 5 * 8 * 28
     )
@@ -166,11 +166,11 @@ def test_batches_halve_from_the_largest_useful_one(bytes_each, expected):
 
 def test_exports():
     one = budget.fit_bytes(SMALL) + 4 * (3 * RD + PR + 2 * 5 * 11)
-    fixed = one + 4 * RD + 2 * budget.PIECE_BYTES + 8 * 7 * 2
+    fixed = one + 4 * RD + 2 * export_cost.PIECE_BYTES + 8 * 7 * 2
     assert export_cost.estimate_export(SMALL, 4000, 3 * BANK) == 4000 + 3 * BANK + fixed
     rounding = 4 * 3 * PR + 8 * 5 * RR
     assert export_cost.estimate_export(SMALL, 4000, 3 * BANK, rounds=True) == (
         4000 + 3 * BANK + fixed + rounding
     )
-    svd = 8 * (5 * 11 + 4 * 25) + 4 * 3 * 5 * 11 + 2 * budget.PIECE_BYTES
+    svd = 8 * (5 * 11 + 4 * 25) + 4 * 3 * 5 * 11 + 2 * export_cost.PIECE_BYTES
     assert export_cost.estimate_svd_export(5, 11, 4000) == 4000 + svd

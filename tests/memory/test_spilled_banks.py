@@ -7,8 +7,8 @@ import support
 import torch
 
 from globe_stream.cli.main import run as command_line
-from globe_stream.factorization.groups import GroupSizes
 from globe_stream.factorization.records import run_header
+from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.memory import cost_model, planner
 from globe_stream.memory.cost_model import BatchPlan
 from globe_stream.store.run import Run

@@ -6,8 +6,9 @@ import torch
 
 from globe_stream.checkpoint.reader import Batch
 from globe_stream.config import SeedConfig
-from globe_stream.factorization.groups import ExpertGroup, GroupSizes
+from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.normalization import Normalization
+from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.factorization.svd_baseline import (
     MAX_OPERATIONS,
     MIN_EXPERTS,
