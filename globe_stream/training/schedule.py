@@ -27,7 +27,8 @@ STABLE_SUPPORT = 0.95
 MOMENTUM_DELAY = 3
 """Momentum grows as k / (k + 3) over the k bank steps since it was last dropped."""
 LONE_STEPS = 2
-"""So few steps after a restart it is their length that is to blame, not their momentum."""
+"""So few steps after a restart it is their length that is to blame, not their momentum; in the
+warm-up, whose momentum is there from the second step on, one."""
 LONE_SHORTER, SHORTER = 2.0, 1.25
 """Damping grows by this factor when a lone step is rejected, and when momentum had gathered."""
 RISEN = 1.1
@@ -164,8 +165,9 @@ class Schedule:
             settled=now.settled + 1,
         )
         if now.lam == now.saved_lam:
-            lone = now.steps <= LONE_STEPS
-            if self.in_warmup(now) and not lone:
+            warm = self.in_warmup(now)
+            lone = now.steps <= (1 if warm else LONE_STEPS)
+            if warm and not lone:
                 return back
             return replace(back, damping=self._shorter(now, LONE_SHORTER if lone else SHORTER))
         return replace(
