@@ -1,6 +1,6 @@
 """`seed`: the warm start of every group of experts of a model, in a run directory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from globe_stream.commands.run_files import write_config
 from globe_stream.commands.session import Plans, Resources, Session, recorded_plans
 from globe_stream.commands.wording import worded
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig
+from globe_stream.engine.context import Context
 from globe_stream.engine.distributed import join
 from globe_stream.engine.status import StatusDocument, run_status
 from globe_stream.errors import InputError
@@ -99,15 +100,21 @@ def _seed(
                 write_config(run, None)
             experts.fetch(anew=runtime.force_download)
             context.progress.outlook.expect(expected_seeding(experts.groups, seeding))
-            seedings = []
-            for group in experts.groups:
-                key = f"{group.key}:plans:seed"
-                chosen = recorded_plans(run, key, plans[group.key], resources.limit)
-                seedings.append(Seeding(context, group, seeding, chosen))
+            seedings = list(_seedings(context, experts.groups, seeding, plans))
             scan(seedings)
             for one in seedings:
                 one.run()
         return run_status(run)
+
+
+def _seedings(
+    context: Context, groups: Sequence[ExpertGroup], seeding: SeedConfig, plans: dict[str, Plans]
+) -> Iterator[Seeding]:
+    """The seeding of every group, by the plans that the run recorded, else by `plans`."""
+    for group in groups:
+        key = f"{group.key}:plans:seed"
+        chosen = recorded_plans(context.run, key, plans[group.key], context.budget)
+        yield Seeding(context, group, seeding, chosen)
 
 
 def _known_zero(path: Path) -> Places:

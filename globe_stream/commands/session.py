@@ -40,6 +40,8 @@ from globe_stream.memory.device_memory import cap, device_limit, explained_refus
 from globe_stream.memory.meter import Meter
 from globe_stream.store.run import Run
 
+ANSWER = "saving the state of this pass, then stopping"
+"""What is said to a signal."""
 SHARE = 0.6
 """Share of the machine's memory that is the budget when none is given."""
 
@@ -129,22 +131,19 @@ class Session:
         *,
         sinks: Sequence[Sink] = (),
         checkpoint_seconds: float,
-        work: str = "the run",
-        answer: str = "saving the state of this pass, then stopping",
     ) -> Iterator[Context]:
         """What the stages of a command share while they work on `run`; metrics go to `sinks`.
 
-        A signal ends the work after the batch at hand, and `answer` is printed. A full disk while
-        writing `work` is an InputError.
+        A signal ends the work after the batch at hand; a full disk is an InputError.
         """
         metrics, meter = Metrics(sinks), Meter()
         run.beside = lambda: _peak_state(run, meter)
         try:
             with (
                 graceful_interrupts(
-                    answer, silent=not self.world.leads, patient=self.world.size > 1
+                    ANSWER, silent=not self.world.leads, patient=self.world.size > 1
                 ) as interrupt,
-                explained(run.path, f"writing {work}"),
+                explained(run.path, "writing the run"),
                 explained_refusals(self.device),
             ):
                 cap(self.device, resources.limit - resources.base)

@@ -55,12 +55,9 @@ def patch_model(
     description = describe(factors)
     modules = checked_modules(model, description)
     compute = dtype or model.dtype
-    model_type = type(model.config).model_type
-    hooks, before = {}, {}
-    for layer, (_, module) in modules.items():
-        hooks[layer] = _unhook(module, layer, offload_folder)
-        before[layer] = _matrices(module)
-    _adopt(model, model_type, description)
+    hooks = {layer: _unhook(one, layer, offload_folder) for layer, (_, one) in modules.items()}
+    before = {layer: _matrices(module) for layer, (_, module) in modules.items()}
+    _adopt(model, type(model.config).model_type, description)
     with torch.device("meta"):
         install(model, description)
     model.globe_cache.budget = _budget(cache, model.globe_cache.budget, compute)

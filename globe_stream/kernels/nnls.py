@@ -52,9 +52,10 @@ def nnls(
     """Minimise ``1/2 a^T K a - b_i^T a`` over ``a >= 0`` for every row i.
 
     Works in float64 (on the CPU for devices without it). A row whose residual is not below
-    ``tolerance`` after ``max_iterations`` is returned as it stands; ``kkt_residual`` says how far.
-    Exact solves add the rounding error of the given dtypes, relative to the mean diagonal,
-    to the diagonal of K, so that dependent atoms (a singular K) do no harm.
+    ``tolerance`` after ``max_iterations`` is returned as it stands. ``polish`` solves rows that 300
+    steps leave above the tolerance exactly on the support found; K then has the rounding error of
+    the given dtypes, relative to the mean diagonal, added to its diagonal, so that dependent atoms
+    do no harm. Memory: three (b, m) float64 arrays, twelve of (BATCH_ROWS, m), and 32 MiB.
 
     Args:
         gram: K (m, m), symmetric positive semidefinite.
@@ -62,20 +63,22 @@ def nnls(
         start: (b, m) first guess; zeros (the uniform code on the simplex) without it.
         mask: (b, m) boolean; codes are zero where it is False.
         simplex: also require every code to sum to one.
-        tolerance: on the relative projected-gradient residual; never below the rounding error
-            of the given dtypes.
+        tolerance: on the relative projected-gradient residual; never below rounding error.
         max_iterations: gradient steps at most.
-        polish: solve rows that 300 steps leave above the tolerance exactly on the support
-            found; False leaves the gradient result.
 
-    Memory: three (b, m) float64 arrays; rows are solved BATCH_ROWS at a time, which takes about
-    twelve more of (BATCH_ROWS, m), and with ``polish`` 32 MiB.
-
-    Raises:
-        GlobeError: NaN or Inf in the problem, or an empty mask row on the simplex.
-
-    Source: docs/design.md, section Codes.
+    Raises GlobeError for NaN or Inf, or an empty mask row on the simplex. Source: docs/design.md,
+    section Codes.
     """
+    problem = _problem(gram, linear, mask, simplex)
+    guess = torch.zeros_like(problem.linear) if start is None else widened(start)
+    if simplex and start is None:
+        guess = guess + 1.0 / problem.linear.shape[1]
+    codes, residual, steps = _solved(problem, guess, tolerance, max_iterations, polish)
+    return NnlsResult(codes.to(linear.dtype).to(linear.device), steps, residual)
+
+
+def _problem(gram: Tensor, linear: Tensor, mask: Tensor | None, simplex: bool) -> Quadratic:
+    """The problem in float64, where that can be had; GlobeError when it cannot be solved."""
     device = double_device(linear.device)
     problem = Quadratic(
         gram=widened(gram.detach()).to(device),
@@ -85,17 +88,21 @@ def nnls(
         jitter=max(float(torch.finfo(x.dtype).eps) for x in (gram, linear)),
     )
     _check(problem)
-    guess = torch.zeros_like(problem.linear) if start is None else widened(start)
-    if simplex and start is None:
-        guess = guess + 1.0 / problem.linear.shape[1]
+    return problem
+
+
+def _solved(
+    problem: Quadratic, guess: Tensor, tolerance: float, limit: int, polish: bool
+) -> tuple[Tensor, Tensor, int]:
+    """Codes, residuals and the most gradient steps of any row, BATCH_ROWS at a time."""
     lipschitz = max(float(torch.linalg.eigvalsh(problem.gram)[-1]), 1e-300)
     codes, residual, steps = torch.empty_like(problem.linear), problem.scale, 0
     for first in range(0, len(codes), BATCH_ROWS):
-        rows = torch.arange(first, min(first + BATCH_ROWS, len(codes)), device=device)
+        rows = torch.arange(first, min(first + BATCH_ROWS, len(codes)), device=codes.device)
         solver = _Solver(problem.rows(rows), max(tolerance, problem.jitter), lipschitz)
-        codes[rows], residual[rows], taken = solver.solve(guess[rows], max_iterations, polish)
+        codes[rows], residual[rows], taken = solver.solve(guess[rows], limit, polish)
         steps = max(steps, taken)
-    return NnlsResult(codes.to(linear.dtype).to(linear.device), steps, residual)
+    return codes, residual, steps
 
 
 def _check(problem: Quadratic) -> None:

@@ -99,24 +99,7 @@ class Trainer:
     def _epoch(self, current: TrainerState) -> TrainerState:
         start, before = time.monotonic(), current.schedule_state
         metric = self._metric(before)
-        accumulator = EpochAccumulator(
-            current.bank,
-            current.codes,
-            self._metric_gram(current, metric),
-            metric,
-            EpochMoments.empty(current.gradients),
-            replace(self.schedule.epoch_settings(before), precision=self.context.precision),
-            self._normalization(),
-            self._norms,
-            self._initial_mean(before),
-        )
-        task = Pass(
-            self.group.key,
-            f"epoch {before.epoch + 1}",
-            self.group.experts,
-            self.plan.batch_plan.batch,
-        )
-        cost = stream(self.context, task, accumulator)
+        accumulator, task, cost = self._pass(current, metric)
         measured = Measured(
             accumulator.log.summary(self.group.experts),
             code_statistics(current.codes, current.gram, self.schedule.support_target()),
@@ -146,6 +129,31 @@ class Trainer:
         self.context.metrics.log("train", self.group.key, values, epoch=after.schedule_state.epoch)
         self._say(after.schedule_state, error if rejected else None, time.monotonic() - start)
         return after
+
+    def _pass(
+        self, current: TrainerState, metric: Metric
+    ) -> tuple[EpochAccumulator, Pass, PassCost]:
+        """Measure `current` and gather the sums of its step, in one pass over the experts."""
+        before = current.schedule_state
+        accumulator = EpochAccumulator(
+            current.bank,
+            current.codes,
+            self._metric_gram(current, metric),
+            metric,
+            EpochMoments.empty(current.gradients),
+            replace(self.schedule.epoch_settings(before), precision=self.context.precision),
+            self._normalization(),
+            self._norms,
+            self._initial_mean(before),
+        )
+        task = Pass(
+            self.group.key,
+            f"epoch {before.epoch + 1}",
+            self.group.experts,
+            self.plan.batch_plan.batch,
+        )
+        cost = stream(self.context, task, accumulator)
+        return accumulator, task, cost
 
     def _accept(
         self,
