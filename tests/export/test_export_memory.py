@@ -65,9 +65,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("kind", "budget"),
     [
         ("dense", 108 << 20),
-        ("dense", 148 << 20),
         ("factors", 124 << 20),
-        ("model", 124 << 20),
         ("model 8,8", 152 << 20),
         ("factors 8,8", 176 << 20),
     ],

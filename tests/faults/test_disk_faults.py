@@ -71,7 +71,7 @@ def test_other_results_are_reported(workshop, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_many_faults_of_every_kind(workshop):
-    outcome = carried_out(workshop, disk_faults.plan(workshop, 60, SEED))
-    assert outcome.trials == 60
+    outcome = carried_out(workshop, disk_faults.plan(workshop, 40, SEED))
+    assert outcome.trials == 40
     assert outcome.endings["told, then continued"] > 5
     assert outcome.endings["told, then restored"] > 5

@@ -154,7 +154,7 @@ def test_a_crash_at_any_step_leaves_the_old_or_the_new_state(tmp_path, change):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [second_epoch, replaced_group, partial_again])
+@pytest.mark.parametrize("change", [second_epoch])
 def test_a_crash_while_recovering_from_a_crash(tmp_path, change):
     start = prepared(tmp_path / "start")
     old = seen_at(start)
