@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from globe_stream.factorization.model_files import BankSizes
 from globe_stream.factorization.packed_factors import Spec, bank_specs, bank_values
 from globe_stream.io.dtypes import TORCH_DTYPES
+from globe_stream.kernels.activation import blend
+from globe_stream.kernels.mixtures import mixtures
 
 _TILE_BYTES = 4 << 20
 
@@ -15,8 +17,7 @@ _TILE_BYTES = 4 << 20
 class Bank(nn.Module):
     """The atoms (m, r, d) of one bank; calling it composes H = phi(Z) of several experts.
 
-    Rows of the atoms are taken a tile at a time and multiplied in float32, so whatever the type of
-    the atoms, a composition reads each of them once for all experts together.
+    A composition reads support x r x d elements an expert in the atoms' type; see `mixtures`.
     """
 
     def __init__(self, sizes: BankSizes) -> None:
@@ -50,24 +51,15 @@ class Bank(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """H (k, r, d) in the atoms' type from dense float32 codes (k, m) of k experts."""
-        codes = codes.to(self.stored.device)
-        used = codes.detach().any(0).nonzero()[:, 0]
-        few = 2 * len(used) <= self.sizes.bases
-        chosen = codes[:, used] if few else codes
-        step = max(1, _TILE_BYTES // (4 * chosen.shape[1] * self.sizes.d + 1))
-        parts = []
-        for start in range(0, self.sizes.rank, step):
-            tile = self._rows(slice(start, start + step), used if few else slice(None))
-            mixed = (chosen @ tile.flatten(1)).view(-1, *tile.shape[1:])
-            parts.append(self._finished(self.sizes.phi.apply(mixed)))
-        return torch.cat(parts, 1)
+        phi = self.sizes.phi
+        mixed = self._mixed(codes.to(self.stored.device) * phi.gamma)
+        return blend(mixed, phi.name, phi.lam)
 
-    def _rows(self, rows: slice, chosen: Tensor | slice) -> Tensor:
-        """Rows (m', t, d) float32 of the chosen atoms."""
-        return self.atoms[:, rows][chosen].float()
-
-    def _finished(self, hidden: Tensor) -> Tensor:
-        return hidden.to(self.atoms.dtype)
+    def _mixed(self, codes: Tensor) -> Tensor:
+        """Z (k, r, d); with gradients the sums and those of the gradients are float32."""
+        if torch.is_grad_enabled():
+            return mixtures(codes, self.atoms.float()).to(self.atoms.dtype)
+        return mixtures(codes, self.atoms.detach())
 
 
 class PackedBank(Bank):
@@ -95,11 +87,17 @@ class PackedBank(Bank):
         """Never."""
         return False
 
-    def _rows(self, rows: slice, chosen: Tensor | slice) -> Tensor:
-        return bank_values(self.packed[:, rows][chosen], self.scales[:, rows][chosen], self.sizes.d)
-
-    def _finished(self, hidden: Tensor) -> Tensor:
-        return hidden
+    def _mixed(self, codes: Tensor) -> Tensor:
+        """Z (k, r, d) float32; only atoms that are used are made, a tile of rows at a time."""
+        sizes = self.sizes
+        used = codes.any(0).nonzero()[:, 0]
+        step = max(1, _TILE_BYTES // (4 * max(1, len(used)) * sizes.d))
+        tiles = []
+        for first in range(0, sizes.rank, step):
+            rows = slice(first, first + step)
+            packed, scales = self.packed[used, rows], self.scales[used, rows]
+            tiles.append(mixtures(codes[:, used], bank_values(packed, scales, sizes.d)))
+        return torch.cat(tiles, 1)
 
 
 def empty_parameters(specs: Sequence[Spec]) -> list[nn.Parameter]:

@@ -2,10 +2,11 @@
 
 `x W_hat^T = (x H^T) (scale A)^T + offset (sum of x)`: two thin products and a rank-one term. The H
 of all experts that a pass needs of a layer are composed together; the cache keeps the hottest.
+Tokens are sorted by expert once a layer, and no matrix is copied to stand beside others.
 Plain torch; `structure` puts these into a transformers model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +113,18 @@ class ComposedExperts(nn.Module):
         down: Tensor = self.down_proj  # type: ignore[assignment]
         return whole.mul_(sizes.scale).add_(sizes.offset).to(down.dtype)
 
-    def project(self, family: str, inputs: Tensor, expert: int, hidden: Tensor | None) -> Tensor:
+    def project(self, family: str, inputs: Tensor, experts: dict[int, int]) -> Tensor:
+        """inputs (t, d) times W_hat^T (d, p) of `experts`, each for its number of rows; (t, p)."""
+        hidden = self.composed(family, list(experts))
+        parts = torch.split(inputs, list(experts.values()))
+        return torch.cat(
+            [
+                self._product(family, part, expert, hidden.get(expert))
+                for part, expert in zip(parts, experts, strict=True)
+            ]
+        )
+
+    def _product(self, family: str, inputs: Tensor, expert: int, hidden: Tensor | None) -> Tensor:
         """inputs (t, d) times W_hat^T (d, p) of one expert, whose H is `hidden` if it has one."""
         part = self._parts[family]
         if hidden is None:
@@ -122,7 +134,9 @@ class ComposedExperts(nn.Module):
             return nn.functional.linear(inputs, hidden.to(inputs.device))
         adapters: Tensor = getattr(self, f"{family}_adapters")
         thin = nn.functional.linear(inputs, hidden.to(inputs.device))
-        out = nn.functional.linear(thin, adapters[part.rows[expert]]) * part.sizes.scale
+        out = nn.functional.linear(thin, adapters[part.rows[expert]])
+        if part.sizes.scale != 1:
+            out = out * part.sizes.scale
         if part.sizes.offset:
             out = out + part.sizes.offset * inputs.sum(1, keepdim=True)
         return out
@@ -130,34 +144,52 @@ class ComposedExperts(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Outputs (tokens, d) of the routed experts; arguments as transformers passes them.
 
-        hidden_states (tokens, d), top_k_index (tokens, k), top_k_weights (tokens, k).
+        hidden_states (tokens, d), top_k_index (tokens, k), top_k_weights (tokens, k). Pairs of a
+        token and an expert are taken in the order of experts, so that all but the products with an
+        expert's own matrices is done for many experts at once.
         """
-        outputs = torch.zeros_like(hidden_states)
+        choices = top_k_index.flatten()
+        order = torch.argsort(choices, stable=True)
+        weights = top_k_weights.flatten()
         # A number beyond the last marks a token that no expert of this process takes.
-        routed = [e for e in torch.unique(top_k_index).tolist() if e < self.num_experts]
+        count = int(self.num_experts)  # type: ignore[arg-type]
+        counts = torch.bincount(choices, minlength=count)[:count].tolist()
+        outputs = hidden_states.new_zeros(len(choices), hidden_states.shape[1])
+        first = 0
+        for experts in self._groups(counts):
+            pairs = order[first : first + sum(experts.values())]
+            made = self._experts(hidden_states[pairs // top_k_index.shape[1]], experts)
+            outputs[pairs] = (made * weights[pairs, None]).to(outputs.dtype)
+            first += len(pairs)
+        return outputs.view(*top_k_index.shape, -1).sum(1)
+
+    def _groups(self, counts: list[int]) -> Iterator[dict[int, int]]:
+        """The experts with tokens and their counts, as many at a time as may be composed."""
+        routed = [(expert, count) for expert, count in enumerate(counts) if count]
         largest = max(part.sizes.p * part.sizes.d for part in self._parts.values())
         step = max(1, _WORK_BYTES // (4 * largest))
         for first in range(0, len(routed), step):
-            chosen = routed[first : first + step]
-            hidden = {family: self.composed(family, chosen) for family in FAMILIES}
-            for expert in chosen:
-                token, choice = torch.where(top_k_index == expert)
-                out = self._expert(hidden_states[token], expert, hidden)
-                out = out * top_k_weights[token, choice, None]
-                outputs.index_add_(0, token, out.to(outputs.dtype))
-        return outputs
+            yield dict(routed[first : first + step])
 
-    def _expert(self, inputs: Tensor, expert: int, hidden: dict[str, dict[int, Tensor]]) -> Tensor:
-        gate, up = (
-            self.project(family, inputs, expert, hidden[family].get(expert)) for family in FAMILIES
-        )
+    def _experts(self, inputs: Tensor, experts: dict[int, int]) -> Tensor:
+        """Outputs (t, d) of `experts` for inputs (t, d), each for its number of rows."""
+        gate, up = (self.project(family, inputs, experts) for family in FAMILIES)
         own: Any = self
         fused = _join(gate, up, concatenated=own.is_concatenated)
         if self.has_bias:
-            fused = fused + own.gate_up_proj_bias[expert]
-        out = nn.functional.linear(own._apply_gate(fused), own.down_proj[expert])
+            rows = torch.tensor(list(experts), device=inputs.device).repeat_interleave(
+                torch.tensor(list(experts.values()), device=inputs.device)
+            )
+            fused = fused + own.gate_up_proj_bias[rows]
+        parts = torch.split(own._apply_gate(fused), list(experts.values()))
+        out = torch.cat(
+            [
+                nn.functional.linear(part, own.down_proj[expert])
+                for part, expert in zip(parts, experts, strict=True)
+            ]
+        )
         if self.has_bias:
-            out = out + own.down_proj_bias[expert]
+            out = out + own.down_proj_bias[rows]
         return own.post_expert_norm(out) if self.has_post_expert_norm else out
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ComposedExperts":

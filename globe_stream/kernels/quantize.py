@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from globe_stream.kernels import trellis
+from globe_stream.kernels.trellis import table_values
 
 GROUP = 64
 """The least elements that share a scale, in rows that have as many."""
@@ -42,7 +43,7 @@ def dequantize(numbers: Tensor, scales: Tensor, bits: int) -> Tensor:
     if bits in trellis.SHAPES:
         values = trellis.decode(numbers, bits)
     else:
-        values = _levels(bits).to(numbers.device)[numbers.long()]
+        values = table_values(_levels(bits).to(numbers.device), numbers)
     width = values.shape[-1]
     each = -(-width // group_count(width))
     values *= scales.float().repeat_interleave(each, -1)[..., :width]
@@ -92,15 +93,22 @@ def pack(numbers: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, count: int) -> Tensor:
-    """The level numbers (..., count) uint8 of bit planes (..., bits, ceil(count / 8))."""
-    places = torch.arange(8, device=packed.device, dtype=torch.uint8)
-    numbers: Tensor = torch.zeros(
-        *packed.shape[:-2], count, dtype=torch.uint8, device=packed.device
-    )
+    """The level numbers (..., count) uint8 of bit planes (..., bits, ceil(count / 8)).
+
+    Eight numbers at a time, the bits of a byte being the bytes of a word.
+    """
+    words = torch.zeros_like(packed[..., 0, :], dtype=torch.int64)
+    spread = _spread_bits().to(packed.device)
     for plane in range(packed.shape[-2]):
-        ones = ((packed[..., plane, :, None] >> places) & 1).flatten(-2)[..., :count]
-        numbers |= ones << plane
-    return numbers
+        words |= table_values(spread, packed[..., plane, :]) << plane
+    return words.view(torch.uint8)[..., :count]
+
+
+def _spread_bits() -> Tensor:
+    """Words (256,) int64 whose byte k, the lowest first, is bit k of their place."""
+    places = torch.arange(8)
+    bits = (torch.arange(256)[:, None] >> places) & 1
+    return (bits << 8 * places).sum(1)
 
 
 def quantize_atoms(atoms: Tensor, moment: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -40,8 +40,12 @@ def decode(numbers: Tensor, bits: int) -> Tensor:
     for step in range(1, length + 1):
         before = torch.nn.functional.pad(numbers, (step, 0))[..., : numbers.shape[-1]]
         index = (index << bits) | before.int()
-    values: Tensor = codebook(bits).to(numbers.device).flatten()[index]
-    return values
+    return table_values(codebook(bits).to(numbers.device).flatten(), index)
+
+
+def table_values(table: Tensor, places: Tensor) -> Tensor:
+    """The elements of `table` (n,) at `places`, integers of any shape and type."""
+    return table.index_select(0, places.flatten().int()).view(places.shape)
 
 
 def encode(values: Tensor, bits: int) -> Tensor:

@@ -85,7 +85,7 @@ class Model(_SOURCE.Model):
         if "lm_head" in self and "lm_head.weight" not in found and tied is not None:
             found["lm_head.weight"] = tied
         clean = getattr(super(), "sanitize", lambda kept: kept)
-        return clean(found)
+        return clean(found if mx.default_device() == mx.gpu else _in_float32(found))
 
 
 class _Bank(nn.Module):
@@ -301,6 +301,15 @@ def _orthonormal_rows(hidden):
 
 def _groups(width):
     return max(1, width // 64)
+
+
+def _in_float32(weights):
+    """Grouped products of MLX on a CPU are of float32 only; packed bits and scales stay."""
+    halves = (mx.bfloat16, mx.float16)
+    return {
+        name: one.astype(mx.float32) if one.dtype in halves and name[-7:] != ".scales" else one
+        for name, one in weights.items()
+    }
 
 
 def _first(parts):
