@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from globe_stream.kernels.activation import blend
+from globe_stream.kernels.activation import blend, slope_
 
 
 @dataclass(frozen=True)
@@ -27,3 +27,7 @@ class Activation:
         """H = phi(Z), elementwise and of the shape of Z."""
         scaled = mixtures * self.gamma
         return scaled if self.linear else blend(scaled, self.name, self.lam)
+
+    def slope(self, mixtures: Tensor, hidden: Tensor) -> Tensor:
+        """The derivative of phi over g at Z, of the shape of Z, from H = `hidden` = phi(Z)."""
+        return slope_(mixtures * self.gamma, hidden, self.name, self.lam)

@@ -10,8 +10,9 @@ from globe_stream.io.records import Record, Scalars
 from globe_stream.io.world import World
 from globe_stream.kernels.ridge_effect import nonfinite, ridge_effect
 
-SAMPLES = 8
-"""Experts whose systems are looked at by their eigenvalues, evenly spaced."""
+SAMPLES, LEAST_STRIDE = 8, 16
+"""Experts whose systems are looked at by their eigenvalues, evenly spaced, and how far apart at
+least: at r = 1056 one takes as long as fitting an adapter."""
 _LARGEST = ("worst", "before", "after")
 """What is the largest of all experts', not their sum."""
 
@@ -54,7 +55,7 @@ class SolverLog:
 
     def __init__(self, count: int, ridge: float) -> None:
         self._ridge = ridge
-        self._stride = max(1, -(-count // SAMPLES))
+        self._stride = max(LEAST_STRIDE, -(-count // SAMPLES))
         self._counts = {"fallbacks": 0, "raised": 0, "nonfinite": 0, "sampled": 0}
         self._sums = dict.fromkeys(("worst", "penalty", "residual", "shrinkage"), 0.0)
         self._sums |= {"before": 0.0, "after": 0.0}

@@ -30,23 +30,23 @@ def blend(x: Tensor, name: str, lam: float) -> Tensor:
     return value if lam == 1.0 else torch.lerp(x, value, lam)
 
 
-def blend_and_slope(x: Tensor, name: str, lam: float) -> tuple[Tensor, Tensor]:
-    """Return phi_lambda(x) and its derivative (1 - lambda) + lambda act'(x).
+def slope_(x: Tensor, value: Tensor, name: str, lam: float) -> Tensor:
+    """Return phi_lambda'(x) = (1 - lambda) + lambda act'(x), written over ``x``.
 
-    Arguments and errors as for :func:`blend`; both results have the shape of ``x``.
+    Args:
+        x: any shape, floating.
+        value: ``blend(x, name, lam)``, which spares computing act anew; not changed.
+        name, lam: as for :func:`blend`.
+
+    Errors as for :func:`blend`. Memory: for silu two more arrays like ``x``.
     """
     if _is_linear(name, lam):
-        return x, torch.ones_like(x)
-    if name == "silu":
-        gate = torch.sigmoid(x)
-        value = x * gate
-        slope = gate.add_(value * (1 - gate))
-    else:
-        value = torch.tanh(x)
-        slope = 1 - value.square()
-    if lam == 1.0:
-        return value, slope
-    return torch.lerp(x, value, lam), slope.mul_(lam).add_(1 - lam)
+        return x.fill_(1.0)
+    gate = torch.sigmoid(x) if name == "silu" else None
+    share = x.mul_(lam - 1).add_(value)  # lambda act(x)
+    if gate is None:
+        return share.square_().mul_(-1 / lam).add_(1)
+    return share.add_(gate.mul_(lam - share)).add_(1 - lam)
 
 
 def _is_linear(name: str, lam: float) -> bool:

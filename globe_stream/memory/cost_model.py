@@ -107,11 +107,11 @@ def gradient_bytes(sizes: GroupSizes, warmup: bool, curved: bool) -> int:
     """Arrays of one expert at the peak of finding its gradient, its mixture aside.
 
     H, H H^T, W H^T and A stay from the fit. Surrogate: the residual (p, d) and the gradient
-    (r, d); with a curved activation the gradient and four more (r, d) for its slope. Warm-up:
+    (r, d); with a curved activation the gradient and three more (r, d) for its slope. Warm-up:
     the rotation, then the rotated expert (r, d) with the rotation (r, p).
     """
     rd, rr, pr = _areas(sizes)
-    surrogate = max(sizes.p * sizes.d + rd, 5 * rd if curved else 0)
+    surrogate = max(sizes.p * sizes.d + rd, 4 * rd if curved else 0)
     rotation = max(rotation_bytes(sizes) // 4, pr + rd) if warmup else 0
     return 4 * (rd + rr + 2 * pr + max(surrogate, rotation))
 

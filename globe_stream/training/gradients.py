@@ -14,7 +14,6 @@ from torch import Tensor
 
 from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.adapters import AdapterFit
-from globe_stream.kernels.activation import blend_and_slope
 from globe_stream.kernels.coarse import Precision, coarse_bmm
 from globe_stream.kernels.polar import nearly_orthonormal_rows
 from globe_stream.kernels.reductions import frobenius_norms, squared_sums
@@ -79,8 +78,7 @@ def surrogate(
     if activation.linear:
         gradient.mul_(activation.gamma)
     else:
-        _, slope = blend_and_slope(mixtures * activation.gamma, activation.name, activation.lam)
-        gradient.mul_(slope.mul_(activation.gamma))
+        gradient.mul_(activation.slope(mixtures, fit.hidden).mul_(activation.gamma))
     energies = squared_sums(torch.matmul(fit.adapters, probes))
     mean = energies * (activation.gamma**2 / len(probes))
     # An expert without atoms has no curvature and no gradient: it stays where it is.
@@ -110,8 +108,8 @@ def pseudo_inverse(
     if activation.linear:
         move.div_(activation.gamma)
     else:
-        _, slope = blend_and_slope(mixtures * activation.gamma, activation.name, activation.lam)
-        move.div_(slope.clamp_min(0.1).mul_(activation.gamma))
+        slope = activation.slope(mixtures, fit.hidden)
+        move.div_(slope.clamp_min_(0.1).mul_(activation.gamma))
     weights_of_all = torch.full((len(move),), weight, dtype=move.dtype, device=move.device)
     return PreconditionedGradient(move, weights_of_all)
 
