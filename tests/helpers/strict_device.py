@@ -97,6 +97,7 @@ class _Inside(TorchDispatchMode):
     """Tensors that a composite operation makes are on its operands' device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args = tuple(map(_as_declared, func._schema.arguments, args))
         flat, _ = tree_flatten((args, kwargs or {}))
         made = func(*args, **(kwargs or {}))
         if any(isinstance(value, torch.Tensor) for value in flat):
@@ -306,6 +307,13 @@ _ACTIVE: list[StrictDevice] = []
 def active() -> StrictDevice:
     """The device that is pretended now."""
     return _ACTIVE[-1]
+
+
+def _as_declared(argument: Any, value: Any) -> Any:
+    """A number in place of an operand, which torch unwraps on the way here, as a tensor again."""
+    if str(argument.type) == "Tensor" and isinstance(value, (int, float)):
+        return torch.tensor(value)
+    return value
 
 
 def _aliases(func: Any) -> bool:
