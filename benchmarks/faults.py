@@ -62,32 +62,34 @@ def main(
 
 def _kills(folder: Path, count: int, seed: int, load: int) -> list[str]:
     import kills
+    from trials import Outcome
 
     start = time.monotonic()
     reference = kills.Reference(kills.write_checkpoint(folder / "model"), folder)
-    outcome = kills.Outcome()
+    outcome = Outcome()
     with kills.competing_load(load):
         for outcome in kills.carry_out(reference, kills.plan(reference, count, seed), folder):
             if outcome.trials % 10 == 0:
-                failed = len(outcome.differences)
+                failed = len(outcome.wrong)
                 click.echo(f"{outcome.trials} trials, {failed} differ", err=True)
     seconds = time.monotonic() - start
     click.echo(f"kills: {outcome.trials} trials in {seconds:.0f} s under load {load}")
-    for title, counts in (("signal", outcome.signals), ("stage", outcome.stages)):
+    for title, counts in (("signal", outcome.faults), ("stage", outcome.stages)):
         click.echo(f"  delivered by {title}: {_listed(counts)}")
-    click.echo(f"  identical after continuing: {outcome.trials - len(outcome.differences)}")
-    return outcome.differences
+    click.echo(f"  identical after continuing: {outcome.trials - len(outcome.wrong)}")
+    return outcome.wrong
 
 
 def _store_faults(folder: Path, count: int, seed: int) -> list[str]:
     import disk_faults
     import support
+    from trials import Outcome
 
     start = time.monotonic()
     folder.mkdir()
     support.make_quick()
     workshop = disk_faults.Workshop(folder)
-    outcome = disk_faults.Outcome()
+    outcome = Outcome()
     for trial in disk_faults.plan(workshop, count, seed):
         disk_faults.attempt(workshop, trial, outcome)
     click.echo(f"store faults: {outcome.trials} trials in {time.monotonic() - start:.0f} s")

@@ -5,6 +5,7 @@ import gc
 import disk_faults
 import pytest
 import support
+from trials import Outcome
 
 SEED = 5
 
@@ -17,7 +18,7 @@ def workshop(tmp_path_factory):
 
 
 def carried_out(workshop, trials):
-    outcome = disk_faults.Outcome()
+    outcome = Outcome()
     for trial in trials:
         disk_faults.attempt(workshop, trial, outcome)
     gc.collect()  # what a crash left open is closed in this test
@@ -62,7 +63,7 @@ def test_what_counts_as_told(code, lines, problem):
 def test_other_results_are_reported(workshop, monkeypatch):
     """A command that goes on with changed bytes, as if there were no checksums, is found out."""
     monkeypatch.setitem(workshop.results, "train", {})
-    outcome = disk_faults.Outcome()
+    outcome = Outcome()
     trial = disk_faults.DiskTrial("train", "short write", 1)
     disk_faults.attempt(workshop, trial, outcome)
     assert outcome.wrong == [f"{trial}: other results"]

@@ -10,10 +10,10 @@ TRIALS = 15
 def test_any_signal_anywhere_leaves_the_results_as_they_are(tmp_path):
     reference = kills.Reference(kills.write_checkpoint(tmp_path / "model"), tmp_path)
     *_, outcome = kills.carry_out(reference, kills.plan(reference, TRIALS, 0), tmp_path)
-    assert outcome.differences == []
+    assert outcome.wrong == []
     assert outcome.trials == TRIALS
     assert set(outcome.stages) == set(kills.STAGES)
-    assert set(outcome.signals) == {number.name for number in kills.SIGNALS}
+    assert set(outcome.faults) == {number.name for number in kills.SIGNALS}
 
 
 def test_a_plan_goes_through_every_stage_and_signal():

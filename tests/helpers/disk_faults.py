@@ -17,12 +17,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import kills
 import support
+from trials import Outcome
 
 from globe_stream.cli.main import run as run_command_line
 
@@ -291,16 +292,6 @@ class RestTrial:
         return f"{self.damage} (seed {self.seed}) after {self.after}"
 
 
-@dataclass
-class Outcome:
-    """How many trials there were, of what, how they ended, and what was wrong."""
-
-    trials: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
-    endings: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-
-
 def plan(workshop: Workshop, count: int, seed: int) -> list[DiskTrial | RestTrial]:
     """`count` trials that go through all faults and stages in turn, at random places."""
     chance = random.Random(seed)
@@ -327,10 +318,12 @@ def attempt(workshop: Workshop, trial: DiskTrial | RestTrial, outcome: Outcome) 
     place = workshop.folder / "trial"
     if isinstance(trial, DiskTrial):
         ending, wrong = _on_a_failing_disk(workshop, trial, place)
-        outcome.faults[trial.fault] += 1
+        fault, stage = trial.fault, trial.stage
     else:
         ending, wrong = _on_a_changed_run(workshop, trial, place)
-        outcome.faults[trial.damage] += 1
+        fault, stage = trial.damage, trial.after
+    outcome.faults[fault] += 1
+    outcome.stages[stage] += 1
     outcome.trials += 1
     outcome.endings[ending] += 1
     outcome.wrong += [f"{trial}: {line}" for line in wrong]

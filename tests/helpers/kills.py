@@ -12,13 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import support
+from trials import Outcome
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STAGES = ("seed", "train", "export factors", "export dense", "export model")
@@ -53,16 +53,6 @@ class Trial:
     def __str__(self) -> str:
         moment = f"event {self.event}" if self.event else f"{self.share:.0%} of the time"
         return f"{self.number.name} in {self.stage} at {moment}, {1 + self.again} times at most"
-
-
-@dataclass
-class Outcome:
-    """How many trials there were, what reached a command, and what differed afterwards."""
-
-    trials: int = 0
-    signals: Counter[str] = field(default_factory=Counter)
-    stages: Counter[str] = field(default_factory=Counter)
-    differences: list[str] = field(default_factory=list)
 
 
 class Reference:
@@ -130,17 +120,17 @@ def carry_out(reference: Reference, trials: Sequence[Trial], scratch: Path) -> I
         for _ in range(1 + trial.again):
             code = _disturbed(trial, arguments, log, reference.seconds[trial.stage])
             if code not in ENDINGS:
-                outcome.differences.append(f"{trial}: exit code {code}: {_tail(log)}")
+                outcome.wrong.append(f"{trial}: exit code {code}: {_tail(log)}")
             if code == 0:
                 break
-            outcome.signals[trial.number.name] += 1
+            outcome.faults[trial.number.name] += 1
             outcome.stages[trial.stage] += 1
         if code != 0 and support.outcome(support.command, arguments, log) != 0:
-            outcome.differences.append(f"{trial}: does not continue: {_tail(log)}")
+            outcome.wrong.append(f"{trial}: does not continue: {_tail(log)}")
         elif reference.measure(trial.stage, place) != reference.results[trial.stage]:
-            outcome.differences.append(f"{trial}: other results")
+            outcome.wrong.append(f"{trial}: other results")
         elif list(place.glob("*.partial")):
-            outcome.differences.append(f"{trial}: leftovers")
+            outcome.wrong.append(f"{trial}: leftovers")
         outcome.trials += 1
         shutil.rmtree(place, ignore_errors=True)
         log.unlink(missing_ok=True)
