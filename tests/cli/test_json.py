@@ -59,6 +59,7 @@ def has(document, kinds):
         assert isinstance(document[name], kind), name
 
 
+@pytest.mark.slow
 def test_seed_train_and_status_end_with_the_same_document(tmp_path, tell, checkpoint):
     run = tmp_path / "run"
     seeded = only_document(tell("seed", checkpoint, "--run", run, "--json"))

@@ -136,8 +136,8 @@ def test_a_bank_for_each_layer(tmp_path, tell, checkpoint):
 
 @pytest.mark.parametrize(("options", "chosen"), [
     (("--single-layer", 1), slice(12, 24)),
-    (("--layers", "0:1"), slice(0, 12)),
-    (("--max-experts", 8), slice(0, 8)),
+    slow(("--layers", "0:1"), slice(0, 12)),
+    slow(("--max-experts", 8), slice(0, 8)),
     (("--max-experts", 8, "--sample-method", "evenly_spaced"), slice(0, 24, 3)),
 ])  # fmt: skip
 def test_selections(tmp_path, tell, checkpoint, options, chosen):

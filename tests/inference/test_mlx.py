@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sample_runs import Recipe, make_run, tiny_model, tiny_of_type, with_tokenizer
+from support import slow
 
 from globe_stream.export.model import export_model
 
@@ -57,7 +58,7 @@ def test_logits_equal_those_of_transformers(
     np.testing.assert_allclose(found, run_by_transformers(tmp_path / "out"), atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["olmoe", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("kind", ["olmoe", slow("mixtral"), slow("qwen3_moe")])
 def test_other_types(tmp_path: Path, kind: str) -> None:
     source = tiny_of_type(tmp_path / "source", kind)
     run = make_run(tmp_path / "run", source)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from sample_runs import Recipe, make_run, tiny_of_type
+from support import slow
 
 from globe_stream.errors import InputError
 from globe_stream.export.dense import export_dense
@@ -55,7 +56,7 @@ def test_patched_equals_dense_export(tmp_path: Path, model: Path, recipe: Recipe
     assert (dense - _logits(_load(model))).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "olmoe"])
+@pytest.mark.parametrize("kind", [slow("mixtral"), "gpt_oss", slow("olmoe")])
 def test_other_types_with_their_own_gates_and_biases(tmp_path: Path, kind: str) -> None:
     other = tiny_of_type(tmp_path / "model", kind)
     run = make_run(tmp_path / "run", other)

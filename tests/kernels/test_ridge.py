@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from support import slow
 
 from globe_stream.errors import GlobeError
 from globe_stream.kernels.ridge import ridge_solve
@@ -109,7 +110,7 @@ def test_bad_input_is_refused():
         ridge_solve(torch.eye(2)[None], torch.ones(1, 1, 2), -0.1)
 
 
-@pytest.mark.parametrize("r", [256, 300])
+@pytest.mark.parametrize("r", [256, slow(300)])
 def test_large_systems_are_solved_block_by_block(r):
     targets, factors = systems(b=2, p=9, r=r, d=2 * r)
     gram, rhs = normal_equations(targets, factors)

@@ -59,6 +59,7 @@ def test_a_second_budget_without_a_gpu_is_refused_and_nothing_is_made(tell, chec
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_the_allocator_of_a_gpu_is_capped(tell, checkpoint, tmp_path):
     with strict("cuda") as pretended:
         command = ("seed", checkpoint, "--run", tmp_path / "run", "--families", "up")

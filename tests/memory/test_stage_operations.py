@@ -56,6 +56,7 @@ def test_seeding(problem, beginning):
     assert whole.read_bytes == pytest.approx(4 * group.sizes.stored_bytes)
 
 
+@pytest.mark.slow
 def test_a_warm_up_epoch_and_one_after_it(problem, beginning):
     run, group, _ = problem
     loading = 2.0 * group.bases**2 * group.rank * group.sizes.d  # Gram matrix of the loaded bank

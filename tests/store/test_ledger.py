@@ -70,6 +70,7 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path, garbage):
     assert path.read_bytes() == lines[0] + garbage + lines[2]
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_is_noticed(tmp_path):
     path = written(tmp_path / "ledger.jsonl").path
     for file in (path, path.with_suffix(".head")):

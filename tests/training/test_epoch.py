@@ -273,12 +273,14 @@ def test_the_default_damping_descends_on_the_whole_and_faster(tmp_path):
     assert int((quick[1:] > quick[:-1]).sum()) <= 5
 
 
+@pytest.mark.slow
 def test_much_too_long_a_step_does_raise_the_loss(tmp_path):
     """The descent above is no accident of the data."""
     errors = run_epochs(10, 0.01, tmp_path)
     assert bool((errors[1:] > errors[:-1] * 1.01).any())
 
 
+@pytest.mark.slow
 def test_warm_up_descends_on_its_own_distance(tmp_path):
     """Each sub-step of the warm-up is exact: sum ||Q_i W_i / ||W_i|| - Z_i||^2 never rises."""
     import scipy.linalg
