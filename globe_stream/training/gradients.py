@@ -75,6 +75,7 @@ def surrogate(
     """
     residual = torch.baddbmm(weights, fit.adapters, fit.hidden, alpha=-1)
     gradient = coarse_bmm(fit.adapters.mT, residual, precision)
+    del residual  # (b, p, d), before the slope needs its own arrays
     if activation.linear:
         gradient.mul_(activation.gamma)
     else:
