@@ -19,7 +19,6 @@ import click
 import torch
 from runs import machine_line, markdown
 
-from globe_stream.commands.operations import epoch_operations
 from globe_stream.engine.device import Machine
 from globe_stream.engine.metrics import MetricRow, read_metrics
 from globe_stream.engine.records import MACHINE
@@ -108,7 +107,7 @@ def _epochs(path: Path, rates: dict[str, float]) -> Iterator[list[str]]:
 
 
 def _epoch_row(group: GroupRecord, rows: list[MetricRow], precision: str, rate: float) -> list[str]:
-    operations = epoch_operations(group.sizes) / 1e9
+    operations = (rows[0].number("compute/operations") or 0.0) / 1e9
     seconds = sorted(row.number("time/seconds") or 0.0 for row in rows)[len(rows) // 2]
     reached = operations / seconds
     return [

@@ -18,12 +18,10 @@ from globe_stream.commands.plan import plan
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.engine.capabilities import BASIC, SOLVERS, device_fault, solver_faults
 from globe_stream.engine.device import choose_device, float32_setting
+from globe_stream.engine.rates import product_rate
 from globe_stream.io.records import Compact, Record
 from globe_stream.memory.device_memory import whole_memory
 
-SIDE = 1024
-"""Side of the matrices whose product is timed."""
-REPEATS = 3
 WRITTEN = 64 << 20
 """Bytes that are written and read to time the disk."""
 
@@ -168,20 +166,9 @@ def _device(name: str) -> UsableDevice | DeviceReport:
         memory_bytes=whole_memory(device),
         operations=runs,
         faults=missing,
-        gemm_flops=gemm_rate(device),
+        gemm_flops=product_rate(device, torch.float32),
         float32_products=float32_setting(device)[0],
     )
-
-
-def gemm_rate(device: torch.device) -> float:
-    """Operations a second of a float32 product of SIDE x SIDE matrices, the best of three."""
-    left = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)
-    best = float("inf")
-    for _ in range(REPEATS + 1):  # the first compiles
-        start = time.perf_counter()
-        float((left @ left)[0, 0])  # waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * SIDE**3 / best
 
 
 def disk_rates(folder: Path) -> DiskRates:

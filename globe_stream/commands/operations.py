@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 
 from globe_stream.config import SeedConfig, TrainConfig
-from globe_stream.engine.rates import TYPICAL
 from globe_stream.factorization.groups import ExpertGroup
-from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.factorization.svd_baseline import sampled_experts
 from globe_stream.memory import operations
 from globe_stream.memory.operations import EpochKind, Work
@@ -39,23 +37,15 @@ def epoch_work(group: ExpertGroup, config: TrainConfig, epoch: int) -> Work:
     return operations.epoch(group.sizes, kind)
 
 
-def epoch_operations(sizes: GroupSizes) -> float:
-    """Floating-point operations of an epoch after the warm-up, with the default options."""
-    defaults = TrainConfig()
-    kind = EpochKind(warmup=False, coding_steps=defaults.coding_steps, sparse=True)
-    return operations.epoch(sizes, kind).operations
-
-
 def train_work(group: ExpertGroup, config: TrainConfig) -> list[Work]:
     """Every epoch, in order."""
     return [epoch_work(group, config, epoch) for epoch in range(config.epochs)]
 
 
-def expected_seeding(groups: Sequence[ExpertGroup], config: SeedConfig) -> dict[str, float]:
+def expected_seeding(groups: Sequence[ExpertGroup], config: SeedConfig) -> dict[str, Work]:
     """The stages of seeding `groups` by their titles, in the order in which they are carried out.
 
-    Seconds are those of a typical machine: they say how stages compare. The first pass is made over
-    all groups before anything else.
+    The first pass is made over all groups before anything else.
     """
     works = {group.key: seed_work(group, config) for group in groups}
     first = [(f"{key} statistics", own.pop("statistics")) for key, own in works.items()]
@@ -64,13 +54,13 @@ def expected_seeding(groups: Sequence[ExpertGroup], config: SeedConfig) -> dict[
         for key, own in works.items()
         for stage, one in own.items()
     ]
-    return {title: TYPICAL.seconds(one) for title, one in [*first, *later]}
+    return dict([*first, *later])
 
 
-def expected_training(groups: Sequence[ExpertGroup], config: TrainConfig) -> dict[str, float]:
+def expected_training(groups: Sequence[ExpertGroup], config: TrainConfig) -> dict[str, Work]:
     """As `expected_seeding`, the epochs of `groups`."""
     return {
-        f"{group.key} epoch {number}": TYPICAL.seconds(one)
+        f"{group.key} epoch {number}": one
         for group in groups
         for number, one in enumerate(train_work(group, config), start=1)
     }

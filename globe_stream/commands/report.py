@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from globe_stream.commands.operations import epoch_operations
 from globe_stream.errors import InputError, option
 from globe_stream.report.data import gather
 from globe_stream.report.page import render, render_several, write_page
@@ -27,7 +26,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> Path:
         raise InputError(
             f"{target}: is a folder. Give the HTML file to write, with {option('out')}"
         )
-    gathered = [gather(path, epoch_operations) for path in dict.fromkeys(paths)]
+    gathered = [gather(path) for path in dict.fromkeys(paths)]
     page = render(gathered[0]) if len(gathered) == 1 else render_several(gathered)
     write_page(target, page)
     return target

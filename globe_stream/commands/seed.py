@@ -99,7 +99,7 @@ def _seed(
             if world.leads and not (path / "config.toml").exists():
                 write_config(run, None)
             experts.fetch(anew=runtime.force_download)
-            context.progress.outlook.expect(expected_seeding(experts.groups, seeding))
+            context.expect(expected_seeding(experts.groups, seeding), experts.groups[0].experts)
             seedings = list(_seedings(context, experts.groups, seeding, plans))
             scan(seedings)
             for one in seedings:

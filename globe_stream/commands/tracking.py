@@ -99,14 +99,11 @@ def pictures(path: Path) -> dict[str, bytes]:
 
     Plotting libraries are loaded here, after all measured work: few runs have a tracker.
     """
-    from globe_stream.commands.operations import epoch_operations
     from globe_stream.report.data import gather
     from globe_stream.report.page import sections
 
     return {
-        image.title: image.png
-        for section in sections(gather(path, epoch_operations))
-        for image in section.images
+        image.title: image.png for section in sections(gather(path)) for image in section.images
     }
 
 

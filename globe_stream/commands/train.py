@@ -62,7 +62,8 @@ def train(
         with session.recording(run, resources, {"train": training}) as context:
             _announce(context, experts.groups, training)
             experts.fetch(anew=runtime.force_download)
-            context.progress.outlook.expect(expected_training(experts.groups, training))
+            works = expected_training(experts.groups, training)
+            context.expect(works, experts.groups[0].experts)
             for group in experts.groups:
                 key = f"{group.key}:plans:train"
                 chosen = recorded_plans(run, key, plans[group.key], resources.limit)

@@ -19,6 +19,8 @@ from globe_stream.errors import InputError
 from globe_stream.io.records import Json
 
 METRICS_FILE = "metrics.jsonl"
+MACHINE_STAGE = "machine"
+"""Stage of the rows that say what the machine reaches, one a command."""
 
 MetricValues = Mapping[str, JsonValue]
 """Metrics by their published names: numbers, and lists or mappings of numbers."""

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -16,9 +17,12 @@ from globe_stream.memory.operations import Work
 
 ATTAINED = 0.7
 """Share of the rate of large products that whole stages attain."""
-_SIDE = 1024
+SIDES = (512, 1024, 2048, 4096)
+"""Sides of the matrices whose products may be timed."""
+_LONG_ENOUGH = 2e-3
 _REPEATS = 4
 _READ_BYTES = 48 << 20
+_READ_SECONDS = 0.3
 _PIECE_BYTES = 1 << 20
 
 
@@ -40,6 +44,14 @@ class Rates(Record):
             return computing
         return max(computing, work.read_bytes / self.disk) + work.disk_bytes / self.disk
 
+    def metrics(self) -> dict[str, float | None]:
+        """By their published names."""
+        return {
+            "machine/operations_per_second": self.single,
+            "machine/double_operations_per_second": self.double,
+            "machine/bytes_per_second": self.disk,
+        }
+
 
 TYPICAL = Rates(1e11, 5e10, 1e9)
 """For comparing stages with each other where nothing was measured."""
@@ -47,22 +59,35 @@ TYPICAL = Rates(1e11, 5e10, 1e9)
 
 def measured_rates(device: torch.device, experts: Sequence[ExpertMatrix]) -> Rates:
     """The rates of `device`, and of the disk that holds `experts`, in under a second."""
-    single = _product_rate(device, torch.float32)
-    double = _product_rate(torch.device("cpu"), torch.float64)
+    single = product_rate(device, torch.float32)
+    double = product_rate(torch.device("cpu"), torch.float64)
     return Rates(single, double, _reading_rate(experts))
 
 
-def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+@cache
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a product of square matrices, measured once in a process.
+
+    The side is the smallest of SIDES whose product takes long enough to be timed; the best of a few
+    counts.
+    """
+    for side in SIDES:
+        quickest = _product_seconds(device, dtype, side)
+        if quickest >= _LONG_ENOUGH:
+            break
+    return float(2 * side**3 / quickest)
+
+
+def _product_seconds(device: torch.device, dtype: torch.dtype, side: int) -> float:
     generator = torch.Generator().manual_seed(0)
-    left = torch.randn(_SIDE, _SIDE, generator=generator, dtype=dtype).to(device)
+    left = torch.randn(side, side, generator=generator, dtype=dtype).to(device)
     product = left @ left
 
     def multiply() -> None:
         torch.mm(left, left, out=product)
         product[0, 0].item()
 
-    quickest = min(_seconds(multiply) for _ in range(_REPEATS))
-    return float(2 * _SIDE**3 / quickest)
+    return min(_seconds(multiply) for _ in range(_REPEATS))
 
 
 def _reading_rate(experts: Sequence[ExpertMatrix]) -> float | None:
@@ -70,7 +95,8 @@ def _reading_rate(experts: Sequence[ExpertMatrix]) -> float | None:
     read, begin = 0, time.perf_counter()
     for expert in experts:
         weight = expert.storage.weight
-        if read >= _READ_BYTES or not weight.path.is_file():
+        late = time.perf_counter() - begin > _READ_SECONDS
+        if read >= _READ_BYTES or late or not weight.path.is_file():
             break
         descriptor = os.open(weight.path, os.O_RDONLY)
         try:

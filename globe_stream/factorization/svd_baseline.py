@@ -7,12 +7,13 @@ Problem.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from globe_stream.checkpoint.reader import Batch
-from globe_stream.factorization.error_sums import ErrorSums
+from globe_stream.factorization.error_sums import ErrorSums, pooled
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.io.records import Scalars
@@ -22,6 +23,8 @@ from globe_stream.store.arrays import Loader
 
 MAX_OPERATIONS = 5e11
 MIN_EXPERTS = 8
+ENERGIES = "svd_energies"
+"""Name of the array of a group's `BaselineAccumulator.energies`."""
 
 
 def sampled_experts(group: ExpertGroup) -> list[int]:
@@ -46,39 +49,76 @@ def spectrum_operations(sizes: GroupSizes) -> float:
 
 
 class BaselineAccumulator:
-    """Sums the energy that rank-k truncation keeps and loses."""
+    """Sums the energy that rank-k truncation keeps and loses, and that of every singular direction.
 
-    def __init__(self, rank: int) -> None:
+    `energies` (min(p, d),) float64 are squared singular values, largest first, over all experts.
+    """
+
+    def __init__(self, rank: int, side: int) -> None:
         self._rank = rank
+        self.energies = torch.zeros(side, dtype=torch.float64)
         self._lost = 0.0
         self._whole = 0.0
 
     def update(self, batch: Batch) -> str:
         for matrix in batch.weights:
             energies = _energies(matrix)
+            self.energies += energies.flip(0)
             self._lost += _discarded(energies, self._rank)
             self._whole += float(energies.sum())
         return f"SVD relF {self.relative_error:.4f}"
 
     def arrays(self) -> Mapping[str, arrays.Storable]:
-        return {}
+        return {"energies": self.energies}
 
     def scalars(self) -> Scalars:
         return {"lost": self._lost, "whole": self._whole}
 
     def reduce(self, world: World, positions: Sequence[int]) -> None:
         del positions
+        self.energies = torch.stack(world.gather(self.energies)).sum(0)
         every = world.gather((self._lost, self._whole))
         self._lost, self._whole = sum(lost for lost, _ in every), sum(whole for _, whole in every)
 
     def restore(self, load: Loader, scalars: Scalars) -> None:
-        del load
+        self.energies = torch.from_numpy(arrays.read(load("energies")))
         self._lost, self._whole = scalars["lost"], scalars["whole"]
 
     @property
     def relative_error(self) -> float:
         """relF of the truncated experts seen so far."""
         return ErrorSums(self._lost, self._whole).relative_error
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The squared singular values of a group's experts, as `BaselineAccumulator` sums them.
+
+    `squared_norm` is that of all experts, of which `energies` may be a sample.
+    """
+
+    sizes: GroupSizes
+    energies: Tensor
+    squared_norm: float
+
+    def errors(self, kept: float) -> ErrorSums:
+        """Of every expert cut to the rank whose factors hold the share `kept` of its parameters."""
+        p, d = self.sizes.p, self.sizes.d
+        rank = int(kept * p * d / (p + d) + 1e-9)
+        lost = float(self.energies[rank:].sum() / self.energies.sum())
+        return ErrorSums(lost * self.squared_norm, self.squared_norm)
+
+
+def svd_curve(spectra: Sequence[Spectrum]) -> list[tuple[float, float]]:
+    """(parameters kept, relF) of the truncated SVD of all groups together, at every rank.
+
+    Sizes are shares of the parameters replaced, up to all of them; ranks are those of the first.
+    """
+    if not spectra:
+        return []
+    p, d = spectra[0].sizes.p, spectra[0].sizes.d
+    shares = [rank * (p + d) / (p * d) for rank in range(1, p * d // (p + d) + 1)]
+    return [(kept, pooled(one.errors(kept) for one in spectra).relative_error) for kept in shares]
 
 
 class SvdApproximation:

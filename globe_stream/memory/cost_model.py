@@ -38,6 +38,10 @@ CHUNK_READ_COPIES = 2
 """A checksummed chunk is held this many times while Zarr reads it (measured)."""
 BASE_SPREAD_BYTES = 4 << 20
 """The base differs by less than this from one process to the next (measured)."""
+DECLARED_BASE_BYTES = 288 << 20
+"""Batches are chosen as if the base were this, which it hardly exceeds on a CPU, or so many steps
+of BASE_STEP_BYTES more: the same in every process."""
+BASE_STEP_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,10 @@ class StagePlan(Record):
 
 SPILLED_BATCHES = 64
 """With a bank on disk, a pass is cut into as few batches as fit the budget, up to this many."""
-STEP_TRAFFIC = 19
+STEP_TRAFFIC = 18
 """Times that an epoch reads or writes all of a spilled bank, outside of its batches.
 
-The bank and what is of its shape: atoms for the metric 1; gradients zeroed 2, preconditioned 2; the
+The bank and what is of its shape: atoms for the metric 1; gradients zeroed 1, preconditioned 2; the
 step reads bank, gradients and momentum and writes the latter two 5; both normalized 4; the new
 bank's Gram matrix 1; bank and momentum committed 4.
 """
@@ -245,6 +249,12 @@ def batches(sizes: GroupSizes, bytes_each: int) -> list[int]:
 def budget_for(base: int, estimate_bytes: int) -> int:
     """The budget that a stage asks for: its bytes, the base, compiled kernels and slack."""
     return base + estimate_bytes + COMPILED_BYTES + SLACK_BYTES
+
+
+def assumed_base(base: int) -> int:
+    """What `base` is taken for where a batch is chosen: never less, and hardly ever another."""
+    more = max(0, base - DECLARED_BASE_BYTES)
+    return DECLARED_BASE_BYTES + math.ceil(more / BASE_STEP_BYTES) * BASE_STEP_BYTES
 
 
 def safe_budget(least: int) -> int:

@@ -186,16 +186,18 @@ def choose(
 ) -> tuple[Choice, int]:
     """The first of `candidates` (best first) that fits `limit`, and its bytes above the base.
 
-    Compiled kernels are counted among those bytes, once for every stage. Raises InputError naming
-    the stage, the least it needs, the limit and what to change.
+    As the base differs by a hair from one process to the next, and what is chosen decides last
+    bits, a coarse one is assumed; where nothing fits beside that, the smallest is chosen. Compiled
+    kernels are counted among the bytes, once for every stage. Raises InputError naming the stage,
+    the least it needs, the limit and what to change.
     """
-    least = None
-    for candidate in candidates:
-        estimate = estimate_bytes(candidate)
-        if budget_for(base, estimate) <= limit:
-            return candidate, estimate + cost_model.COMPILED_BYTES
-        least = estimate if least is None else min(least, estimate)
-    raise _refusal(stage, limit, base, budget_for(base, least or 0), advice)
+    priced = [(candidate, estimate_bytes(candidate)) for candidate in candidates]
+    assumed = cost_model.assumed_base(base)
+    fitting = [one for one in priced if budget_for(assumed, one[1]) <= limit]
+    chosen, least = fitting[0] if fitting else min(priced, key=lambda one: one[1])
+    if budget_for(base, least) > limit:
+        raise _refusal(stage, limit, base, budget_for(base, least), advice)
+    return chosen, least + cost_model.COMPILED_BYTES
 
 
 def _refusal(stage: str, limit: int, base: int, least: int, advice: str) -> InputError:

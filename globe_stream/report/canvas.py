@@ -11,7 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 FAMILY_COLOURS = {"up": "#3d7fc9", "gate": "#d9682b"}
 STYLES = ("-", "--", ":", "-.")
-_DPI = 130
+_DPI = 160
+WIDTH = 5.2
+"""Of a figure in inches: what stands in it is then large enough on a phone too."""
 
 
 def figure_of(

@@ -13,8 +13,13 @@ CAPTIONS = {
     "one after the other ask for a larger damping.",
     "coherence": "1 means that two atoms are the same. Values that stay near 1 say that the bank "
     "is larger than it need be.",
-    "rates": "Flat lines are good. An epoch far below its neighbours shared the machine; "
-    "low reading with low arithmetic means that the disk held it up.",
+    "rates": "Dotted: what the machine reached alone when the command began, with a large float32 "
+    "product and reading the checkpoint. Look for flat arithmetic at half of its line or more. Far "
+    "below it with reading near its own line, the disk holds the epochs up; far below both, other "
+    "programs share the machine, or matrices are small.",
+    "rates by stage": "Dotted: the machine alone. A stage should come near one of the two lines: "
+    "the upper where it computes, the lower where it reads. The baseline and dictionary compute "
+    "in double precision, at half of the line at most; stages of less than a second say little.",
     "error of every expert": "Look for rows or single cells that stand out: layers that do not "
     "fit the common bank, or damaged experts. A narrower bank scope helps the former.",
     "histogram of supports": "How many atoms experts use. A pile at the right edge says that the "

@@ -3,6 +3,7 @@
 Memory: codes as supports, errors and spectra; no bank and no shard is read.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from globe_stream.engine.status import StatusDocument, run_status
 from globe_stream.factorization.records import GroupRecord, GroupState, group_state, run_header
 from globe_stream.report.history import (
     EpochPoint,
+    MachineRates,
     MemoryPoint,
-    Operations,
+    StageRate,
     history,
+    machine_rates,
     memory_over_time,
+    stage_rates,
 )
 from globe_stream.store import arrays
 from globe_stream.store.run import Run
@@ -64,21 +68,27 @@ class ReportData:
     groups: tuple[GroupData, ...]
     memory: tuple[StageMemory, ...] = field(default=())
     memory_points: tuple[MemoryPoint, ...] = field(default=())
+    stage_rates: tuple[StageRate, ...] = field(default=())
+    machine_rates: MachineRates = field(default=MachineRates())
 
 
-def gather(path: Path, operations: Operations) -> ReportData:
-    """Read the run at `path`, `operations` being those of an epoch of a group of given sizes.
-
-    Raises InputError when it is no run, GlobeError when damaged.
-    """
+def gather(path: Path) -> ReportData:
+    """Read the run at `path`; InputError when it is no run, GlobeError when damaged."""
     run = Run(path, writable=False)
     rows = read_metrics(path / "metrics.jsonl")
     groups = tuple(
-        _group(run, record, state, rows, operations)
+        _group(run, record, state, rows)
         for record in run_header(run).groups
         if (state := group_state(run, record.key)) is not None
     )
-    return ReportData(run_status(run), groups, _memory(rows), memory_over_time(rows))
+    return ReportData(
+        run_status(run),
+        groups,
+        _memory(rows),
+        memory_over_time(rows),
+        stage_rates(rows),
+        machine_rates(rows, math.inf),
+    )
 
 
 def _group(
@@ -86,7 +96,6 @@ def _group(
     record: GroupRecord,
     state: GroupState,
     rows: list[MetricRow],
-    operations: Operations,
 ) -> GroupData:
     key = record.key
     counts = arrays.read(run.array(f"{key}/codes/count"))
@@ -104,7 +113,7 @@ def _group(
         np.bincount(indices, minlength=record.bases),
         arrays.read(run.array(spectrum)) if run.has(spectrum) else None,
         state.svd_relative_error,
-        history(rows, key, record.sizes, operations),
+        history(rows, key),
     )
 
 

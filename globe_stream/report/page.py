@@ -25,6 +25,7 @@ from globe_stream.report.trajectories import (
     error_over_costs,
     memory_over_time,
     rates,
+    rates_by_stage,
     steering,
 )
 
@@ -222,6 +223,10 @@ def sections(data: ReportData) -> list[Section]:
     found = [Section("Error by epoch", (_image("error by epoch", plots.error_curve, groups),))]
     if any(len(group.history) > 1 for group in groups):
         found += _training_sections(named)
+    if data.stage_rates:
+        arguments = (data.stage_rates, data.machine_rates)
+        image = _image("rates by stage", rates_by_stage, *arguments)
+        found.append(Section("Rates by stage", (image,)))
     families = dict.fromkeys(group.family for group in groups)
     maps = tuple(
         _image("error of every expert", plots.error_map, family, _of(groups, family), about=family)

@@ -17,28 +17,31 @@ _DPI = 130
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """One point: the parameters it keeps, its errors, the SVD's of equal size, its `series`."""
+    """One point: the parameters it keeps, its error, its score and the SVD's of equal size."""
 
     series: str
     parameters_kept: float
     relative_frobenius_error: float
-    svd_relative_error: float
     bits_per_byte: float | None = None
+    svd_bits_per_byte: float | None = None
 
 
 def pareto_pictures(
-    points: Sequence[ParetoPoint], original_bits_per_byte: float | None
+    points: Sequence[ParetoPoint],
+    svd_curve: Sequence[tuple[float, float]],
+    original_bits_per_byte: float | None,
 ) -> dict[str, bytes]:
     """The picture as files of the kinds "svg" and "png".
 
-    Error over parameters kept, points of one series alike, the points that no other beats joined;
-    with scores a second panel of bits per byte. The same points give the same bytes.
+    Error over parameters kept, points of one series alike, the points that no other beats joined,
+    beside the truncated SVD of every size (`svd_curve`: parameters kept, relF); with scores a
+    second panel of bits per byte. The same points give the same bytes.
     """
     scored = [point for point in points if point.bits_per_byte is not None]
     figure = Figure(figsize=(6.4 if not scored else 11.0, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2 if scored else 1, squeeze=False)[0]
-    _errors(panels[0], points)
+    _errors(panels[0], points, svd_curve)
     if scored:
         _bits(panels[1], scored, original_bits_per_byte)
     return {kind: _file(figure, kind) for kind in ("svg", "png")}
@@ -53,18 +56,26 @@ def front(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def _errors(axes: Axes, points: Sequence[ParetoPoint]) -> None:
-    svd = sorted({(point.parameters_kept, point.svd_relative_error) for point in points})
-    axes.plot(
-        [100 * kept for kept, _ in svd],
-        [error for _, error in svd],
-        color=_GREY,
-        linestyle="--",
-        marker=".",
-        label="truncated SVD of equal size",
-    )
+def _errors(
+    axes: Axes, points: Sequence[ParetoPoint], curve: Sequence[tuple[float, float]]
+) -> None:
+    sizes = [point.parameters_kept for point in points]
+    margin = max(0.1, 0.5 * (max(sizes) - min(sizes)))
+    near = [place for place in curve if min(sizes) - margin <= place[0] <= max(sizes) + margin]
+    _svd(axes, near, "truncated SVD of equal size")
     _scatter(axes, [(p.series, p.parameters_kept, p.relative_frobenius_error) for p in points])
     axes.set(ylabel="relative Frobenius error")
+
+
+def _svd(axes: Axes, places: Sequence[tuple[float, float]], label: str, marker: str = "") -> None:
+    axes.plot(
+        [100 * kept for kept, _ in places],
+        [value for _, value in places],
+        color=_GREY,
+        linestyle="--",
+        marker=marker,
+        label=label,
+    )
 
 
 def _bits(axes: Axes, points: Sequence[ParetoPoint], original: float | None) -> None:
@@ -73,6 +84,12 @@ def _bits(axes: Axes, points: Sequence[ParetoPoint], original: float | None) -> 
         for point in points
         if point.bits_per_byte is not None
     ]
+    svd = {
+        (point.parameters_kept, point.svd_bits_per_byte)
+        for point in points
+        if point.svd_bits_per_byte is not None
+    }
+    _svd(axes, sorted(svd), "truncated SVD of equal size", ".")
     if original is not None:
         axes.axhline(original, color=_GREY, linewidth=0.9, label="original")
     _scatter(axes, places)

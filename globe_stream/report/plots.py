@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from globe_stream.report.canvas import FAMILY_COLOURS, STYLES, figure_of, png_of, whole_ticks
+from globe_stream.report.canvas import FAMILY_COLOURS, STYLES, WIDTH, figure_of, png_of, whole_ticks
 from globe_stream.report.data import Array, GroupData, StageMemory
 from globe_stream.report.pooling import MANY_GROUPS, pool_curves, spread
 
@@ -15,7 +15,7 @@ def error_curve(groups: Sequence[GroupData]) -> bytes:
 
     Many groups are one line a family, with a band from the lowest to the highest.
     """
-    figure, (axes,) = figure_of(6.4, 3.6)
+    figure, (axes,) = figure_of(WIDTH, 3.6)
     if len(groups) > MANY_GROUPS:
         _pooled_curves(axes, groups)
     else:
@@ -75,7 +75,7 @@ def error_map(family: str, groups: Sequence[GroupData]) -> bytes:
     columns = np.where(members[:, 2] == 1, routed + members[:, 1], members[:, 1])
     grid = np.full((len(layers), int(columns.max()) + 1), np.nan)
     grid[np.searchsorted(layers, members[:, 0]), columns] = errors
-    figure, (axes,) = figure_of(6.4, min(6.0, 1.6 + 0.16 * len(layers)))
+    figure, (axes,) = figure_of(WIDTH, min(6.0, 1.6 + 0.16 * len(layers)))
     axes.grid(visible=False)
     image = axes.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest")
     figure.colorbar(image, ax=axes, label="relative error")
@@ -88,7 +88,7 @@ def error_map(family: str, groups: Sequence[GroupData]) -> bytes:
 
 def supports(groups: Sequence[GroupData]) -> bytes:
     """How many atoms the experts use."""
-    figure, (axes,) = figure_of(6.4, 3.0)
+    figure, (axes,) = figure_of(WIDTH, 3.0)
     highest = max(int(group.supports.max(initial=1)) for group in groups)
     bins = np.arange(0, highest + 2) - 0.5 if highest < 80 else np.linspace(0, highest, 60)
     for family, counts in _by_family(groups, "supports").items():
@@ -103,7 +103,7 @@ def supports(groups: Sequence[GroupData]) -> bytes:
 
 def popularity(groups: Sequence[GroupData]) -> bytes:
     """How many experts use each atom, most used first; many groups as a band a family."""
-    figure, (axes,) = figure_of(6.4, 3.0)
+    figure, (axes,) = figure_of(WIDTH, 3.0)
     _ranked(axes, groups, [np.sort(group.popularity)[::-1] for group in groups])
     axes.set(xlabel="atoms, most used first", ylabel="experts that use it", ylim=(0, None))
     whole_ticks(axes.yaxis)
@@ -112,7 +112,7 @@ def popularity(groups: Sequence[GroupData]) -> bytes:
 
 def spectrum(groups: Sequence[GroupData]) -> bytes:
     """Eigenvalues of the proxies' Gram matrix, and where the bank's size cuts them."""
-    figure, (axes,) = figure_of(6.4, 3.2)
+    figure, (axes,) = figure_of(WIDTH, 3.2)
     kept = [group for group in groups if group.eigenvalues is not None]
     _ranked(axes, kept, [np.clip(_eigenvalues(group), 1e-12, None) for group in kept])
     for family, atoms in dict.fromkeys((group.family, len(group.popularity)) for group in kept):
@@ -147,7 +147,7 @@ def _ranked(axes: Axes, groups: Sequence[GroupData], rows: Sequence[Array]) -> N
 
 def memory(stages: Sequence[StageMemory]) -> bytes:
     """Price beside measured peak of every stage."""
-    figure, (axes,) = figure_of(6.4, 0.8 + 0.32 * len(stages))
+    figure, (axes,) = figure_of(WIDTH, 0.8 + 0.32 * len(stages))
     places = np.arange(len(stages))
     mebibyte = 2**20
     axes.barh(

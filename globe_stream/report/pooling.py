@@ -87,6 +87,7 @@ def _point(points: Sequence[EpochPoint], norms: Sequence[float]) -> EpochPoint:
         seconds=sum(point.seconds for point in points),
         operations=sum(point.operations for point in points),
         rejected=any(point.rejected for point in points),
+        machine=points[0].machine,
     )
 
 

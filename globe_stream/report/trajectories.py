@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from itertools import cycle
 
-from globe_stream.report.canvas import FAMILY_COLOURS, STYLES, figure_of, png_of, whole_ticks
+from matplotlib.ticker import LogFormatter
+
+from globe_stream.report.canvas import FAMILY_COLOURS, STYLES, WIDTH, figure_of, png_of, whole_ticks
 from globe_stream.report.data import GroupData
-from globe_stream.report.history import EpochPoint, MemoryPoint
+from globe_stream.report.history import EpochPoint, MachineRates, MemoryPoint, StageRate
 
 _PRICE, _BUDGET, _PEAK = "#c4541a", "#a3260f", "#3d7fc9"
 
@@ -14,7 +16,7 @@ Value = Callable[[EpochPoint], float | None]
 
 def error_over_costs(named: Sequence[tuple[str, GroupData]]) -> bytes:
     """relF over passes, seconds and operations; `named` are groups with what to call them."""
-    figure, panels = figure_of(6.4, 7.2, rows=3)
+    figure, panels = figure_of(WIDTH, 7.2, rows=3)
     most = max((point.operations for _, group in named for point in group.history), default=0.0)
     unit, scale = ("TFLOP", 1e12) if most >= 1e12 else ("GFLOP", 1e9)
     costs: list[tuple[str, Value]] = [
@@ -32,7 +34,7 @@ def error_over_costs(named: Sequence[tuple[str, GroupData]]) -> bytes:
 
 def steering(named: Sequence[tuple[str, GroupData]]) -> bytes:
     """lambda, beta, temperature and support by epoch; rejected steps as crosses on lambda."""
-    figure, panels = figure_of(6.4, 7.6, rows=4, sharex=True)
+    figure, panels = figure_of(WIDTH, 7.6, rows=4, sharex=True)
     values: list[tuple[str, Value]] = [
         ("lambda", lambda point: point.activation_lambda),
         ("beta", lambda point: point.beta),
@@ -49,7 +51,10 @@ def steering(named: Sequence[tuple[str, GroupData]]) -> bytes:
         panels[0].plot(*_columns(crosses), "x", color=colour, label=None)
         targets = [(p.epoch, p.target_support) for p in group.history]
         panels[3].plot(*_columns(targets), color=colour, linewidth=0.8, alpha=0.5)
+    panels[1].set_yticks((0, 0.5, 1))
     panels[2].set_yscale("log")
+    for formatted in (panels[2].yaxis.set_major_formatter, panels[2].yaxis.set_minor_formatter):
+        formatted(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     panels[3].set(xlabel="epoch")
     whole_ticks(panels[3].xaxis)
     return png_of(figure, legend=panels[0])
@@ -57,7 +62,7 @@ def steering(named: Sequence[tuple[str, GroupData]]) -> bytes:
 
 def coherence(named: Sequence[tuple[str, GroupData]]) -> bytes:
     """The largest cosine between two atoms, by epoch."""
-    figure, (axes,) = figure_of(6.4, 2.8)
+    figure, (axes,) = figure_of(WIDTH, 2.8)
     for (name, group), colour, style in _looks(named):
         places = [(point.epoch, point.coherence) for point in group.history]
         axes.plot(*_columns(places), color=colour, linestyle=style, label=name)
@@ -67,8 +72,16 @@ def coherence(named: Sequence[tuple[str, GroupData]]) -> bytes:
 
 
 def rates(named: Sequence[tuple[str, GroupData]]) -> bytes:
-    """Operations and bytes a second of every epoch."""
-    figure, panels = figure_of(6.4, 4.6, rows=2, sharex=True)
+    """Operations and bytes a second of every epoch, and what the machine reaches."""
+    figure, panels = figure_of(WIDTH, 4.6, rows=2, sharex=True)
+    for (_, group), colour, _style in _looks(named):
+        limits: list[Value] = [
+            lambda point: _scaled(point.machine.operations_per_second, 1e9),
+            lambda point: _scaled(point.machine.bytes_per_second, 2**20),
+        ]
+        for axes, limit in zip(panels, limits, strict=True):
+            places = [(point.epoch, limit(point)) for point in group.history]
+            axes.plot(*_columns(places), ":", color=colour, linewidth=1.2)
     for (name, group), colour, style in _looks(named):
         arithmetic = [(p.epoch, _scaled(p.operations_per_second, 1e9)) for p in group.history]
         reading = [(p.epoch, _scaled(p.bytes_per_second, 2**20)) for p in group.history]
@@ -80,9 +93,31 @@ def rates(named: Sequence[tuple[str, GroupData]]) -> bytes:
     return png_of(figure, legend=panels[0])
 
 
+def rates_by_stage(stages: Sequence[StageRate], machine: MachineRates) -> bytes:
+    """Operations and bytes a second of every kind of step, and what the machine reaches."""
+    figure, panels = figure_of(WIDTH, 1.6 + 0.46 * len(stages), rows=2)
+    places = range(len(stages))
+    values = [
+        ("GFLOP/s", 1e9, [one.operations_per_second for one in stages],
+         machine.operations_per_second, "a float32 product on this machine"),
+        ("MiB/s read", 2**20, [one.bytes_per_second for one in stages],
+         machine.bytes_per_second, "reading alone on this machine"),
+    ]  # fmt: skip
+    for axes, (label, unit, reached, limit, meaning) in zip(panels, values, strict=True):
+        axes.barh(list(places), [(one or 0.0) / unit for one in reached], height=0.6, color=_PEAK)
+        if limit is not None:
+            axes.axvline(limit / unit, color=_PRICE, linestyle=":", linewidth=1.4, label=meaning)
+            axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
+        axes.set_yticks(list(places), [one.stage for one in stages])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set(xlabel=label)
+    return png_of(figure)
+
+
 def memory_over_time(points: Sequence[MemoryPoint], budget: int) -> bytes:
     """Peaks and prices as they were logged, the resident memory between, the budget above."""
-    figure, (axes,) = figure_of(6.4, 3.0)
+    figure, (axes,) = figure_of(WIDTH, 3.0)
     mebibyte = 2**20
     values: list[tuple[str, str, Callable[[MemoryPoint], int | None]]] = [
         ("priced", _PRICE, lambda point: point.price),

@@ -124,8 +124,11 @@ class GroupStages:
 
     def log(self, stage: str) -> None:
         """Write the metrics of a finished stage."""
+        record = self.require(stage, STAGES[stage])
+        title = f"{self.group.key} {'dictionary' if stage == 'atoms' else stage}"
         values = {
-            **self.require(stage, STAGES[stage]).metrics(),
+            **record.metrics(),
+            **self.context.computed(title, record.cost.seconds),
             **self.context.memory_values(self.stage_name(stage)),
         }
         if stage == "baseline":

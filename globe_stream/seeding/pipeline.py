@@ -25,6 +25,7 @@ from globe_stream.factorization.records import (
     group_state,
 )
 from globe_stream.factorization.svd_baseline import (
+    ENERGIES,
     BaselineAccumulator,
     sampled_experts,
     seed_passes,
@@ -32,7 +33,7 @@ from globe_stream.factorization.svd_baseline import (
 from globe_stream.kernels.atoms import unit_mixture_scales
 from globe_stream.kernels.gram import normalized
 from globe_stream.seeding.gram import ProxyOperator, build_bank, proxy_gram
-from globe_stream.seeding.group_stages import GroupStages, flat
+from globe_stream.seeding.group_stages import GroupStages, flat, proxies_file
 from globe_stream.seeding.methods import (
     GramView,
     codes_from_gram,
@@ -54,6 +55,9 @@ from globe_stream.seeding.records import (
 from globe_stream.seeding.statistics import StatisticsAccumulator, evenly, require_usable
 from globe_stream.store import arrays, codes, digests
 
+Baseline = tuple[BaselineRecord, torch.Tensor]
+"""What the stage of that name finds, and the energies of the singular directions."""
+
 
 @dataclass(frozen=True)
 class Seeding(GroupStages):
@@ -61,7 +65,7 @@ class Seeding(GroupStages):
 
     kinds: frozenset[str] = frozenset()
     """Kinds of proxies that the statistics are to serve; empty: the method's own."""
-    baseline: BaselineRecord | None = None
+    baseline: Baseline | None = None
     """What the stage of that name would find, where it is known."""
 
     def scan(self) -> None:
@@ -85,10 +89,13 @@ class Seeding(GroupStages):
                 self.run_stage(stage)
 
     def _lost(self, stage: str) -> bool:
-        """Whether `stage` left spilled proxies of another number of processes, still needed."""
+        """Whether `stage` left proxies that are gone, or of other processes, and still needed."""
         if stage != "proxies" or self.done("atoms", AtomsRecord) is not None:
             return False
-        return self.require(stage, ProxiesRecord).processes != self.context.world.size
+        world = self.context.world
+        gone = not proxies_file(self.context.run, self.group.key).exists()
+        others = self.require(stage, ProxiesRecord).processes != world.size
+        return others or any(world.gather(gone))
 
     def run_stage(self, stage: str) -> None:
         """Carry out one of STAGES; those before it must be done. Spill files stay."""
@@ -227,7 +234,7 @@ class Seeding(GroupStages):
         sample = sampled_experts(self.group)
         experts = tuple(self.group.experts[k] for k in sample)
         task = Pass(self.group.key, "baseline", experts, self.plans["baseline"].batch_plan.batch)
-        baseline = self.baseline or self._measured_baseline(task)
+        baseline, energies = self.baseline or self._measured_baseline(task)
         state = self._seeded_state(baseline)
         states, drop = finished(task)
         self.context.run.commit(
@@ -237,14 +244,17 @@ class Seeding(GroupStages):
                 self.state_key("seeded"): state,
                 **states,
             },
+            {f"{self.group.key}/{ENERGIES}": energies},
             drop=drop,
         )
 
-    def _measured_baseline(self, task: Pass) -> BaselineRecord:
-        rank = self.group.sizes.svd_rank
-        accumulator = BaselineAccumulator(rank)
+    def _measured_baseline(self, task: Pass) -> Baseline:
+        sizes = self.group.sizes
+        accumulator = BaselineAccumulator(sizes.svd_rank, min(sizes.p, sizes.d))
         cost = stream(self.context, task, accumulator)
-        return BaselineRecord(cost, rank, len(task.experts), accumulator.relative_error)
+        error = accumulator.relative_error
+        record = BaselineRecord(cost, sizes.svd_rank, len(task.experts), error)
+        return record, accumulator.energies
 
     # -- pieces ----------------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 Banks, their accumulators and proxies are separable over rows of r, so every operation on
 them is a loop over tiles. A resident array hands out its own memory; a spilled one is read
-into, and written from, one reused tile. Source: docs/design.md, section Memory.
+into, and written from, one reused tile. A spilled file ends with a checksum of every item's part of
+every tile (xxh3 with 64 bits, tile by tile), written with it and compared whenever it is read.
+Source: docs/design.md, section Memory.
 """
 
 import os
@@ -10,14 +12,20 @@ from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 
+import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
+from globe_stream.errors import GlobeError
 from globe_stream.io.dtypes import bytes_of
 from globe_stream.io.files import read_exactly, write_exactly
 from globe_stream.io.system_errors import explained
 
 Bounds = tuple[int, int]
+_DIGEST_BYTES = 8
+_UNWRITTEN = 0
+"""In the place of a checksum: nothing was written there."""
 
 
 def tile_bounds(rows: int, rows_per_tile: int) -> list[Bounds]:
@@ -63,7 +71,7 @@ class Tiles:
         else:
             with explained(path, "making room for spilled arrays"):
                 self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-                os.ftruncate(self._descriptor, self._offset(len(self.bounds)))
+                os.ftruncate(self._descriptor, self._digest_offset(len(self.bounds), 0))
             self._buffer = torch.empty(self.tile_shape(0), dtype=dtype)
 
     def __len__(self) -> int:
@@ -83,18 +91,17 @@ class Tiles:
         """Tile `tile` (n, rows, d).
 
         Resident: the array's own memory. Spilled: a buffer the next `load` overwrites, and
-        changes to it count only after `store`.
+        changes to it count only after `store`. Raises GlobeError, and deletes the file, where it
+        does not hold what was written.
         """
         if not self.spilled:
             return self._tiles[tile]
-        target = self._buffer.view(-1)[: self._elements(tile)]
-        self._read(target, self._offset(tile))
-        return target.view(self.tile_shape(tile)).to(self.device)
+        return self._read(0, self.shape[0], tile).to(self.device)
 
     def store(self, tile: int, values: Tensor) -> None:
         """Make `values` (n, rows, d) the content of tile `tile`."""
         if self.spilled:
-            self._write(values, self._offset(tile))
+            self._write(0, values, tile)
         elif values is not self._tiles[tile]:
             self._tiles[tile].copy_(values)
 
@@ -103,8 +110,7 @@ class Tiles:
         if not self.spilled:
             self._tiles[tile][first : first + len(items)].copy_(items)
             return
-        item_bytes = self._elements(tile) // self.shape[0] * self.dtype.itemsize
-        self._write(items, self._offset(tile) + first * item_bytes)
+        self._write(first, items, tile)
 
     def items(self, first: int, last: int) -> Tensor:
         """A copy (last - first, r, d) of some items, gathered from all tiles."""
@@ -122,11 +128,7 @@ class Tiles:
     def _item_rows(self, first: int, last: int, tile: int) -> Tensor:
         if not self.spilled:
             return self._tiles[tile][first:last]
-        _, rows, d = self.tile_shape(tile)
-        target = self._buffer.view(-1)[: (last - first) * rows * d]
-        skipped = first * rows * d * self.dtype.itemsize
-        self._read(target, self._offset(tile) + skipped)
-        return target.view(last - first, rows, d).to(self.device)
+        return self._read(first, last, tile).to(self.device)
 
     def __iter__(self) -> Iterator[tuple[Bounds, Tensor]]:
         """Every tile in order, as (row bounds, `load` of it)."""
@@ -136,8 +138,11 @@ class Tiles:
     def zero(self) -> None:
         """Set every element to zero."""
         for tile in range(len(self)):
-            values = self.load(tile).zero_()
-            self.store(tile, values)
+            if self.spilled:
+                zeros = self._buffer.view(-1)[: self._elements(tile)].zero_()
+                self.store(tile, zeros.view(self.tile_shape(tile)))
+            else:
+                self._tiles[tile].zero_()
 
     def sync(self) -> None:
         """Make a spilled array's content durable."""
@@ -152,19 +157,52 @@ class Tiles:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _read(self, target: Tensor, offset: int) -> None:
+    def _read(self, first: int, last: int, tile: int) -> Tensor:
+        """The items of a tile (last - first, rows, d), in the buffer."""
         assert self.path is not None
-        read_exactly(self._descriptor, offset, bytes_of(target), self.path)
+        _, rows, d = self.tile_shape(tile)
+        target = self._buffer.view(-1)[: (last - first) * rows * d]
+        content, written = bytes_of(target), np.empty(last - first, "<u8")
+        read_exactly(self._descriptor, self._item_offset(tile, first), content, self.path)
+        place = self._digest_offset(tile, first)
+        read_exactly(self._descriptor, place, written.view(np.uint8).data, self.path)
+        wrong = np.flatnonzero(written != _digests(content, last - first))
+        if len(wrong):
+            self.path.unlink(missing_ok=True)
+            raise GlobeError(
+                f"{self.path}: the rows from {self.bounds[tile][0]} on of item {first + wrong[0]} "
+                "are not what was written. The disk damaged them; the file is deleted, and the "
+                "same command makes it again"
+            )
+        return target.view(last - first, rows, d)
 
-    def _write(self, values: Tensor, offset: int) -> None:
+    def _write(self, first: int, values: Tensor, tile: int) -> None:
         assert self.path is not None
         source = values.to("cpu", self.dtype).contiguous()
-        write_exactly(self._descriptor, offset, bytes_of(source), self.path)
+        content = bytes_of(source)
+        digests = _digests(content, len(source)).view(np.uint8).data
+        write_exactly(self._descriptor, self._item_offset(tile, first), content, self.path)
+        write_exactly(self._descriptor, self._digest_offset(tile, first), digests, self.path)
 
     def _elements(self, tile: int) -> int:
         n, rows, d = self.tile_shape(tile)
         return n * rows * d
 
-    def _offset(self, tile: int) -> int:
-        row = self.bounds[tile][0] if tile < len(self.bounds) else self.shape[1]
-        return self.shape[0] * row * self.shape[2] * self.dtype.itemsize
+    def _item_offset(self, tile: int, item: int) -> int:
+        """Where the rows of `item` in `tile` begin, in bytes."""
+        n, _, d = self.shape
+        start, stop = self.bounds[tile]
+        return (n * start + item * (stop - start)) * d * self.dtype.itemsize
+
+    def _digest_offset(self, tile: int, item: int) -> int:
+        """Where the checksum of the rows of `item` in `tile` is; after the last tile, the end."""
+        n, r, d = self.shape
+        return n * r * d * self.dtype.itemsize + (tile * n + item) * _DIGEST_BYTES
+
+
+def _digests(content: memoryview, count: int) -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
+    """The checksums (count,) of as many equal parts of `content`."""
+    size = len(content) // max(1, count)
+    parts = (content[k * size : (k + 1) * size] for k in range(count))
+    found = [xxhash.xxh3_64_intdigest(part) or _UNWRITTEN + 1 for part in parts]
+    return np.array(found, "<u8")

@@ -124,6 +124,7 @@ class Trainer:
             "memory/peak_bytes": self.context.meter.stage_peak,
             **step,
             **cost.metrics(),
+            **self.context.computed(f"{self.group.key} {task.stage}", time.monotonic() - start),
             "time/step_seconds": time.monotonic() - start,
         }
         self.context.metrics.log("train", self.group.key, values, epoch=after.schedule_state.epoch)

@@ -8,6 +8,9 @@ import pytest
 import support
 
 from globe_stream.cli.main import run as run_command_line
+from globe_stream.engine import context
+from globe_stream.engine.metrics import read_metrics
+from globe_stream.engine.rates import Rates
 from globe_stream.factorization.records import seeded_state
 from globe_stream.memory import cost_model as budget
 from globe_stream.memory import planner
@@ -45,6 +48,25 @@ def copied(run, name):
 
 def without_lock(run):
     return {name: value for name, value in support.tree(run).items() if not name.startswith("lock")}
+
+
+def test_rates_of_the_machine_are_kept_and_decide_nothing(tell, seeded, monkeypatch):
+    slow = copied(seeded, "slow")
+    assert tell("train", seeded, "--epochs", 2, *TRAIN).code == 0
+    monkeypatch.setattr(context, "measured_rates", lambda *_: Rates(1.0, 2.0, None))
+    assert tell("train", slow, "--epochs", 2, *TRAIN).code == 0
+    assert support.results(slow) == support.results(seeded)
+    for run, known in ((seeded, False), (slow, True)):
+        rows = read_metrics(run / "metrics.jsonl")
+        machine = [row.values for row in rows if row.stage == "machine"]
+        assert len(machine) == 2, "one of seed, one of train"
+        assert (machine[1]["machine/operations_per_second"] == 1.0) is known
+        assert machine[0]["machine/bytes_per_second"] > 0
+        for row in rows:
+            if row.stage == "train" or row.stage in ("seed/measure", "seed/atoms"):
+                rate = row.values["compute/operations_per_second"]
+                seconds = row.number("time/step_seconds") or row.number("time/seconds")
+                assert row.values["compute/operations"] == pytest.approx(rate * seconds, rel=0.1)
 
 
 def test_the_same_command_again_does_nothing(tell, checkpoint, seeded):

@@ -7,11 +7,12 @@ import torch
 from strict_device import strict
 
 from globe_stream.commands import doctor
+from globe_stream.engine import rates
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setattr(doctor, "SIDE", 64)
+    monkeypatch.setattr(rates, "SIDES", (64,))
     monkeypatch.setattr(doctor, "WRITTEN", 1 << 20)
 
 

@@ -50,11 +50,11 @@ def test_recipes_for_published_models_can_be_planned(tmp_path, name):
     assert found.least_memory_bytes < parse_size(recipe.runtime.memory)
     assert all(group.parameter_ratio < 0.9 for group in found.units.values())
     told = ESTIMATE.search((FOLDER / f"{name}.toml").read_text())
-    if name == "qwen1.5-moe-one-layer":
-        return
+    assert told is not None, "the header says what a run takes"
     read, operations, *hours = map(float, told.groups())
     assert found.epoch_bytes_read / 2**30 == pytest.approx(read, abs=0.06)
     assert found.epoch_flops / 1e12 == pytest.approx(operations, rel=0.05)
     for told_hours, (rate, disk) in zip(hours, MACHINES, strict=True):
         seconds = found.epoch_flops / rate + found.epoch_bytes_read / disk
-        assert found.passes * seconds / 3600 == pytest.approx(told_hours, abs=0.1)
+        took = found.passes * seconds / 3600
+        assert took == pytest.approx(told_hours, abs=min(0.1, 0.5 * told_hours))

@@ -7,9 +7,11 @@ from globe_stream.checkpoint.reader import Batch
 from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.factorization.svd_baseline import (
     BaselineAccumulator,
+    Spectrum,
     SvdApproximation,
     lost_energy,
     spectrum_operations,
+    svd_curve,
     truncate,
 )
 
@@ -35,14 +37,34 @@ def test_the_accumulated_error_keeps_its_digits(shape):
     weights = left @ right + 1e-5 * torch.randn(6, *shape, generator=generator)
     energies = torch.linalg.svdvals(weights.double()).square()
     expected = float((energies[:, 5:].sum() / energies.sum()).sqrt())
-    accumulator = BaselineAccumulator(5)
+    accumulator = BaselineAccumulator(5, 20)
     for first in (0, 4):
         positions = list(range(first, min(first + 4, 6)))
         accumulator.update(Batch(positions, weights[positions]))
     assert accumulator.relative_error == pytest.approx(expected, rel=1e-4)
-    other = BaselineAccumulator(5)
-    other.restore(pytest.fail, accumulator.scalars())
-    assert other.relative_error == accumulator.relative_error
+    assert accumulator.energies.tolist() == pytest.approx(energies.sum(0).tolist(), rel=1e-6)
+
+
+def test_the_curve_is_truncation_of_all_groups_at_every_size():
+    """Two groups, one of them by a sample; against dense matrices cut by torch.linalg.svd."""
+    generator = torch.Generator().manual_seed(4)
+    groups = [torch.randn(4, 12, 20, generator=generator) * scale for scale in (1.0, 3.0)]
+    groups[1][2:] = groups[1][:2]
+    spectra = []
+    for weights, sampled in zip(groups, (4, 2), strict=True):
+        found = BaselineAccumulator(3, 12)
+        found.update(Batch(list(range(sampled)), weights[:sampled]))
+        norm = float(weights.double().square().sum())
+        spectra.append(Spectrum(GroupSizes(4, 12, 20, 5, 2, 2), found.energies, norm))
+    curve = svd_curve(spectra)
+    assert [kept for kept, _ in curve] == [rank * 32 / 240 for rank in range(1, 8)]
+    whole = torch.cat(groups).double()
+    left, values, right = torch.linalg.svd(whole, full_matrices=False)
+    for rank, (_, error) in enumerate(curve, start=1):
+        cut = (left[:, :, :rank] * values[:, None, :rank]) @ right[:, :rank]
+        expected = float((cut - whole).norm() / whole.norm())
+        assert error == pytest.approx(expected, rel=1e-6)
+    assert svd_curve([]) == []
 
 
 def test_replacing_an_expert_is_truncating_it():

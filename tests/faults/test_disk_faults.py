@@ -30,10 +30,11 @@ def carried_out(workshop, trials):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("fault", disk_faults.INJECTED)
-def test_a_disk_that_fails_while_training(workshop, fault):
+def test_a_disk_that_fails_while_the_run_is_worked_on(workshop, fault):
     kind, _ = disk_faults.INJECTED[fault]
-    number = max(1, workshop.counts["train"][kind] // 2)
-    outcome = carried_out(workshop, [disk_faults.DiskTrial("train", fault, number)])
+    stage = "seed" if kind == disk_faults.SPILLED else "train"
+    number = max(1, workshop.counts[stage][kind] // 2)
+    outcome = carried_out(workshop, [disk_faults.DiskTrial(stage, fault, number)])
     assert "did not happen" not in outcome.endings
 
 

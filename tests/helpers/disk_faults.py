@@ -26,8 +26,10 @@ import support
 from trials import Outcome
 
 from globe_stream.cli.main import run as run_command_line
+from globe_stream.store.run import SPILL
 
 WRITES, READS, NAMES, FLUSHES, OPENS = "writes", "reads", "names", "flushes", "opens"
+SPILLED = "reads of spill files"
 
 INJECTED = {
     "no room to write": (WRITES, errno.ENOSPC),
@@ -35,6 +37,7 @@ INJECTED = {
     "short write": (WRITES, 0),
     "input/output error while reading": (READS, errno.EIO),
     "short read": (READS, 0),
+    "flipped bit in a spill file": (SPILLED, 0),
     "input/output error while flushing": (FLUSHES, errno.EIO),
     "no room to rename": (NAMES, errno.ENOSPC),
     "crash before a rename": (NAMES, -1),
@@ -58,7 +61,16 @@ class Disk:
         self.root, self.kind, self.error, self.number = str(root), kind, error, number
         self.counts: Counter[str] = Counter()
         self.failed = self.dead = False
+        self.watched: set[int] = set()
+        self.spilled: set[int] = set()
         self._mutex = threading.RLock()
+
+    def watch(self, path: Any, descriptor: int) -> None:
+        """Remember whether `descriptor` is of a file below the folder, and of a spill file."""
+        held = self.holds(path)
+        (self.watched.add if held else self.watched.discard)(descriptor)
+        spills = held and SPILL in Path(path).parts
+        (self.spilled.add if spills else self.spilled.discard)(descriptor)
 
     def fails(self, kind: str) -> bool:
         """Count an operation; whether it is the one that fails."""
@@ -114,12 +126,16 @@ class _File:
         return getattr(self._file, name)
 
 
+def _flip(real: Any, descriptor: int, place: int) -> None:
+    (byte,) = real["pread"](descriptor, 1, place)
+    real["pwrite"](descriptor, bytes([byte ^ 1]), place)
+
+
 @contextmanager
 def failing(disk: Disk) -> Iterator[Disk]:
     """Inside the block, what this process does to files goes through `disk`."""
     real = {name: getattr(os, name) for name in _OPERATIONS}
     opened = io.open
-    watched: set[int] = set()
 
     def open_file(path: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
         writes = disk.holds(path) and set(mode) & set("wax+")
@@ -132,11 +148,11 @@ def failing(disk: Disk) -> Iterator[Disk]:
         if disk.holds(path) and arguments[0] & (os.O_WRONLY | os.O_RDWR) and disk.fails(OPENS):
             disk.raise_error()
         descriptor: int = real["open"](path, *arguments, **named)
-        (watched.add if disk.holds(path) else watched.discard)(descriptor)
+        disk.watch(path, descriptor)
         return descriptor
 
     def pwrite(descriptor: int, data: Any, offset: int) -> int:
-        if descriptor not in watched or not disk.fails(WRITES):
+        if descriptor not in disk.watched or not disk.fails(WRITES):
             return int(real["pwrite"](descriptor, data, offset))
         done = int(real["pwrite"](descriptor, data[: max(1, len(data) // 2)], offset))
         if disk.error:
@@ -144,6 +160,8 @@ def failing(disk: Disk) -> Iterator[Disk]:
         return done
 
     def preadv(descriptor: int, buffers: Any, offset: int) -> int:
+        if descriptor in disk.spilled and disk.fails(SPILLED):
+            _flip(real, descriptor, offset + len(buffers[0]) // 2)
         if not disk.fails(READS):
             return int(real["preadv"](descriptor, buffers, offset))
         if disk.error:

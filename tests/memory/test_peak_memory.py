@@ -134,6 +134,19 @@ def test_the_peak_stays_within_the_budget(whole):
     assert whole.train.peak <= whole.limit
 
 
+def test_a_sweep_stays_within_its_budget(large, limit, tmp_path):
+    """Two warm starts that share proxies, each trained twice, in one process."""
+    points = ("--set", "method=ts_pca,nn_dictionary", "--set", "damping=0.2,0.4")
+    training = ("--epochs", 2, "--warmup-epochs", 1, "--target-support", 6)
+    found = run_stage(
+        "sweep", large, *SIZES, "--layers", "0:2", *points, *training,
+        "--out", tmp_path / "out", "--memory", limit,
+    )  # fmt: skip
+    assert len(found.document["points"]) == 4
+    assert found.document["memory_budget_bytes"] == limit
+    assert limit - ROOM < found.peak <= limit
+
+
 def test_the_meter_misses_nothing(whole):
     seen = max(whole.seed.peak, whole.train.peak)
     told = whole.train.document["peak_memory_bytes"]

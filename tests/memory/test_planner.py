@@ -16,7 +16,7 @@ from globe_stream.memory import planner, seeding_cost
 from globe_stream.memory.cost_model import BatchPlan
 
 MIB = 1 << 20
-BASE = 200 * MIB
+BASE = budget.DECLARED_BASE_BYTES
 STAGES = {"statistics", "proxies", "gram", "atoms", "measure", "baseline"}
 
 
@@ -103,8 +103,8 @@ def cost(batch_plan):
     return (10 if batch_plan.spill else 50) * MIB + batch_plan.batch * 7 * MIB
 
 
-def choose(limit):
-    return planner.choose("train of up", CANDIDATES, cost, limit, 100 * MIB, "buy more")
+def choose(limit, base=BASE):
+    return planner.choose("train of up", CANDIDATES, cost, limit, base, "buy more")
 
 
 @pytest.mark.parametrize(("room", "expected"), [
@@ -114,14 +114,26 @@ def choose(limit):
 ])  # fmt: skip
 def test_the_first_that_fits_with_some_slack(room, expected):
     fixed = budget.COMPILED_BYTES + budget.SLACK_BYTES
-    chosen = choose(100 * MIB + room * MIB + fixed)
+    chosen = choose(BASE + room * MIB + fixed)
     assert chosen == (expected, cost(expected) + budget.COMPILED_BYTES)
+
+
+def test_a_base_that_differs_by_a_hair_chooses_the_same():
+    """At every limit from the least that one process needs, batches are those of another."""
+    for limit in range(340 * MIB, 450 * MIB, MIB // 2):
+        found = {choose(limit, base) for base in (270 * MIB, 271 * MIB, 273 * MIB + 12345)}
+        assert len(found) == 1
+    best = [choose(limit, 271 * MIB)[0] for limit in range(340 * MIB, 700 * MIB, MIB)]
+    places = [CANDIDATES.index(one) for one in best]
+    assert places == sorted(places, reverse=True), "more memory never chooses worse"
+    assert (best[0], best[-1]) == (CANDIDATES[-1], CANDIDATES[0])
 
 
 def test_a_refusal_names_stage_need_limit_and_knob():
     least = 100 * MIB + 17 * MIB + budget.COMPILED_BYTES + budget.SLACK_BYTES
     with pytest.raises(InputError) as refusal:
-        choose(least - 1)
+        choose(least - 1, 100 * MIB)
+    assert choose(least, 100 * MIB)[0] == BatchPlan(1, True)
     said = str(refusal.value)
     assert "memory 165.00 MiB: stage train of up needs at least 165.00 MiB" in said
     assert "(100.00 MiB of it for the program itself)" in said

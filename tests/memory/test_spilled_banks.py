@@ -39,13 +39,14 @@ def counted(monkeypatch):
     total = [0]
     read, write = Tiles._read, Tiles._write
 
-    def reading(self, target, offset):
-        total[0] += target.nbytes
-        read(self, target, offset)
+    def reading(self, *arguments):
+        found = read(self, *arguments)
+        total[0] += found.nbytes
+        return found
 
-    def writing(self, values, offset):
+    def writing(self, first, values, tile):
         total[0] += values.nbytes
-        write(self, values, offset)
+        write(self, first, values, tile)
 
     monkeypatch.setattr(Tiles, "_read", reading)
     monkeypatch.setattr(Tiles, "_write", writing)

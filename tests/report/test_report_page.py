@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from PIL import Image as PixelImage
 from sample_runs import Recipe, make_run
 
-from globe_stream.commands.operations import epoch_operations
 from globe_stream.commands.report import report
 from globe_stream.errors import InputError
 from globe_stream.report import page as pages
 from globe_stream.report import plots as pictures
 from globe_stream.report.data import GroupData, StageMemory, gather
+from globe_stream.report.history import MachineRates, StageRate
 from globe_stream.report.page import render, render_several
 from globe_stream.report.pooling import pool_curves, pool_histories, pool_stages
 from globe_stream.report.themes import Drawn
@@ -103,7 +103,7 @@ class _Outline(HTMLParser):
 
 
 def test_data_are_those_of_the_run(told: Path) -> None:
-    data = gather(told, epoch_operations)
+    data = gather(told)
     up = next(group for group in data.groups if group.key == "up")
     assert up.curve == ((0, 0.8), (1, 0.7), (2, 0.6))
     with Run(told, writable=False) as run:
@@ -129,7 +129,7 @@ def test_page_is_complete_in_itself(told: Path, tmp_path: Path) -> None:
         assert kind == "data:image/png;base64"
         assert base64.b64decode(data).startswith(b"\x89PNG")
     assert all(link.startswith("data:") for link in outline.links)
-    status = gather(told, epoch_operations).status.families["up"]
+    status = gather(told).status.families["up"]
     assert f"{status.relative_frobenius_error:.4f}" in outline.cells
     assert "500.00 MiB" in outline.cells
     assert "96.0%" in outline.cells
@@ -144,7 +144,7 @@ def test_report_lies_in_the_run_by_default(told: Path) -> None:
 @pytest.mark.slow
 @DOTS
 def test_a_bank_worse_than_the_svd_is_called_that(told: Path) -> None:
-    data = gather(told, epoch_operations)
+    data = gather(told)
     up = data.status.families["up"]
     error = up.relative_frobenius_error
     data.status.families["up"] = replace(up, svd_equal_parameters_relative_error=error / 2)
@@ -156,7 +156,7 @@ def test_a_bank_worse_than_the_svd_is_called_that(told: Path) -> None:
 
 @DOTS
 def test_text_is_escaped(told: Path) -> None:
-    data = gather(told, epoch_operations)
+    data = gather(told)
     data.status.config["model"] = "<script>x</script>"
     assert "<script>" not in render(data)
 
@@ -165,9 +165,9 @@ def test_text_is_escaped(told: Path) -> None:
 @DOTS
 def test_layer_scopes_and_shared_experts(tmp_path: Path, model: Path) -> None:
     run = make_run(tmp_path / "run", model, Recipe(per_layer=True))
-    assert len(re.findall("<img", render(gather(run, epoch_operations)))) == 5
+    assert len(re.findall("<img", render(gather(run)))) == 5
     run = make_run(tmp_path / "shared", model, Recipe(families=("up",), include_shared=True))
-    assert len(re.findall("<img", render(gather(run, epoch_operations)))) == 4
+    assert len(re.findall("<img", render(gather(run)))) == 4
 
 
 def test_no_run(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def _many(group: GroupData, count: int) -> list[GroupData]:
 
 
 def test_many_groups_are_pooled_by_family(told: Path) -> None:
-    groups = _many(gather(told, epoch_operations).groups[0], 24)
+    groups = _many(gather(told).groups[0], 24)
     up, gate = pool_curves(groups)
     weights, errors = np.arange(1, 25), 0.5 + np.arange(24) / 100
     assert (up.family, gate.family, up.epochs) == ("up", "gate", (0, 1))
@@ -258,7 +258,7 @@ def test_ticks_of_counted_things_are_whole(told: Path, monkeypatch: pytest.Monke
         return b""
 
     monkeypatch.setattr(pictures, "png_of", draw)
-    groups = _many(gather(told, epoch_operations).groups[0], 1)
+    groups = _many(gather(told).groups[0], 1)
     for picture in (pictures.error_curve, pictures.popularity, pictures.supports):
         picture(groups)
     for figure in drawn:
@@ -270,8 +270,8 @@ def test_ticks_of_counted_things_are_whole(told: Path, monkeypatch: pytest.Monke
 @DOTS
 def test_the_table_tells_how_many_banks(model: Path, tmp_path: Path, told: Path) -> None:
     run = make_run(tmp_path / "run", model, Recipe(per_layer=True))
-    assert "<td>2 banks of 5 x 18</td>" in render(gather(run, epoch_operations))
-    assert "<td>5 x 18</td>" in render(gather(told, epoch_operations))
+    assert "<td>2 banks of 5 x 18</td>" in render(gather(run))
+    assert "<td>5 x 18</td>" in render(gather(told))
 
 
 @DOTS
@@ -287,8 +287,8 @@ def test_a_torn_line_of_metrics_is_left_out(told: Path, tmp_path: Path) -> None:
     run = shutil.copytree(told, tmp_path / "run")
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'{"time": 1.0, "sta')
-    assert [group.curve for group in gather(run, epoch_operations).groups] == [
-        group.curve for group in gather(told, epoch_operations).groups
+    assert [group.curve for group in gather(run).groups] == [
+        group.curve for group in gather(told).groups
     ]
     (run / "metrics.jsonl").write_bytes(b'{"time": 1.0, "sta\n' + b"{}\n")
     with pytest.raises(InputError, match=r"metrics.jsonl: line 1: .*Delete the line"):
@@ -308,23 +308,29 @@ def _rows(count: int) -> list[dict[str, object]]:
         "io/bytes_read": 5, "recon/relative_frobenius_error": 0.9,
     }  # fmt: skip
     epochs = [
-        {**stamps, "time": 20.0 + k, "stage": "train", "epoch": k,
+        {**stamps, "time": 20.0 + k, "stage": "train", "epoch": k, "io/bytes_read": 500,
          "recon/relative_frobenius_error": 0.9 - k / 10, "time/step_seconds": 4.0,
+         "compute/operations": 6e6, "compute/operations_per_second": 1.5e6,
          "io/bytes_per_second": 1000.0, "schedule/lambda": k / 4, "schedule/beta": 1.0,
          "schedule/rejected": k == 2, "alpha/temperature": 1.5, "alpha/median_support": 12.0 + k,
          "alpha/target_support": 12, "bank/coherence_offdiag_max": 0.5,
          "memory/rss_bytes": 90 << 20, "memory/peak_bytes": 120 << 20}
         for k in range(1, count + 1)
     ]  # fmt: skip
-    return [*seeding, measure, *epochs, epochs[-1]]
+    machine = [
+        {"family": "", "step": None, "epoch": None, "time": time, "stage": "machine",
+         "machine/operations_per_second": single, "machine/bytes_per_second": disk}
+        for time, single, disk in ((20.5, 1e9, 2e6), (21.5, 3e9, None))
+    ]  # fmt: skip
+    return [*seeding, measure, *machine, *epochs, epochs[-1]]
 
 
 def test_the_history_adds_up_what_epochs_cost(run: Path, tmp_path: Path) -> None:
     told = shutil.copytree(run, tmp_path / "run")
     (told / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in _rows(3)))
-    data = gather(told, lambda sizes: 1e6 * sizes.experts)
+    data = gather(told)
     group = next(group for group in data.groups if group.key == "up")
-    each = 1e6 * len(group.errors)
+    each = 6e6
     assert [point.epoch for point in group.history] == [0, 1, 2, 3]
     assert [point.error for point in group.history] == pytest.approx([0.9, 0.8, 0.7, 0.6])
     assert [point.passes for point in group.history] == [3, 4, 5, 6]
@@ -334,6 +340,11 @@ def test_the_history_adds_up_what_epochs_cost(run: Path, tmp_path: Path) -> None
     last = group.history[-1]
     assert (last.activation_lambda, last.median_support, last.target_support) == (0.75, 15, 12)
     assert last.operations_per_second == each / 4
+    assert [point.machine for point in group.history[1:]] == [
+        MachineRates(1e9, 2e6), MachineRates(3e9, None), MachineRates(3e9, None)
+    ]  # fmt: skip
+    assert data.machine_rates == MachineRates(3e9, None)
+    assert data.stage_rates == (StageRate("epoch", 1.5e6, 1000.0),)
     assert [point.seconds for point in data.memory_points] == [0, 1, 2, 11, 12, 13, 13]
     assert {point.price for point in data.memory_points} == {200 << 20, None}
     pooled = pool_histories([group, replace(group, state=replace(group.state, squared_norm=1e9))])
@@ -353,12 +364,12 @@ def test_several_runs_side_by_side(told: Path, model: Path, tmp_path: Path) -> N
     outline.feed(page)
     assert len(outline.images) == len(outline.dark) == outline.captions == 4
     for path in (told, other):
-        for family in gather(path, epoch_operations).status.families.values():
+        for family in gather(path).status.families.values():
             assert f"{family.relative_frobenius_error:.4f}" in outline.cells
-    one, two = gather(told, epoch_operations), gather(other, epoch_operations)
+    one, two = gather(told), gather(other)
     one.status.config["gain"], two.status.config["gain"] = 0.5, 0.75
     settings = render_several([one, two]).split("<h2>Settings</h2>")[1]
     assert "<td>gain</td><td>0.5</td><td>0.75</td>" in settings
     assert "<td>model</td>" not in settings, "settings that all share are left out"
     alone = report([told, told], tmp_path / "alone.html").read_text()
-    assert alone == render(gather(told, epoch_operations))
+    assert alone == render(gather(told))

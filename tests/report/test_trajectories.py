@@ -9,13 +9,45 @@ import pytest
 from matplotlib.figure import Figure
 
 from globe_stream.report import trajectories
-from globe_stream.report.history import EpochPoint, MemoryPoint
+from globe_stream.report.history import EpochPoint, MachineRates, MemoryPoint, StageRate
 from globe_stream.report.themes import DARK, LIGHT, drawn
 
 HISTORY = (
     EpochPoint(0, 0.5, 3, 7.0, 0.0, None, None, None, None, None, False, None, None, None),
-    EpochPoint(1, 0.4, 4, 9.0, 2e9, 0.0, 0.0, 2.0, 20.0, 12.0, False, 0.3, 2.0**21, 1e9),
-    EpochPoint(2, 0.3, 5, 12.0, 4e9, 0.5, 1.0, 1.5, 14.0, 12.0, True, 0.4, 2.0**22, 2e9),
+    EpochPoint(
+        1,
+        0.4,
+        4,
+        9.0,
+        2e9,
+        0.0,
+        0.0,
+        2.0,
+        20.0,
+        12.0,
+        False,
+        0.3,
+        2.0**21,
+        1e9,
+        MachineRates(5e9, 2.0**23),
+    ),
+    EpochPoint(
+        2,
+        0.3,
+        5,
+        12.0,
+        4e9,
+        0.5,
+        1.0,
+        1.5,
+        14.0,
+        12.0,
+        True,
+        0.4,
+        2.0**22,
+        2e9,
+        MachineRates(5e9, None),
+    ),
 )
 NAMED: Any = [("up", SimpleNamespace(family="up", history=HISTORY))]
 Panels = list[list[tuple[list[float], list[float]]]]
@@ -68,7 +100,17 @@ def test_what_steers_is_drawn_with_rejected_steps_and_targets(
 
 def test_coherence_and_rates(lines: Callable[..., Panels]) -> None:
     assert lines(trajectories.coherence, NAMED) == [[([1, 2], [0.3, 0.4])]]
-    assert lines(trajectories.rates, NAMED) == [[([1, 2], [1, 2])], [([1, 2], [2, 4])]]
+    assert lines(trajectories.rates, NAMED) == [
+        [([1, 2], [5, 5]), ([1, 2], [1, 2])],
+        [([1], [8]), ([1, 2], [2, 4])],
+    ]
+
+
+def test_stages_are_drawn_beside_what_the_machine_reaches(lines: Callable[..., Panels]) -> None:
+    stages = [StageRate("seed/measure", 2e9, 2.0**21), StageRate("epoch", 3e9, None)]
+    both = lines(trajectories.rates_by_stage, stages, MachineRates(5e9, 2.0**23))
+    assert [panel[0][0] for panel in both] == [[5, 5], [8, 8]]
+    assert lines(trajectories.rates_by_stage, stages, MachineRates()) == [[], []]
 
 
 def test_memory_is_drawn_with_its_price_and_the_budget(lines: Callable[..., Panels]) -> None:

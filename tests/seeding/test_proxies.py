@@ -20,6 +20,7 @@ from globe_stream.kernels.gram import normalized
 from globe_stream.seeding import proxies as proxy
 from globe_stream.seeding.gram import ProxyOperator, build_bank, proxy_gram
 from globe_stream.seeding.proxy_tiles import ProxyTiles
+from globe_stream.store import arrays
 from globe_stream.store.tiles import Tiles
 
 N, P, D, R, M, ROWS = 13, 8, 11, 5, 4, 2
@@ -169,7 +170,8 @@ def test_proxies_are_kept_in_the_dtype_of_their_file(tmp_path):
     tiles = gather(spilled(tmp_path, torch.bfloat16), lambda weights: weights, list(range(R)))
     expected = torch.from_numpy(normal_experts()[:, :R]).bfloat16().double().numpy()
     np.testing.assert_allclose(content(tiles), expected, rtol=2**-8, atol=1e-6)
-    assert (tmp_path / "proxies").stat().st_size == 2 * N * R * D
+    checksums = 8 * N * len(tiles)
+    assert (tmp_path / "proxies").stat().st_size == 2 * N * R * D + checksums
 
 
 # -- Gram space ----------------------------------------------------------------------------------
@@ -215,7 +217,7 @@ def test_atoms_are_group_combinations_of_group_proxies(tmp_path):
 
 @pytest.mark.parametrize("rank", [1, 3, P])
 def test_the_baseline_is_truncation_by_numpy(rank):
-    passing = BaselineAccumulator(rank)
+    passing = BaselineAccumulator(rank, min(P, D))
     for first in range(0, N, 4):
         positions = list(range(first, min(first + 4, N)))
         passing.update(Batch(positions, experts()[positions]))
@@ -228,14 +230,16 @@ def test_the_baseline_is_truncation_by_numpy(rank):
                                                    1e-6)  # fmt: skip
 
 
-def test_the_baseline_survives_a_checkpoint():
-    whole, first, second = (BaselineAccumulator(2) for _ in range(3))
+def test_the_baseline_survives_a_checkpoint(tmp_path):
+    whole, first, second = (BaselineAccumulator(2, min(P, D)) for _ in range(3))
     for passing in (whole, first):
         passing.update(Batch([0, 1], experts()[:2]))
-    second.restore(lambda name: name, first.scalars())
+    arrays.write(tmp_path / "energies", first.arrays()["energies"])
+    second.restore(tmp_path.joinpath, first.scalars())
     for passing in (whole, second):
         passing.update(Batch([2, 3], experts()[2:4]))
     assert whole.scalars() == second.scalars()
+    assert torch.equal(whole.energies, second.energies)
 
 
 def group_of(count, p, d):

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from globe_stream.errors import GlobeError
 from globe_stream.store.tiles import Tiles, balanced_rows, tile_bounds
@@ -67,11 +69,12 @@ def test_a_spilled_array_lives_in_its_file(tmp_path):
     assert torch.equal(content(again), before)
     again.zero()
     assert not content(again).any()
-    assert (tmp_path / "spilled").stat().st_size == 4 * 5 * 11 * 3
+    assert (tmp_path / "spilled").stat().st_size == 4 * 5 * 11 * 3 + 8 * 5 * 3
 
 
 def test_changes_to_a_loaded_tile_count_after_store_only_when_spilled(tmp_path):
     _, spilled = pair(tmp_path)
+    spilled.zero()
     spilled.load(0).add_(1)
     assert not spilled.load(0).any()
     spilled.store(0, spilled.load(0).add_(1))
@@ -81,7 +84,34 @@ def test_changes_to_a_loaded_tile_count_after_store_only_when_spilled(tmp_path):
 
 def test_a_shortened_file_is_an_error(tmp_path):
     _, spilled = pair(tmp_path)
+    spilled.zero()
     with (tmp_path / "spilled").open("r+b") as file:
         file.truncate(100)
     with pytest.raises(GlobeError, match="spilled: ends at byte 100"):
+        spilled.load(0)
+
+
+@settings(max_examples=60)
+@given(bit=st.integers(0, 8 * (4 * 5 * 11 * 3 + 8 * 5 * 3) - 1))
+def test_a_flipped_bit_is_named_and_the_file_deleted(tmp_path_factory, bit):
+    path = tmp_path_factory.mktemp("tiles") / "spilled"
+    spilled = Tiles(SHAPE, 4, path=path)
+    spilled.put_items(0, torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)))
+    content(spilled)
+    changed = bytearray(path.read_bytes())
+    changed[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(changed)
+    item = bit // 32 // 12 % 5 if bit < 8 * 4 * 5 * 4 * 3 else None
+    with pytest.raises(GlobeError, match=r"spilled: the rows from \d+ on of item (\d)") as told:
+        content(spilled)
+    if item is not None:
+        assert f"from 0 on of item {item} " in str(told.value)
+    assert not path.exists()
+    spilled.close()
+
+
+def test_what_was_never_written_is_not_read_as_zeros(tmp_path):
+    _, spilled = pair(tmp_path)
+    spilled.write_items(1, torch.ones(1, 4, 3), 0)
+    with pytest.raises(GlobeError, match="the rows from 0 on of item 0 are not what was written"):
         spilled.load(0)

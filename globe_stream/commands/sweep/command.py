@@ -20,7 +20,14 @@ from globe_stream.commands.sweep.arrangement import (
     warm_starts,
 )
 from globe_stream.commands.sweep.grid import Grid, Point, Values, points_of
-from globe_stream.commands.sweep.records import SweepResult, SweepRow, point_of, rows_of, svd_errors
+from globe_stream.commands.sweep.records import (
+    SweepResult,
+    SweepRow,
+    curve_of,
+    point_of,
+    rows_of,
+    svd_errors,
+)
 from globe_stream.commands.sweep.scores import Scores
 from globe_stream.commands.sweep.warm_starts import WarmStarts, preparation_plans
 from globe_stream.commands.train import train, train_plans
@@ -165,6 +172,7 @@ class _Job:
             memory_budget_bytes=shop.resources.limit,
             options=self.grid.names,
             svd_equal_parameters_relative_error=svd_errors(rows),
+            svd_curve=curve_of(shop.run_of(self.points[0])),
             passes=count_passes(preparations),
             points=tuple(found),
             rows=tuple(rows),
@@ -176,8 +184,11 @@ class _Job:
             return result
         runs = [Path(point.run) for point in result.points]
         original = self.scores.original(runs[0])
-        found = self.scores.of_runs(runs)
-        scored = [replace(one, bits_per_byte=found[Path(one.run)]) for one in result.points]
+        found, svd = self.scores.of_runs(runs), self.scores.of_svd(runs)
+        scored = [
+            replace(one, bits_per_byte=found[Path(one.run)], svd_bits_per_byte=svd[Path(one.run)])
+            for one in result.points
+        ]
         return replace(result, points=tuple(scored), original_bits_per_byte=original)
 
     def _recorded(self, result: SweepResult) -> SweepResult:
@@ -187,12 +198,12 @@ class _Job:
                 _series(self.grid, point.options),
                 point.parameters_kept,
                 point.relative_frobenius_error,
-                point.svd_equal_parameters_relative_error,
                 point.bits_per_byte,
+                point.svd_bits_per_byte,
             )
             for point in result.points
         ]
-        pictures = pareto_pictures(places, result.original_bits_per_byte)
+        pictures = pareto_pictures(places, result.svd_curve, result.original_bits_per_byte)
         for name, picture in zip(PICTURES, pictures.values(), strict=True):
             files.write_bytes(self.folder / name, picture)
         files.write_text(self.folder / RECORD, json.dumps(result.to_json(), indent=1))

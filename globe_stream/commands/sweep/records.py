@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from globe_stream.commands.sweep.arrangement import PassCount
 from globe_stream.commands.sweep.grid import Point, Values
 from globe_stream.engine.metrics import METRICS_FILE, MetricRow, read_metrics
@@ -11,6 +13,7 @@ from globe_stream.errors import GlobeError
 from globe_stream.factorization.error_sums import ErrorSums, pooled
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.records import run_header, seeded_state
+from globe_stream.factorization.svd_baseline import ENERGIES, Spectrum, svd_curve
 from globe_stream.io.records import Record
 from globe_stream.seeding.methods import proxies_for
 from globe_stream.seeding.records import AtomsRecord, MeasureRecord
@@ -58,6 +61,7 @@ class SweepPoint(Record):
     relative_frobenius_error: float
     svd_equal_parameters_relative_error: float
     bits_per_byte: float | None = None
+    svd_bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,8 @@ class SweepResult(Record):
     memory_budget_bytes: int
     options: tuple[str, ...]
     svd_equal_parameters_relative_error: dict[str, float]
+    svd_curve: tuple[tuple[float, float], ...] = ()
+    """(parameters kept, relF) of the truncated SVD at every rank."""
     original_bits_per_byte: float | None = None
     passes: PassCount
     points: tuple[SweepPoint, ...]
@@ -112,6 +118,24 @@ def point_of(point: Point, path: Path, rows: Sequence[SweepRow]) -> SweepPoint:
         pooled(state.errors for state in states).relative_error,
         pooled(svd).relative_error,
     )
+
+
+def curve_of(path: Path) -> tuple[tuple[float, float], ...]:
+    """The errors of the truncated SVD at every rank, of the experts of the run at `path`.
+
+    None where a run of an earlier version did not keep their spectra.
+    """
+    run = Run(path, writable=False)
+    spectra = [
+        Spectrum(
+            group.sizes,
+            torch.from_numpy(arrays.read(run.array(f"{group.key}/{ENERGIES}"))),
+            seeded_state(run, group.key).squared_norm,
+        )
+        for group in run_header(run).groups
+        if run.has(f"{group.key}/{ENERGIES}")
+    ]
+    return tuple(svd_curve(spectra))
 
 
 def _row(point: Point, run: Run, group: ExpertGroup, metrics: Sequence[MetricRow]) -> SweepRow:

@@ -11,11 +11,12 @@ from globe_stream.commands.sweep.grid import digest
 from globe_stream.engine.progress import step_bar
 from globe_stream.engine.status import run_status
 from globe_stream.evaluation.text import read_text
+from globe_stream.factorization.records import run_header
 from globe_stream.io import files
 from globe_stream.io.records import Record
 from globe_stream.store.run import Run
 
-ORIGINAL = "original"
+ORIGINAL, SVD = "original", "svd"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Scores:
         """Of the models that `runs` make, written out densely for it."""
         return {run: self._score(run, "dense", run.name) for run in runs}
 
+    def of_svd(self, runs: Sequence[Path]) -> dict[Path, float]:
+        """Of the experts' truncated SVDs with as many parameters as the banks of `runs`."""
+        return {run: self._score(run, SVD, f"{SVD}-{_ranks(run)}") for run in runs}
+
     def _score(self, run: Path, model: str, name: str) -> float:
         path, key = self.folder / f"{name}.json", self._key(run, model)
         if path.exists():
@@ -60,5 +65,13 @@ class Scores:
     def _key(self, run: Path, model: str) -> str:
         status = run_status(Run(run, writable=False))
         text = hashlib.sha256(read_text(self.text)).hexdigest()
-        state = None if model == ORIGINAL else [status.fingerprint, status.seconds]
+        state: object = [status.fingerprint, status.seconds]
+        if model in (ORIGINAL, SVD):
+            state = None if model == ORIGINAL else _ranks(run)
         return digest([text, status.config["model"], state])
+
+
+def _ranks(run: Path) -> str:
+    """One word for what the truncated SVDs of equal size of `run` depend on."""
+    groups = run_header(Run(run, writable=False)).groups
+    return digest([[group.key, group.sizes.svd_rank] for group in groups])

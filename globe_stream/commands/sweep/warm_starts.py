@@ -10,7 +10,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from globe_stream.commands.compatibility import matching_run
+from globe_stream.commands.operations import expected_seeding
 from globe_stream.commands.run_files import write_config
 from globe_stream.commands.seed import new_header, scan, seed_plans
 from globe_stream.commands.session import Plans, Resources, Session, recorded_plans
@@ -22,17 +25,19 @@ from globe_stream.engine.metrics import METRICS_FILE, MetricsFile
 from globe_stream.engine.signals import Interrupt
 from globe_stream.errors import Interrupted
 from globe_stream.factorization.records import RunHeader
+from globe_stream.factorization.svd_baseline import ENERGIES
 from globe_stream.io import files
 from globe_stream.memory import planner
 from globe_stream.seeding.group_stages import proxies_file
 from globe_stream.seeding.methods import gram_products
-from globe_stream.seeding.pipeline import Seeding
+from globe_stream.seeding.pipeline import Baseline, Seeding
 from globe_stream.seeding.records import STAGES, BaselineRecord
 from globe_stream.seeding.sharing import SHARED, hand_on, hand_on_metrics
+from globe_stream.store import arrays
 from globe_stream.store.run import Run
 from globe_stream.store.twin import make_twin
 
-Baselines = dict[tuple[str, str], BaselineRecord]
+Baselines = dict[tuple[str, str], Baseline]
 
 
 @dataclass
@@ -111,6 +116,8 @@ class WarmStarts:
             hand_on_metrics(source, run, SHARED)
             write_config(run, None)
             with self.session.recording(run, self.resources, {}) as context:
+                works = expected_seeding(start.experts.groups, start.seeding)
+                context.expect(works, start.experts.groups[0].experts)
                 for group in start.experts.groups:
                     self._hand_on(source, run, start, group.key)
                     chosen = recorded_plans(
@@ -153,8 +160,10 @@ class WarmStarts:
     def _note_baseline(self, start: WarmStart, run: Run) -> None:
         for group in start.experts.groups:
             record = run.state(f"{group.key}:baseline", BaselineRecord)
-            if record is not None:
-                self.baselines[digest(start.keys.baseline), group.key] = record
+            name = f"{group.key}/{ENERGIES}"
+            if record is not None and run.has(name):
+                energies = torch.from_numpy(arrays.read(run.array(name)))
+                self.baselines[digest(start.keys.baseline), group.key] = record, energies
 
     def _header(self, start: WarmStart) -> RunHeader:
         return new_header(start.experts, self.selection, start.seeding, self.session, start.zero)

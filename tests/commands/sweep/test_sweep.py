@@ -282,11 +282,17 @@ def test_scores_are_those_of_eval(model, text, tmp_path):
     given = options(SeedConfig(rank=12), TrainConfig(epochs=1, warmup_epochs=0), SelectionConfig())
     found = sweep(str(model), grid, given, out=tmp_path / "out", text=text, silent=True)
     runs = [Path(point.run) for point in found.points]
-    rows = compare_models(runs, Scoring(text, ("original", "dense"))).rows
+    rows = compare_models(runs, Scoring(text, ("original", "dense", "svd"))).rows
     assert found.original_bits_per_byte == pytest.approx(rows[0].score.bits_per_byte)
     assert [point.bits_per_byte for point in found.points] == pytest.approx(
-        [row.score.bits_per_byte for row in rows[1:]]
+        [row.score.bits_per_byte for row in rows if row.model == "dense"]
     )
+    assert [point.svd_bits_per_byte for point in found.points] == pytest.approx(
+        [row.score.bits_per_byte for row in rows if row.model == "svd"]
+    )
+    for point in found.points:
+        least = min(found.svd_curve, key=lambda place: abs(place[0] - point.parameters_kept))
+        assert least[1] == pytest.approx(point.svd_equal_parameters_relative_error, abs=0.1)
     again = sweep(str(model), grid, given, out=tmp_path / "out", text=text, silent=True)
     assert again == found
 
