@@ -234,7 +234,7 @@ def main() -> None:
                 for theme in THEMES:
                     with shown(opened, pages[kind], size, theme) as tab:
                         small = reduced(shot(tab), size)
-                    small.quantize(128).save(FOLDER / name(kind, size, theme), optimize=True)
+                    small.save(FOLDER / name(kind, size, theme), optimize=True)
 
 
 if __name__ == "__main__":
