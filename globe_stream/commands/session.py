@@ -102,6 +102,7 @@ class Session:
             self.world.size,
         )
         warm_up(self.device)
+        allocator.trim()
         limit = memory_limit(self.runtime, run, self.world.local_size)
         base = max(self.world.gather(Meter().now()))
         limit = within(limit, base, device_limit(self.device, self.runtime.device_memory))

@@ -103,8 +103,8 @@ class TrainConfig(Options):
         1e-3,
         ge=0.0,
         le=1.0,
-        description="With a wanted or capped support: atoms whose weight after the `coding` "
-        "mapping is below this share of an expert's largest are dropped (epsilon).",
+        description="Atoms whose code is below this share of an expert's largest are dropped "
+        "(epsilon); with a wanted or capped support the codes as the `coding` mapping leaves them.",
     )
     support_cap: int | None = Field(
         None, ge=1, description="At most this many atoms an expert (top-k)."
@@ -154,7 +154,7 @@ class TrainConfig(Options):
             reasons |= dict.fromkeys(of_temperature, f"with {option('target_support')} none")
             if self.support_cap is None:
                 dense = f"with {option('target_support')} none and no {option('support_cap')}"
-                reasons |= dict.fromkeys(("coding", "prune"), dense)
+                reasons["coding"] = dense
         if self.activation == "none":
             of_ramp = ("activation_start", "activation_steps")
             reasons |= dict.fromkeys(of_ramp, f"with {option('activation')} none")

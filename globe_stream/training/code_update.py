@@ -32,7 +32,7 @@ class Coding:
 
 @dataclass(frozen=True)
 class SolvedCodes:
-    """New codes, and how many were above zero before entmax, pruning and cap chose supports."""
+    """New codes, and how many were above zero before pruning, entmax and cap chose supports."""
 
     codes: Tensor  # (b, m), dtype and device of the start
     candidates: int
@@ -43,14 +43,17 @@ def solve_codes(gram: Tensor, linear: Tensor, start: Tensor, settings: Coding) -
 
     A few accelerated steps, so that codes move with the bank rather than ahead of it. With
     `settings.sparse`, the shares alpha / sum alpha go through entmax at the temperature; what
-    survives the pruning and the cap is the support, on which the values are refitted.
+    survives the pruning and the cap is the support, on which the values are refitted. Otherwise
+    codes below `settings.prune` of an expert's largest become zero.
     """
     if settings.l1:
         linear = linear - settings.l1 * gram.diagonal().mean()
     codes = nnls(gram, linear, start=start, max_iterations=settings.steps, polish=False).codes
     candidates = int((codes > 0).sum())
     if not settings.sparse:
-        return SolvedCodes(codes.to(start.dtype).to(start.device), candidates)
+        kept = codes >= settings.prune * codes.amax(1, keepdim=True)
+        pruned = torch.where(kept, codes, 0.0)
+        return SolvedCodes(pruned.to(start.dtype).to(start.device), candidates)
     kept = support(codes, settings)
     begin = torch.where(kept, codes, 0.0)
     refit = nnls(

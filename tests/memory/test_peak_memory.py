@@ -135,7 +135,11 @@ def test_the_peak_stays_within_the_budget(whole):
 
 
 def test_a_sweep_stays_within_its_budget(large, limit, tmp_path):
-    """Two warm starts that share proxies, each trained twice, in one process."""
+    """Two warm starts that share proxies, each trained twice, in one process.
+
+    What a process keeps of one point counts as its own at the next, so it needs some more room.
+    """
+    limit += 64 * MIB
     points = ("--set", "method=ts_pca,nn_dictionary", "--set", "damping=0.2,0.4")
     training = ("--epochs", 2, "--warmup-epochs", 1, "--target-support", 6)
     found = run_stage(
@@ -144,7 +148,7 @@ def test_a_sweep_stays_within_its_budget(large, limit, tmp_path):
     )  # fmt: skip
     assert len(found.document["points"]) == 4
     assert found.document["memory_budget_bytes"] == limit
-    assert limit - ROOM < found.peak <= limit
+    assert limit - ROOM - 64 * MIB < found.peak <= limit
 
 
 def test_the_meter_misses_nothing(whole):

@@ -37,6 +37,17 @@ def test_unconstrained_codes_converge_to_nnls():
     torch.testing.assert_close(found, exact(atoms, points), atol=1e-6, rtol=0)
 
 
+def test_without_a_support_codes_below_epsilon_of_the_largest_are_dropped():
+    gram, linear, _, _ = problem()
+    start = torch.zeros(B, M).double()
+    whole = solve_codes(gram, linear, start, Coding(steps=3000, prune=0.0))
+    pruned = solve_codes(gram, linear, start, Coding(steps=3000, prune=0.4))
+    for before, after in zip(whole.codes.tolist(), pruned.codes.tolist(), strict=True):
+        assert after == [code if code >= 0.4 * max(before) else 0.0 for code in before]
+    assert pruned.candidates == whole.candidates == int((whole.codes > 0).sum())
+    assert int((pruned.codes > 0).sum()) < whole.candidates
+
+
 def test_few_steps_from_a_guess_never_raise_the_objective():
     gram, linear, _, _ = problem()
     start = normal(B, M, seed=5).clamp_min(0)
