@@ -3,7 +3,9 @@
 import gc
 import importlib
 import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from globe_stream.io.safetensors import TensorEntry, read_header
 from globe_stream.memory.forward_pass import ForwardPass
 from globe_stream.memory.model_memory import ModelMemory, estimate_model
 
+_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"
 _AS_STORED = "auto"
 """The type that the checkpoint is stored in."""
 
@@ -105,8 +108,23 @@ def estimate_folder(folder: Path, loading: Loading, length: int) -> ModelMemory:
 def load_plain(folder: Path, name: str, loading: Loading) -> Any:
     """A checkpoint folder as a transformers model for evaluation."""
     transformers = _transformers()
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, **loading.options(name))
+    with _without_reading_ahead():
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, **loading.options(name))
     return model.eval()
+
+
+@contextmanager
+def _without_reading_ahead() -> Iterator[None]:
+    """Let transformers load one tensor after another: its threads run ahead as far as they can."""
+    before = os.environ.get(_IN_TURN)
+    os.environ[_IN_TURN] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_IN_TURN]
+        else:
+            os.environ[_IN_TURN] = before
 
 
 def load_patched(original: Path, factors: Path, name: str, loading: Loading) -> Any:

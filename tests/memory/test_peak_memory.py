@@ -5,6 +5,7 @@ Each command runs in a process of its own, whose high-water mark is read from ou
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import support
 import torch
+from sample_runs import Recipe, larger_model, make_run
 
 from globe_stream.io.safetensors_writer import PlannedTensor, plan_file, writing
 
@@ -180,3 +182,26 @@ def test_the_budget_is_used(whole):
 def test_twice_the_layers_need_the_same_memory(whole, half):
     assert whole.seed.peak <= 1.05 * half.seed.peak
     assert whole.train.peak <= 1.05 * half.train.peak
+
+
+def test_a_frontier_stays_within_the_budget(tmp_path):
+    """That of a model of 60 MiB, within no more than a refusal says that it needs."""
+    larger_model(tmp_path / "model", experts=16, hidden=512, intermediate=384)
+    recipe = Recipe(bases=16, rank=144, support=4, measured=False)
+    run = make_run(tmp_path / "run", tmp_path / "model", recipe)
+    (tmp_path / "text").write_bytes(bytes(range(256)) * 8)
+    models = "original,rtn-4,model,model-8-8,svd"
+    command = ["eval", run, "--text", tmp_path / "text", "--frontier", "--models", models,
+               "--window-count", 2, "--window-length", 128, "--memory"]  # fmt: skip
+    refused = subprocess.run(
+        [sys.executable, "-m", "globe_stream", *map(str, command), "200MiB"],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert refused.returncode == 2
+    needed = re.search(r"scoring needs ([\d.]+) MiB", refused.stderr)
+    assert needed, refused.stderr
+    limit = int(float(needed[1]) * MIB) + 8 * MIB
+    ended = run_stage(*command, limit)
+    assert len(ended.document["comparison"]["rows"]) == 5
+    assert ended.peak <= limit
+    assert ended.peak > 0.6 * limit
