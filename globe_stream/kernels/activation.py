@@ -45,7 +45,7 @@ def slope_(x: Tensor, value: Tensor, name: str, lam: float) -> Tensor:
     gate = torch.sigmoid(x) if name == "silu" else None
     share = x.mul_(lam - 1).add_(value)  # lambda act(x)
     if gate is None:
-        return share.square_().mul_(-1 / lam).add_(1)
+        return share.mul_(share).mul_(-1 / lam).add_(1)
     return share.add_(gate.mul_(lam - share)).add_(1 - lam)
 
 

@@ -12,7 +12,7 @@ from sample_runs import Recipe, larger_model, make_run
 from globe_stream.config import SyntheticModel
 from globe_stream.errors import InputError
 from globe_stream.factorization.trained_run import open_trained_run
-from globe_stream.memory.cost_model import COMPILED_BYTES, SLACK_BYTES
+from globe_stream.memory.cost_model import COMPILED_BYTES, DECLARED_BASE_BYTES, SLACK_BYTES
 from globe_stream.memory.planner import plan_export
 from globe_stream.synthetic.checkpoints import write_synthetic
 
@@ -92,15 +92,15 @@ def test_peak_stays_within_budget_and_bytes(
 def test_a_budget_leaves_the_slack_of_every_stage(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("globe_stream.memory.planner.measured_base", lambda: 1 << 28)
+    monkeypatch.setattr("globe_stream.memory.planner.measured_base", lambda: DECLARED_BASE_BYTES)
     with open_trained_run(run) as source:
         groups = [fitted.group for fitted in source.groups]
     generous = plan_export(groups, None)
-    assert generous.estimate_bytes > (1 << 28) + COMPILED_BYTES
+    assert generous.estimate_bytes > DECLARED_BASE_BYTES + COMPILED_BYTES
     assert plan_export(groups, generous.estimate_bytes + SLACK_BYTES) == generous
     assert (
         plan_export(groups, generous.estimate_bytes + SLACK_BYTES - 1).estimate_bytes
         < generous.estimate_bytes
     )
     with pytest.raises(InputError, match="export needs at least"):
-        plan_export(groups, (1 << 28) + SLACK_BYTES + COMPILED_BYTES)
+        plan_export(groups, DECLARED_BASE_BYTES + SLACK_BYTES + COMPILED_BYTES)
