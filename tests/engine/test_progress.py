@@ -50,6 +50,7 @@ def test_short_passes_say_nothing(capsys):
 
 def test_a_terminal_gets_a_bar_with_rate_time_left_and_memory(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "120")
     with progress.step_bar("export dense", unit="files") as step:
         step(1, 4, "first")
