@@ -74,7 +74,7 @@ def evaluate(
         errors = evaluate_errors(runs, measure=measure, memory=memory, progress=progress)
     if scoring is None:
         return Evaluation(1, errors)
-    with step_bar("scoring", silent=silent) as progress:
+    with step_bar("scoring", unit="steps", silent=silent) as progress:
         comparison = compare_models(paths, scoring, memory=memory, progress=progress)
     if picture is not None:
         write_picture(picture, comparison)

@@ -62,8 +62,7 @@ def train(
         with session.recording(run, resources, {"train": training}) as context:
             _announce(context, experts.groups, training)
             experts.fetch(anew=runtime.force_download)
-            works = expected_training(experts.groups, training)
-            context.expect(works, experts.groups[0].experts)
+            context.expect(expected_training(experts.groups, training), experts.groups[0].experts)
             for group in experts.groups:
                 key = f"{group.key}:plans:train"
                 chosen = recorded_plans(run, key, plans[group.key], resources.limit)

@@ -54,7 +54,7 @@ class Scores:
             known = ScoreRecord.from_json(json.loads(path.read_text("utf-8")), str(path))
             if known.of == key:
                 return known.bits_per_byte
-        with step_bar(f"scoring {name}", silent=self.silent) as progress:
+        with step_bar(f"scoring {name}", unit="steps", silent=self.silent) as progress:
             scoring = Scoring(self.text, (model,))
             (row,) = compare_models([run], scoring, memory=self.memory, progress=progress).rows
         files.make_folder(self.folder)
