@@ -34,7 +34,8 @@ OUTSIDE = re.compile(
     r"|seeds'\s+(?:Route|alternating)|[Tt]he seeds print"
 )
 PLACES = {
-    "compose a mixture": r"mm\(codes, tile|add_\([^\n]*(?:atom|atoms\[)[^\n]*alpha=",
+    "compose a mixture": r"mm\(codes, tile|embedding_bag\("
+    r"|add_\([^\n]*(?:atom|atoms\[)[^\n]*alpha=",
     "pool errors": r"/ \(?[\w.]*norms?\b[^\n]*(?:\*\* ?0\.5|sqrt\()|sqrt\([^\n]*/ [\w.]*norms?\b"
     r"|@ np\.square\(errors\)|_lost / self\._whole|/ squared_norm\(|[^\n]*\bcount \* [^\n]*error",
     "lay out safetensors files": r"plan_header\(|to_bytes\(PREFIX_BYTES",

@@ -176,9 +176,10 @@ class ExpertReader(Closing):
             staging = None
             if self._device.type != "cpu" and any(e.storage.scale for e in self._experts):
                 staging = torch.empty(shape)
-            slots = Slots(self._batch, size)
             if self._device.type == "cuda" and staging is None:
-                slots = CudaSlots(self._batch, size, self._device)
+                slots: Slots = CudaSlots(self._batch, size, self._device)
+            else:
+                slots = Slots(self._batch, size)
             self._buffers = (slots, weights, staging)
         return self._buffers
 

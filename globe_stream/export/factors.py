@@ -19,12 +19,12 @@ import torch
 from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.engine.progress import Tally
 from globe_stream.export.adapter_place import AdapterPlace
-from globe_stream.export.bank_place import BankPlace
+from globe_stream.export.bank_place import BankFile, BankPlace
 from globe_stream.export.order import Export, ExportOptions, ExportOrder
 from globe_stream.export.result import ExportResult
 from globe_stream.export.staging import ExportWork
 from globe_stream.factorization import factor_files as layout
-from globe_stream.factorization.bank_cache import Bank, BankCache
+from globe_stream.factorization.bank_cache import BankCache
 from globe_stream.factorization.factors_config import CONFIG, describe, prefix
 from globe_stream.factorization.fitted_group import FittedGroup
 from globe_stream.factorization.reconstruction import BankApproximation
@@ -85,9 +85,10 @@ class FactorsExport(Export):
         adapters = layout.plan_adapters(source, out, stored, bits, self.shard_bytes)
         small = [_plan_bank(source, out, stored, bits), _plan_codes(source, out)]
         _require_space(work, [*small, *(shard.planned for shard in adapters)])
-        _write_bank(work, source, small[0])
+        bank_file = BankFile(work, small[0], _places(source, small[0]))
+        bank_file.write(source.groups)
         _write_codes(work, source, small[1])
-        with BankCache(self.plan.resident, WrittenBanks(work, small[0]).open) as banks:
+        with BankCache(self.plan.resident, bank_file.open) as banks:
             tally = Tally(sum(len(shard.members) for shard in adapters), self.order.progress)
             writer = AdapterWriter(source, banks, bits, self.plan.batch, tally)
             for shard in adapters:
@@ -128,30 +129,11 @@ def _plan_bank(source: TrainedRun, out: Path, dtype: str, bits: layout.Bits) -> 
     return plan_file(out / layout.BANK, layout.widest_first(tensors), {"format": "pt"})
 
 
-def _place(planned: PlannedFile, fitted: FittedGroup) -> BankPlace:
-    name = f"{prefix(fitted.group.key)}.bank"
-    return BankPlace.of({entry.name: entry for entry in planned.entries}, name, f"{name}.")
-
-
-def _write_bank(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> None:
-    if work.record(layout.BANK):
-        return
-    with work.writing(planned, {}) as file:
-        for fitted in source.groups:
-            _place(planned, fitted).write(file, fitted)
-
-
-@dataclass(frozen=True)
-class WrittenBanks:
-    """Banks as they were written to the file `planned`."""
-
-    work: ExportWork
-    planned: PlannedFile
-
-    def open(self, fitted: FittedGroup, resident: bool) -> Bank:
-        """The bank of a group, in memory or not."""
-        path = self.work.finished(layout.BANK)
-        return _place(self.planned, fitted).open(path, fitted.group.sizes.d, resident=resident)
+def _places(source: TrainedRun, planned: PlannedFile) -> dict[str, BankPlace]:
+    """Where the bank of every group lies in the file `planned`."""
+    entries = {entry.name: entry for entry in planned.entries}
+    names = {fitted.group.key: f"{prefix(fitted.group.key)}.bank" for fitted in source.groups}
+    return {key: BankPlace.of(entries, name, f"{name}.") for key, name in names.items()}
 
 
 def _plan_codes(source: TrainedRun, out: Path) -> PlannedFile:

@@ -19,6 +19,7 @@ from globe_stream.checkpoint.reader import ExpertReader
 from globe_stream.engine.progress import Tally
 from globe_stream.export import auxiliary_files as companions
 from globe_stream.export.adapter_place import AdapterPlace
+from globe_stream.export.bank_place import BankFile
 from globe_stream.export.convert import write_matrix
 from globe_stream.export.model_plan import LayerFile, ModelPlan, place_of, plan_model, routed
 from globe_stream.export.order import Export, ExportOptions, ExportOrder
@@ -26,7 +27,7 @@ from globe_stream.export.result import ExportResult
 from globe_stream.export.shard_rewriter import Rebuilt, ShardRewriter
 from globe_stream.export.staging import ExportWork
 from globe_stream.factorization import model_files as layout
-from globe_stream.factorization.bank_cache import Bank, BankCache
+from globe_stream.factorization.bank_cache import BankCache
 from globe_stream.factorization.fitted_group import FittedGroup
 from globe_stream.factorization.reconstruction import BankApproximation
 from globe_stream.factorization.trained_run import TrainedRun
@@ -93,21 +94,22 @@ class ModelExport(Export):
             shard_bytes=self.shard_bytes,
         )
         _require_space(work, self.source, planned)
-        _write_banks(work, self.source, planned)
-        self._write_layers(work, planned)
+        bank_file = BankFile(work, planned.banks, planned.bank_places())
+        bank_file.write(self.source.groups)
+        with BankCache(self.plan.resident, bank_file.open) as banks:
+            self._write_layers(work, planned, banks)
         self._publish(work, planned)
 
-    def _write_layers(self, work: ExportWork, planned: ModelPlan) -> None:
+    def _write_layers(self, work: ExportWork, planned: ModelPlan, banks: BankCache) -> None:
         source, batch = self.source, self.plan.batch
         tally = Tally(sum(len(one.group.experts) for one in source.groups), self.order.progress)
-        with BankCache(self.plan.resident, WrittenBanks(work, planned).open) as banks:
-            writer = LayerWriter(source, banks, self.bits, batch, tally)
-            for file in planned.layers:
-                writer.write(work, file)
-            rebuilt = Rebuilt(source, banks)
-            rewriter = ShardRewriter(source, planned.dequantised, rebuilt, batch, tally)
-            for shard in planned.kept:
-                rewriter.write(work, shard)
+        writer = LayerWriter(source, banks, self.bits, batch, tally)
+        for file in planned.layers:
+            writer.write(work, file)
+        rebuilt = Rebuilt(source, banks)
+        rewriter = ShardRewriter(source, planned.dequantised, rebuilt, batch, tally)
+        for shard in planned.kept:
+            rewriter.write(work, shard)
 
     def _publish(self, work: ExportWork, planned: ModelPlan) -> None:
         index, manifest = self.source.index, self.manifest(work)
@@ -125,29 +127,6 @@ def _require_space(work: ExportWork, source: TrainedRun, planned: ModelPlan) -> 
     sizes = {work.name_of(one): one.size for one in planned.files}
     small = companions.total_bytes(source.index) + (1 << 20)
     files.require_free(work.out, work.remaining(sizes) + small, "the export")
-
-
-def _write_banks(work: ExportWork, source: TrainedRun, planned: ModelPlan) -> None:
-    """Write the file of all banks, group by group."""
-    if work.record(work.name_of(planned.banks)):
-        return
-    with work.writing(planned.banks, {}) as file:
-        for fitted in source.groups:
-            planned.bank_place(fitted.group.key).write(file, fitted)
-
-
-@dataclass(frozen=True)
-class WrittenBanks:
-    """Banks as they were written to the folder that is `planned`."""
-
-    work: ExportWork
-    planned: ModelPlan
-
-    def open(self, fitted: FittedGroup, resident: bool) -> Bank:
-        """The bank of a group, in memory or not."""
-        path = self.work.finished(self.work.name_of(self.planned.banks))
-        place = self.planned.bank_place(fitted.group.key)
-        return place.open(path, fitted.group.sizes.d, resident=resident)
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,13 @@ class ModelPlan:
     kept: tuple[Shard, ...]
     dequantised: dict[Key, StridedMatrix]
 
-    def bank_place(self, key: str) -> BankPlace:
-        """Where the bank `key` lies."""
+    def bank_places(self) -> dict[str, BankPlace]:
+        """Where every bank lies in the file `banks`, by key."""
         entries = {entry.name: entry for entry in self.banks.entries}
-        return BankPlace.of(entries, layout.bank_tensor(key), layout.bank_tensor(key, ""))
+        return {
+            key: BankPlace.of(entries, layout.bank_tensor(key), layout.bank_tensor(key, ""))
+            for key in self.description.banks
+        }
 
     @property
     def files(self) -> list[PlannedFile]:

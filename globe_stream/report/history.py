@@ -70,12 +70,13 @@ def history(rows: Sequence[MetricRow], key: str) -> tuple[EpochPoint, ...]:
     passes = sum(1 for row in seeding if row.number("io/bytes_read"))
     found = [_seed_point(row, passes, seconds) for row in seeding if _error(row) is not None][-1:]
     operations = 0.0
+    measured = [row for row in rows if row.stage == MACHINE_STAGE]
     epochs = {row.epoch: row for row in own if row.epoch is not None and _error(row) is not None}
     for number, row in enumerate((epochs[epoch] for epoch in sorted(epochs)), start=1):
         spent = row.number("time/step_seconds") or row.number("time/seconds") or 0.0
         seconds += spent
         operations += row.number("compute/operations") or 0.0
-        machine = machine_rates(rows, row.time)
+        machine = machine_rates(measured, row.time)
         found.append(_epoch_point(row, passes + number, seconds, operations, machine))
     return tuple(found)
 

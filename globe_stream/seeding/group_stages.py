@@ -13,19 +13,11 @@ from globe_stream.engine.stream import Pass, finished
 from globe_stream.errors import GlobeError
 from globe_stream.factorization.groups import ExpertGroup
 from globe_stream.factorization.normalization import Normalization
-from globe_stream.factorization.records import (
-    global_error,
-)
+from globe_stream.factorization.records import global_error
 from globe_stream.memory.cost_model import StagePlan, tile_rows
-from globe_stream.seeding.methods import (
-    proxies_for,
-)
+from globe_stream.seeding.methods import proxies_for
 from globe_stream.seeding.proxy_tiles import ProxyTiles
-from globe_stream.seeding.records import (
-    STAGES,
-    StageRecord,
-    StatisticsRecord,
-)
+from globe_stream.seeding.records import STAGES, StageRecord, StatisticsRecord
 from globe_stream.store import arrays
 from globe_stream.store.run import Run
 from globe_stream.store.tiles import Tiles
@@ -81,12 +73,9 @@ class GroupStages:
 
     def bank(self, plan: StagePlan) -> Tiles:
         """The committed bank, loaded into memory or, as `plan` says, into a spill file."""
-        path = (
-            self.context.run.spill(f"{flat(self.group.key)}-bank")
-            if plan.batch_plan.spill
-            else None
-        )
-        sizes = self.group.sizes
+        sizes, path = self.group.sizes, None
+        if plan.batch_plan.spill:
+            path = self.context.run.spill(f"{flat(self.group.key)}-bank")
         bank = Tiles(
             (sizes.bases, sizes.rank, sizes.d),
             tile_rows(sizes),

@@ -123,7 +123,7 @@ def point_of(point: Point, path: Path, rows: Sequence[SweepRow]) -> SweepPoint:
 def curve_of(path: Path) -> tuple[tuple[float, float], ...]:
     """The errors of the truncated SVD at every rank, of the experts of the run at `path`.
 
-    None where a run of an earlier version did not keep their spectra.
+    Empty where a run of an earlier version did not keep their spectra.
     """
     run = Run(path, writable=False)
     spectra = [
