@@ -21,7 +21,7 @@ from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.factorization.svd_baseline import seed_passes
 from globe_stream.memory import planner
 from globe_stream.memory.cost_model import safe_budget, train_traffic
-from globe_stream.memory.device_memory import given_limit, within
+from globe_stream.memory.device_memory import given_limit
 from globe_stream.memory.operations import Work
 from globe_stream.memory.planner import Stage
 
@@ -42,7 +42,7 @@ def plan(
     groups = open_experts(model, selection, seeding).groups
     session, resources = _priced_for(runtime, processes)
     needed = _needed(groups, seeding, training, processes)
-    planner.require(needed, resources.limit, resources.base)
+    resources.require(needed)
     least = safe_budget(max(stage.least(resources.base) for stage in needed))
     pricing = _Pricing(model, groups, seeding, training, runtime, resources, least)
     return pricing.estimate(measured_rates(session.device, groups[0].experts))
@@ -136,11 +136,8 @@ def _priced_for(runtime: RuntimeConfig, processes: int) -> tuple[Session, Resour
         runtime = runtime.model_copy(update={"device": "cpu", "device_memory": None})
     session = Session.open(runtime)
     resources = session.resources()
-    return session, replace(
-        resources,
-        limit=within(resources.limit, resources.base, own),
-        machine=replace(resources.machine, processes=processes),
-    )
+    machine = replace(resources.machine, processes=processes)
+    return session, replace(resources.on_device(own), machine=machine)
 
 
 @dataclass(frozen=True)

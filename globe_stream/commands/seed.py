@@ -165,7 +165,7 @@ def seed_plans(
     stages = {
         group.key: seed_stages(group, seeding, resources.machine.processes) for group in groups
     }
-    planner.require([stage for own in stages.values() for stage in own.values()], limit, base)
+    resources.require(stage for own in stages.values() for stage in own.values())
     return {key: planner.plans(own, limit, base) for key, own in stages.items()}
 
 

@@ -7,7 +7,7 @@ a run within `Session.working_on`, which handles signals, metrics and full disks
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -33,11 +33,12 @@ from globe_stream.formatting import format_bytes, parse_size
 from globe_stream.io.records import Record
 from globe_stream.io.system_errors import explained
 from globe_stream.io.world import ALONE, World
-from globe_stream.memory import allocator
+from globe_stream.memory import allocator, planner
 from globe_stream.memory.base import warm_up
 from globe_stream.memory.cost_model import StagePlan
 from globe_stream.memory.device_memory import cap, device_limit, explained_refusals, within
 from globe_stream.memory.meter import Meter
+from globe_stream.memory.planner import Stage
 from globe_stream.store.run import Run
 
 ANSWER = "saving the state of this pass, then stopping"
@@ -51,11 +52,27 @@ Plans = dict[str, StagePlan]
 
 @dataclass(frozen=True)
 class Resources:
-    """How the device computes, the memory budget, and what the program itself takes, in bytes."""
+    """How the device computes, the memory budget, and what the program itself takes, in bytes.
+
+    `device_bytes` are those that a GPU's own budget leaves to arrays, where it is the tighter one:
+    `limit` then follows from it.
+    """
 
     machine: devices.Machine
     limit: int
     base: int
+    device_bytes: int | None = None
+
+    def on_device(self, device_bytes: int | None) -> "Resources":
+        """These, on a GPU that may hold `device_bytes`; None where there is no such budget."""
+        limit = within(self.limit, self.base, device_bytes)
+        if limit == self.limit:
+            return self
+        return replace(self, limit=limit, device_bytes=device_bytes)
+
+    def require(self, stages: Iterable[Stage]) -> None:
+        """Raise InputError unless all of `stages` fit; see `planner.require`."""
+        planner.require(stages, self.limit, self.base, self.device_bytes)
 
 
 @dataclass(frozen=True)
@@ -103,10 +120,11 @@ class Session:
         )
         warm_up(self.device)
         allocator.trim()
-        limit = memory_limit(self.runtime, run, self.world.local_size)
+        limit = min(self.world.gather(memory_limit(self.runtime, run, self.world.local_size)))
         base = max(self.world.gather(Meter().now()))
-        limit = within(limit, base, device_limit(self.device, self.runtime.device_memory))
-        return Resources(machine, min(self.world.gather(limit)), base)
+        own = self.world.gather(device_limit(self.device, self.runtime.device_memory))
+        least = min((one for one in own if one is not None), default=None)
+        return Resources(machine, limit, base).on_device(least)
 
     def require_free(self, resources: Resources, plans: Iterable[StagePlan]) -> None:
         """Raise InputError when the machine has too little memory free for one of `plans`.

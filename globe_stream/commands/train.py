@@ -78,7 +78,7 @@ def train_plans(
 ) -> dict[str, Plans]:
     """The plans of every group; InputError that names the group that needs most of all."""
     limit, base, count = resources.limit, resources.base, resources.machine.processes
-    planner.require((planner.train_stage(group, training, count) for group in groups), limit, base)
+    resources.require(planner.train_stage(group, training, count) for group in groups)
     return {
         group.key: {"train": planner.train_plan(group, training, limit, base, count)}
         for group in groups

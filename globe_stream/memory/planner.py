@@ -19,6 +19,7 @@ from globe_stream.formatting import format_bytes
 from globe_stream.memory import cost_model, export_cost, seeding_cost
 from globe_stream.memory.base import measured_base
 from globe_stream.memory.cost_model import BatchPlan, StagePlan, budget_for, safe_budget
+from globe_stream.memory.device_memory import STEP
 
 _MANY = 1024
 _EXPORT_BATCHES = (8, 4, 2, 1)
@@ -104,17 +105,23 @@ def train_plan(
     return plans({"train": train_stage(group, config, processes)}, limit, base)["train"]
 
 
-def require(stages: Iterable[Stage], limit: int, base: int, advice: str = _FEWER) -> None:
+def require(
+    stages: Iterable[Stage], limit: int, base: int, device_bytes: int | None = None
+) -> None:
     """Raise InputError unless all of `stages` fit `limit`, naming the one that needs most.
 
-    `advice` on smaller banks is given only where they could make the stages fit.
+    Smaller banks are advised only where they could make the stages fit. `device_bytes` are those
+    that a GPU's budget leaves to arrays, where `limit` follows from it.
     """
     stages = list(stages)
     greatest = max(stages, key=lambda stage: stage.least(base))
     if greatest.least(base) <= limit:
         return
     helps = all(budget_for(base, stage.smallest) <= limit for stage in stages)
-    raise _refusal(greatest.name, limit, base, greatest.least(base), advice if helps else "")
+    advice, least = _FEWER if helps else "", greatest.least(base)
+    if device_bytes is not None:
+        raise _device_refusal(greatest.name, device_bytes, least - base, advice)
+    raise _refusal(greatest.name, limit, base, least, advice)
 
 
 # -- exports -----------------------------------------------------------------------------------
@@ -206,6 +213,15 @@ def _refusal(stage: str, limit: int, base: int, least: int, advice: str) -> Inpu
         f"{format_bytes(least)} ({format_bytes(base)} of it for the program itself). "
         f"Raise {option('memory')} to {safe_budget(least) >> 20}MiB"
         + (f", or {advice}" if advice else "")
+    )
+
+
+def _device_refusal(stage: str, device_bytes: int, least: int, advice: str) -> InputError:
+    """As `_refusal`, of the budget of a GPU, which holds no program."""
+    return InputError(
+        f"{option('device_memory')} {format_bytes(device_bytes)}: stage {stage} needs at least "
+        f"{format_bytes(least)}. Raise {option('device_memory')} to "
+        f"{safe_budget(least + STEP) >> 20}MiB" + (f", or {advice}" if advice else "")
     )
 
 

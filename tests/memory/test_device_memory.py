@@ -1,6 +1,7 @@
 """The second budget: of a GPU's own memory."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -43,6 +44,19 @@ def test_plan_prices_a_gpu_that_another_machine_has(tell, checkpoint):
     tight = json.loads(tell(*command, "--device-memory", "2GiB").out)
     assert wide["memory_budget_bytes"] == 64 * GIB
     assert 2 * GIB - STEP < tight["memory_budget_bytes"] < 4 * GIB
+
+
+def test_the_budget_that_is_too_small_is_the_one_that_is_named(tell, checkpoint):
+    """And what is said to suffice does."""
+    command = ("plan", checkpoint, "--device", "cuda")
+    told = tell(*command, "--device-memory", "1MiB")
+    assert (told.code, told.out, len(told.err.splitlines())) == (2, "", 1)
+    assert told.err.startswith("globe-stream: --device-memory 1.00 MiB: stage ")
+    enough = re.search(r"Raise --device-memory to (\d+MiB)", told.err)
+    assert enough
+    assert tell(*command, "--device-memory", enough[1]).code == 0
+    told = tell(*command, "--device-memory", "8GiB", "--memory", "1MiB")
+    assert told.err.startswith("globe-stream: --memory 1.00 MiB: stage ")
 
 
 def test_plan_refuses_a_second_budget_for_unified_memory(tell, checkpoint):
