@@ -114,7 +114,7 @@ def _print(task: Task, passes: list[int], lines: list[Line]) -> None:
 
 
 def _ours(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -> Iterator[Line]:
-    training = record_from(TrainConfig, {**given, "epochs": max(passes)})
+    training = _training(given, passes)
     support = training.support_target()
     named = training.activation if support is None else f"{training.activation}, support {support}"
     methods = given["methods"] or task.seeding.method
@@ -125,7 +125,7 @@ def _ours(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -
 
 
 def _mod(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -> Iterator[Line]:
-    training = record_from(TrainConfig, {**given, **MOD, "epochs": max(passes)})
+    training = _training(given, passes).changed(**MOD)
     for kind in ("left_gram", "procrustes"):
         seeded = replace(task, seeding=task.seeding.changed(method="nn_dictionary", proxies=kind))
         curve = train_curve(seeded, training, record_from(RuntimeConfig, given), scratch)
@@ -177,8 +177,8 @@ def _svd(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) ->
 
 
 def _parts(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) -> Iterator[Line]:
-    chosen = {**given, "warmup_epochs": 0, "epochs": max(passes)}
-    training, settings = record_from(TrainConfig, chosen), record_from(RuntimeConfig, given)
+    training = _training(given, passes)
+    settings = record_from(RuntimeConfig, given)
     for updates in (int(part) for part in given["updates"].split(",")):
         errors, seconds = updates_curve(task, training, settings, updates, scratch)
         shown = [f"{errors[k - 1]:.4f}" for k in passes]
@@ -188,7 +188,7 @@ def _parts(task: Task, given: dict[str, Any], passes: list[int], scratch: Path) 
             *shown,
             rate,
             f"{worst_rise(errors):.4f}",
-            "no warm-up",
+            "no step taken back",
         ]
 
 
@@ -199,12 +199,19 @@ def _task(given: dict[str, Any], scratch: Path) -> Task:
     model = given["model"]
     if (model is None) == (given["dataset"] is None):
         raise click.UsageError("give either MODEL or --dataset")
+    seeding = record_from(SeedConfig, given).changed(bank_scope="global")
     if given["dataset"] == "minilm":
         model = str(write_minilm(scratch / "minilm"))
-        if given["bases"] is None and given["rank"] is None:
-            given = {**given, **MINILM_SIZES}
-    seeding = record_from(SeedConfig, {**given, "bank_scope": "global"})
-    return Task(str(model), record_from(SelectionConfig, given), seeding)
+        if seeding.bases is None and seeding.rank is None:
+            seeding = seeding.changed(**MINILM_SIZES)
+    selection = record_from(SelectionConfig, given).changed(families=given["families"])
+    return Task(str(model), selection, seeding)
+
+
+def _training(given: dict[str, Any], passes: list[int]) -> TrainConfig:
+    """The options that were given, with this command's own defaults."""
+    own = {"target_support": given["target_support"], "epochs": max(passes)}
+    return record_from(TrainConfig, given).changed(**own)
 
 
 def _groups(experts: tuple[ExpertMatrix, ...], scope: str) -> list[list[int]]:

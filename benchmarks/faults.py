@@ -77,7 +77,8 @@ def _kills(folder: Path, count: int, seed: int, load: int) -> list[str]:
     for title, counts in (("signal", outcome.faults), ("stage", outcome.stages)):
         click.echo(f"  delivered by {title}: {_listed(counts)}")
     click.echo(f"  identical after continuing: {outcome.trials - len(outcome.wrong)}")
-    return outcome.wrong
+    wrong: list[str] = outcome.wrong
+    return wrong
 
 
 def _store_faults(folder: Path, count: int, seed: int) -> list[str]:
@@ -96,7 +97,8 @@ def _store_faults(folder: Path, count: int, seed: int) -> list[str]:
     click.echo(f"  by fault: {_listed(outcome.faults)}")
     click.echo(f"  ended: {_listed(outcome.endings)}")
     click.echo(f"  wrong: {len(outcome.wrong)}")
-    return outcome.wrong
+    wrong: list[str] = outcome.wrong
+    return wrong
 
 
 def _inputs(folder: Path, examples: int, seed: int) -> list[str]:

@@ -76,7 +76,7 @@ def row(name: str, path: str, scope: str, **given: Any) -> list[str]:
         name,
         scope,
         str(len(units)),
-        f"{units[0]['bases']} x {units[0]['rank']}",
+        f"{units[0].bases} x {units[0].rank}",
         f"{kept:.0%}",
         format_bytes(found.peak_memory_bytes),
         format_bytes(found.bytes_read),

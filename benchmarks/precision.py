@@ -88,7 +88,7 @@ def _trained(
     model: str, run: Path, bases: int, rank: int, epochs: int, device: str, precision: str
 ) -> float:
     """relF of family up after seeding and `epochs` epochs at `precision`."""
-    runtime = RuntimeConfig(device=device, precision=precision)
+    runtime = RuntimeConfig().changed(device=device, precision=precision)
     seeding = SeedConfig(bases=bases, rank=rank, dictionary_support=bases)
     seed(model, run, SelectionConfig(families="up"), seeding, runtime, silent=True)
     train(run, TrainConfig(epochs=epochs, target_support="none"), runtime, silent=True)

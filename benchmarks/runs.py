@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -84,20 +84,23 @@ def train_curve(task: Task, training: TrainConfig, settings: RuntimeConfig, scra
 def _curve(rows: list[MetricRow], start: FamilyStatus, seed_seconds: float) -> Curve:
     if len({row.family for row in rows}) > 1:
         raise ValueError("a curve is of one bank: use --bank-scope global")
-    seconds, total = [], 0.0
-    for row in rows:
-        total += row.values["time/step_seconds"]
-        seconds.append(total)
+    assert start.svd_equal_parameters_relative_error is not None
     return Curve(
-        [row.values["recon/relative_frobenius_error"] for row in rows],
-        seconds,
-        sum(row.values["schedule/rejected"] for row in rows),
+        numbers(rows, "recon/relative_frobenius_error"),
+        list(accumulate(numbers(rows, "time/step_seconds"))),
+        int(sum(numbers(rows, "schedule/rejected"))),
         start.relative_frobenius_error,
         seed_seconds,
         start.svd_equal_parameters_relative_error,
         start.parameter_ratio,
-        [row.values[SUPPORT] for row in rows if SUPPORT in row.values][-1],
+        numbers(rows, SUPPORT)[-1],
     )
+
+
+def numbers(rows: list[MetricRow], name: str) -> list[float]:
+    """The metric `name` of those `rows` that have it, a number each."""
+    found = [row.number(name) for row in rows if name in row.values]
+    return [value for value in found if value is not None]
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -1,14 +1,14 @@
 """Several bank updates a pass: the trainer's own step, taken after every U-th of the experts.
 
 Experts are dealt out over the U parts of a pass in turn. Each part steps from its own experts'
-forces, in the coupling of all of them (that of the other parts from when they were last seen) and
-with the momentum of the last step. In memory, without warm-up, and no step is ever taken back.
-The error is that of the state at the beginning of a pass, measured by itself: with U > 1 no pass of
-the training measures any one state, which is what speaks against it.
+gradients, in the code moment of all (of the other parts from when they were last seen) and with the
+momentum of the last step. Warm-up epochs have one step. In memory, and no step is ever taken
+back. The error is that of the state at the beginning of a pass, measured by itself: with U > 1 no
+pass of the training measures any one state, which is what speaks against it.
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -44,10 +44,16 @@ class _State:
     bank: Tiles
     codes: Tensor  # (N, m)
     momentum: Tiles | None = None
+    steps: int = 0  # of the bank, so far
     # by part, from when it was last seen
     code_moment: dict[int, Tensor] = field(default_factory=dict)
     adapter_moment: dict[int, Tensor] = field(default_factory=dict)
     row_projector: dict[int, Tensor] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """Parts of another size begin: what was kept by part is of no use."""
+        for sums in (self.code_moment, self.adapter_moment, self.row_projector):
+            sums.clear()
 
 
 def updates_curve(
@@ -69,10 +75,13 @@ def updates_curve(
     for _ in range(training.epochs):
         errors.append(_error(state, weights, by, schedule, now))
         begin = time.monotonic()
-        for part in range(updates):
-            _part(state, weights, by, norms, schedule, now, part, updates, scratch)
+        parts = 1 if schedule.in_warmup(now) else updates
+        if len(state.code_moment) != parts:
+            state.forget()
+        for part in range(parts):
+            _part(state, weights, by, norms, schedule, now, part, parts, scratch)
         seconds += time.monotonic() - begin
-        now = schedule.accept(now, errors[-1], float(group.bases))
+        now = schedule.accept(now, errors[-1], float(group.bases), 1.0)
     return errors, seconds
 
 
@@ -90,7 +99,8 @@ def _error(
     settings = schedule.activation(now.lam)
     fit = fit_adapters(by.apply_(weights.clone()), mixtures, settings, schedule.config.lambda_a)
     lost = float(fit.squared_error.double().sum()) * by.scale**2
-    return (lost / float(weights.double().square().sum())) ** 0.5
+    relative: float = (lost / float(weights.double().square().sum())) ** 0.5
+    return relative
 
 
 def _part(
@@ -107,7 +117,7 @@ def _part(
     """Take one part of a pass and its bank step."""
     bank, positions = state.bank, list(range(part, len(weights), updates))
     metric = Metric.identity(bank.shape[1], CPU)
-    if state.adapter_moment:
+    if schedule.uses_metric(now) and state.adapter_moment:
         metric = Metric.from_moments(_mean(state.adapter_moment), _mean(state.row_projector), CPU)
     gram = plain_gram(bank) if metric.right is None else metric_gram(bank, metric)
     moments = EpochMoments.empty(Tiles(bank.shape, bank.shape[1]))
@@ -118,15 +128,15 @@ def _part(
     state.adapter_moment[part] = moments.mean_adapter_moment()
     state.row_projector[part] = moments.mean_residual_projector()
     moments.code_moment = _mean(state.code_moment) * updates
-    settings = schedule.bank_update_settings(now)
-    path = scratch / f"momentum-{part % 2}"
+    step = schedule.bank_update_settings(replace(now, steps=state.steps))
+    path = scratch / f"momentum-{state.steps % 2}"
     update = update_bank(
-        bank, state.momentum, moments, epoch.new_codes, plain_gram(bank), metric, settings, path
+        bank, state.momentum, moments, epoch.new_codes, plain_gram(bank), metric, step, path
     )
     if state.momentum is not None:
         state.momentum.close()
     state.momentum = update.momentum
-    state.bank, state.codes = update.bank, update.codes
+    state.bank, state.codes, state.steps = update.bank, update.codes, state.steps + 1
 
 
 def _mean(parts: dict[int, Tensor]) -> Tensor:

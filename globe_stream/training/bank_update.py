@@ -48,7 +48,7 @@ class BankUpdate:
 
 def update_bank(
     bank: Tiles,
-    previous: StoredTiles | None,
+    previous: Tiles | StoredTiles | None,
     moments: EpochMoments,
     codes: Tensor,
     gram: Tensor,
@@ -143,7 +143,11 @@ class _Step:
 
 
 def _take(
-    step: _Step, bank: Tiles, previous: StoredTiles | None, gradients: Tiles, momentum: Tiles
+    step: _Step,
+    bank: Tiles,
+    previous: Tiles | StoredTiles | None,
+    gradients: Tiles,
+    momentum: Tiles,
 ) -> tuple[Tensor, int]:
     """Write the new bank over `gradients` and fill `momentum`, tile by tile.
 
