@@ -4,9 +4,10 @@
 
 MODEL is the original checkpoint and FOLDER an export in the format model. Every row is a process of
 its own. Held are the tensors of the model and its cache, resident what the process grew by until it
-had generated. Prompt and generation are in tokens a second, the best of three. Composed is the
-share of the machine's speed of copying that composing reaches, counting support x r x d elements
-read; with every matrix in the cache nothing is composed.
+had generated. Prompt and generation are in tokens a second of one thread's own time, the best of
+three, so that other work on the machine counts for little. Composed is the share of the machine's
+speed of copying that composing reaches, counting support x r x d elements read; with every matrix
+in the cache nothing is composed.
 """
 
 import json
@@ -67,6 +68,7 @@ def measure(path: Path, name: str, cache: str, dtype: str, prompt: int, generate
     """One row of the table."""
     import transformers
 
+    torch.set_num_threads(1)
     process = psutil.Process()
     before = process.memory_info().rss
     options = {"dtype": getattr(torch, dtype)}
@@ -127,9 +129,9 @@ def _generate(model: Any, tokens: torch.Tensor, count: int) -> None:
 def _best(call: Callable[[], Any], repeats: int = 3) -> float:
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return min(times)
 
 

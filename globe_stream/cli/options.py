@@ -64,6 +64,8 @@ def _option(name: str, spec: OptionSpec) -> Callable[[Command], Command]:
     )
     if spec.interval:
         text += f" [{spec.interval}]"
+    if spec.kind is tuple:
+        shown = {"multiple": True}
     return click.option(
         flag(name), name, type=_type(spec), metavar=spec.metavar, help=text, **shown
     )
@@ -72,4 +74,4 @@ def _option(name: str, spec: OptionSpec) -> Callable[[Command], Command]:
 def _type(spec: OptionSpec) -> Any:
     if spec.choices:
         return click.Choice(spec.choices)
-    return click.Path(path_type=Path) if spec.kind is Path else spec.kind
+    return click.Path(path_type=Path) if spec.kind in (Path, tuple) else spec.kind

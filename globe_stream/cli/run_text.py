@@ -81,6 +81,12 @@ def export(made: "ExportResult") -> str:
     errors = ", ".join(
         f"{family} relF {error:.4f}" for family, error in made.relative_errors.items()
     )
+    calibration = made.calibration
+    if calibration is not None:
+        weighted = ", ".join(
+            f"{family} {error:.4f}" for family, error in calibration.input_weighted_error.items()
+        )
+        errors += f"; weighted by the inputs of {calibration.tokens:,} tokens of text: {weighted}"
     lines = (
         f"{made.out}: {made.kind} in {made.dtype}, {count_of(made.files, 'file')}, "
         f"{format_bytes(made.bytes)} (the source has {format_bytes(made.source_bytes)})",

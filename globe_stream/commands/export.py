@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from globe_stream.commands.calibration import text_inputs
 from globe_stream.commands.session import memory_limit
 from globe_stream.config import ExportConfig, RuntimeConfig
 from globe_stream.engine.progress import step_bar
@@ -43,6 +44,9 @@ def export(
     bits = wanted.quantized
     allocator.return_freed_memory()
     limit = memory_limit(runtime, None)
+    inputs = None
+    if wanted.calibrate:
+        inputs = text_inputs(path, wanted.calibrate, model=model, memory=limit, silent=silent)
     with step_bar(f"export {wanted.format}", silent=silent) as progress:
         write = FORMATS[wanted.format]
         result = write(
@@ -53,6 +57,7 @@ def export(
             model=model,
             command=command,
             progress=progress,
+            inputs=inputs,
             **({"bits": bits} if bits else {}),
         )
     if push_to_hub is None:

@@ -14,7 +14,7 @@ import torch
 
 from globe_stream.checkpoint.index import ExpertIndex
 from globe_stream.errors import InputError, option
-from globe_stream.export.staging import MANIFEST, read_manifest
+from globe_stream.export.manifest import MANIFEST, read_manifest
 from globe_stream.factorization.factors_config import read_factors_config
 from globe_stream.factorization.model_files import FIELD, ModelDescription, bits_per_weight
 from globe_stream.factorization.trained_run import TrainedRun
@@ -110,6 +110,26 @@ def load_plain(folder: Path, name: str, loading: Loading) -> Any:
     transformers = _transformers()
     with _without_reading_ahead():
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, **loading.options(name))
+    return model.eval()
+
+
+def load_by_ranges(folder: Path, name: str, loading: Loading) -> Any:
+    """As `load_plain`, reading the bytes of one tensor after another: no file is mapped.
+
+    Pages of mapped shards count as the process's own until all of them are loaded, which a
+    checkpoint larger than the memory has no room for.
+    """
+    transformers, safetensors = _transformers(), importlib.import_module("safetensors")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    slices = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        file = safetensors.safe_open(path, framework="pt", backend="pread")
+        slices.update({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118
+    with _without_reading_ahead():
+        model = known.from_pretrained(
+            None, config=config, state_dict=slices, **loading.options(name)
+        )
     return model.eval()
 
 

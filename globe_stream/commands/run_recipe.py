@@ -6,6 +6,7 @@ Whatever follows from the recipe and the folders it names is checked before any 
 from dataclasses import dataclass
 from pathlib import Path
 
+from globe_stream.commands.calibration import require_texts
 from globe_stream.commands.completion import is_complete
 from globe_stream.commands.experts import group_experts
 from globe_stream.commands.export import export
@@ -35,6 +36,8 @@ class RecipeDocument(StatusDocument):
 def run_recipe(recipe: Recipe, *, command: str, silent: bool = False) -> RecipeDocument:
     """Do everything in `recipe` that is not done yet; returns the status and what was written."""
     with in_words_of_recipes(str(recipe.run)):
+        for item in recipe.export:
+            require_texts(item.calibrate)
         if recipe.synth is not None:
             _synthesise(recipe, recipe.synth, silent)
         else:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
@@ -31,10 +32,23 @@ class ExportConfig(Options):
         "(default: not quantised).",
         json_schema_extra={"metavar": "BANK,ADAPTERS"},
     )
+    calibrate: tuple[Annotated[Path, Field(strict=False)], ...] = Field(
+        (),
+        strict=False,
+        description="Text file to run the checkpoint on, so that adapters are fitted for the "
+        "inputs that each layer sees; may be given several times (default: the matrices alone "
+        "decide).",
+        json_schema_extra={"metavar": "TEXT"},
+    )
 
     def check(self) -> None:
-        """Bits are two numbers, and not for a dense export."""
+        """Bits are two numbers; a dense export has neither them nor calibrated adapters."""
         _ = self.quantized
+        if self.calibrate and self.format == "dense":
+            raise InputError(
+                f"{option('calibrate')}: a dense export has no adapters to fit. "
+                "Export in the format model or factors"
+            )
 
     @property
     def quantized(self) -> tuple[int, int] | None:

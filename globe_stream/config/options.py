@@ -20,7 +20,13 @@ from globe_stream.io.records import Json, JsonObject
 RUNTIME: Json = {"runtime": True}
 """`json_schema_extra` of a field that changes the course of a run, not what it computes."""
 
-_NEEDED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_NEEDED = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    tuple: "a list of paths",
+}
 _LONGEST = 60
 _DIGITS = re.compile(r"[0-9]{1,9}")
 
@@ -29,7 +35,8 @@ _DIGITS = re.compile(r"[0-9]{1,9}")
 class OptionSpec:
     """One field as a command line or a reader of files needs it.
 
-    `kind` is the type without `| None`; `help` has options marked (`errors.option`).
+    `kind` is the type without `| None`, a tuple being one of paths; `help` has options marked
+    (`errors.option`).
     """
 
     field: str

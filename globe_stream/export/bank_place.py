@@ -68,7 +68,7 @@ class BankFile:
         """Write the banks of `groups`, one after the other, unless the file is finished."""
         if self.work.record(self.work.name_of(self.planned)):
             return
-        with self.work.writing(self.planned, {}) as file:
+        with self.work.writing(self.planned) as file:
             for fitted in groups:
                 self.places[fitted.group.key].write(file, fitted)
 

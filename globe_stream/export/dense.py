@@ -20,6 +20,7 @@ from globe_stream.export.shard_plan import Rewrite, expected_tensors, plan_rewri
 from globe_stream.export.shard_rewriter import Rebuilt, Replacements, ShardRewriter
 from globe_stream.export.staging import ExportWork
 from globe_stream.factorization.bank_cache import BankCache
+from globe_stream.factorization.reconstruction import GroupFits
 from globe_stream.io import files
 from globe_stream.io.records import Json
 
@@ -52,7 +53,7 @@ class DenseExport(Export):
     def replacements(self) -> Iterator[Replacements]:
         """Reconstructions from the run's banks, of which the plan says how many stay in memory."""
         with BankCache(self.plan.resident) as banks:
-            yield Rebuilt(self.source, banks)
+            yield Rebuilt(self.source, GroupFits(banks))
 
     @property
     def settings(self) -> Json:

@@ -23,11 +23,12 @@ from globe_stream.export.bank_place import BankFile, BankPlace
 from globe_stream.export.order import Export, ExportOptions, ExportOrder
 from globe_stream.export.result import ExportResult
 from globe_stream.export.staging import ExportWork
+from globe_stream.export.written_errors import FileErrors, Written
 from globe_stream.factorization import factor_files as layout
 from globe_stream.factorization.bank_cache import BankCache
 from globe_stream.factorization.factors_config import CONFIG, describe, prefix
 from globe_stream.factorization.fitted_group import FittedGroup
-from globe_stream.factorization.reconstruction import BankApproximation
+from globe_stream.factorization.reconstruction import GroupFits
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io import files
 from globe_stream.io.records import Json
@@ -88,9 +89,13 @@ class FactorsExport(Export):
         bank_file = BankFile(work, small[0], _places(source, small[0]))
         bank_file.write(source.groups)
         _write_codes(work, source, small[1])
-        with BankCache(self.plan.resident, bank_file.open) as banks:
+        with (
+            self.metrics(work) as metrics,
+            BankCache(self.plan.resident, bank_file.open) as banks,
+        ):
             tally = Tally(sum(len(shard.members) for shard in adapters), self.order.progress)
-            writer = AdapterWriter(source, banks, bits, self.plan.batch, tally)
+            fits = GroupFits(banks, metrics)
+            writer = AdapterWriter(source, fits, bits, self.plan.batch, tally)
             for shard in adapters:
                 writer.write(work, shard)
         self._publish(work, adapters)
@@ -101,7 +106,9 @@ class FactorsExport(Export):
         size = sum(records[name].bytes for name in (layout.BANK, layout.CODES, *shard_names))
         work.add("README.md", self.card(manifest, size))
         errors = manifest.relative_frobenius_error
-        described = describe(self.source, self.stored, errors, self.bits).to_json()
+        described = describe(
+            self.source, self.stored, errors, self.bits, manifest.calibration
+        ).to_json()
         work.add(CONFIG, (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
         work.add(layout.INDEX, _index(shards).encode())
         work.publish(manifest, self.last)
@@ -153,7 +160,7 @@ def _plan_codes(source: TrainedRun, out: Path) -> PlannedFile:
 def _write_codes(work: ExportWork, source: TrainedRun, planned: PlannedFile) -> None:
     if work.record(layout.CODES):
         return
-    with work.writing(planned, {}) as file:
+    with work.writing(planned) as file:
         for number, fitted in enumerate(source.groups):
             codes = fitted.codes
             members = torch.tensor(
@@ -173,7 +180,7 @@ class AdapterWriter:
     """Writes adapters refitted to the banks as they were written."""
 
     source: TrainedRun
-    banks: BankCache
+    fits: GroupFits
     bits: layout.Bits
     batch: int
     tally: Tally
@@ -184,15 +191,15 @@ class AdapterWriter:
         if work.record(name) is not None:
             self.tally.advance(len(shard.members), name)
             return
-        squared: dict[str, float] = {}
-        with work.writing(shard.planned, squared) as file:
+        errors = FileErrors()
+        with work.writing(shard.planned, errors) as file:
             for fitted in self.source.groups:
                 positions = [position for owner, position in shard.members if owner is fitted]
                 if not positions:
                     continue
                 self.source.index.fetch(fitted.group.experts)
-                error = self._write_group(file, shard, fitted, positions)
-                squared[fitted.group.family] = squared.get(fitted.group.family, 0.0) + error
+                written = self._write_group(file, shard, fitted, positions)
+                errors.add(fitted.group.family, written)
 
     def _write_group(
         self,
@@ -200,18 +207,18 @@ class AdapterWriter:
         shard: layout.AdapterFile,
         fitted: FittedGroup,
         positions: list[int],
-    ) -> float:
-        """Adapters of one group in one shard; returns the squared error of what was written."""
+    ) -> Written:
+        """Adapters of one group in one shard; returns the squared errors of what was written."""
         entries = {entry.name: entry for entry in shard.planned.entries}
-        approximation = BankApproximation(fitted, self.banks.bank(fitted))
+        approximation = self.fits.of(fitted)
         experts = [fitted.group.experts[position] for position in positions]
-        bits, squared = self.bits[1] if self.bits else None, 0.0
+        bits, written = self.bits[1] if self.bits else None, Written()
         with ExpertReader(experts, self.batch, expected=fitted.expected(positions)) as reader:
             for part in reader.batches():
                 for slot, weights in zip(part.positions, part.weights, strict=True):
                     fit = approximation.fit(positions[slot], weights)
                     name = layout.adapter_name(experts[slot])
                     place = AdapterPlace.of(entries, name, f"{name}.", bits)
-                    squared += place.write(file, 0, fit, weights, fitted.scale)
+                    written += place.write(file, 0, fit, weights, fitted.normalization)
                 self.tally.advance(len(part.positions), fitted.group.key)
-        return squared
+        return written

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from globe_stream.errors import GlobeError, InputError, option
-from globe_stream.export.staging import MANIFEST, WORK
+from globe_stream.export.manifest import MANIFEST
+from globe_stream.export.staging import WORK
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _LATER = "The export itself is complete; the same command uploads it"

@@ -26,10 +26,11 @@ from globe_stream.export.order import Export, ExportOptions, ExportOrder
 from globe_stream.export.result import ExportResult
 from globe_stream.export.shard_rewriter import Rebuilt, ShardRewriter
 from globe_stream.export.staging import ExportWork
+from globe_stream.export.written_errors import FileErrors, Written
 from globe_stream.factorization import model_files as layout
 from globe_stream.factorization.bank_cache import BankCache
 from globe_stream.factorization.fitted_group import FittedGroup
-from globe_stream.factorization.reconstruction import BankApproximation
+from globe_stream.factorization.reconstruction import GroupFits
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io import files
 from globe_stream.io.records import Json
@@ -96,17 +97,20 @@ class ModelExport(Export):
         _require_space(work, self.source, planned)
         bank_file = BankFile(work, planned.banks, planned.bank_places())
         bank_file.write(self.source.groups)
-        with BankCache(self.plan.resident, bank_file.open) as banks:
-            self._write_layers(work, planned, banks)
+        with (
+            self.metrics(work) as metrics,
+            BankCache(self.plan.resident, bank_file.open) as banks,
+        ):
+            self._write_layers(work, planned, GroupFits(banks, metrics))
         self._publish(work, planned)
 
-    def _write_layers(self, work: ExportWork, planned: ModelPlan, banks: BankCache) -> None:
+    def _write_layers(self, work: ExportWork, planned: ModelPlan, fits: GroupFits) -> None:
         source, batch = self.source, self.plan.batch
         tally = Tally(sum(len(one.group.experts) for one in source.groups), self.order.progress)
-        writer = LayerWriter(source, banks, self.bits, batch, tally)
+        writer = LayerWriter(source, fits, self.bits, batch, tally)
         for file in planned.layers:
             writer.write(work, file)
-        rebuilt = Rebuilt(source, banks)
+        rebuilt = Rebuilt(source, fits)
         rewriter = ShardRewriter(source, planned.dequantised, rebuilt, batch, tally)
         for shard in planned.kept:
             rewriter.write(work, shard)
@@ -134,7 +138,7 @@ class LayerWriter:
     """Writes files of layers with factors."""
 
     source: TrainedRun
-    banks: BankCache
+    fits: GroupFits
     bits: tuple[int, int] | None
     batch: int
     tally: Tally
@@ -145,14 +149,13 @@ class LayerWriter:
         if work.record(name) is not None:
             self.tally.advance(sum(len(part) for _, _, part in self._parts(file)), name)
             return
-        squared: dict[str, float] = {}
-        with work.writing(file.planned, squared) as out:
+        errors = FileErrors()
+        with work.writing(file.planned, errors) as out:
             for layer in file.layers:
                 self._write_unfactored(out, file, layer)
             for fitted, layer, positions in self._parts(file):
-                family = fitted.group.family
-                error = self._write_factors(out, file, fitted, layer, positions)
-                squared[family] = squared.get(family, 0.0) + error
+                written = self._write_factors(out, file, fitted, layer, positions)
+                errors.add(fitted.group.family, written)
 
     def _parts(self, file: LayerFile) -> Iterator[tuple[FittedGroup, int, list[int]]]:
         """Group, layer and positions in the group of every family of every layer of a file."""
@@ -173,24 +176,24 @@ class LayerWriter:
         fitted: FittedGroup,
         layer: int,
         positions: list[int],
-    ) -> float:
-        """Codes and adapters of a family of a layer; their squared error on the original scale."""
+    ) -> Written:
+        """Codes and adapters of a family of a layer; their squared errors on the original scale."""
         family = fitted.group.family
         entries = file.entries(layer)
         out.write_tensor(entries[f"{family}_codes"].start, _dense_codes(fitted, positions))
         chosen = [fitted.group.experts[position] for position in positions]
         self.source.index.fetch(chosen)
-        approximation = BankApproximation(fitted, self.banks.bank(fitted))
+        approximation = self.fits.of(fitted)
         bits = self.bits[1] if self.bits else None
         place = AdapterPlace.of(entries, f"{family}_adapters", f"{family}_", bits)
-        expected, squared = fitted.expected(positions), 0.0
+        expected, written = fitted.expected(positions), Written()
         with ExpertReader(chosen, self.batch, expected=expected) as reader:
             for part in reader.batches():
                 for slot, weights in zip(part.positions, part.weights, strict=True):
                     fit = approximation.fit(positions[slot], weights)
-                    squared += place.write(out, slot, fit, weights, fitted.scale)
+                    written += place.write(out, slot, fit, weights, fitted.normalization)
                 self.tally.advance(len(part.positions), fitted.group.key)
-        return squared
+        return written
 
     def _write_unfactored(self, out: SafetensorsWriter, file: LayerFile, layer: int) -> None:
         """The down projections of a layer, and its matrices without factors."""

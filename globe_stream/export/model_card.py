@@ -6,9 +6,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from globe_stream import __version__
+from globe_stream.export.manifest import ExportManifest
 from globe_stream.export.result import NO_SAVING
-from globe_stream.export.staging import ExportManifest
 from globe_stream.factorization.error_sums import pooled
+from globe_stream.factorization.input_metric import CalibrationText
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.formatting import format_bytes
 from globe_stream.io.records import JsonObject
@@ -65,8 +66,14 @@ def model_card(source: TrainedRun, manifest: ExportManifest, size: int) -> str:
         errors=list(_errors(source, manifest.relative_frobenius_error)),
         settings=list(_settings(source)),
         command=manifest.command,
+        calibration=manifest.calibration,
+        texts=[(text.bytes, text.sha256) for text in _texts(manifest)],
     )
     return str(ModelCard(content))
+
+
+def _texts(manifest: ExportManifest) -> tuple[CalibrationText, ...]:
+    return () if manifest.calibration is None else manifest.calibration.texts
 
 
 def _left_out(source: TrainedRun) -> str:

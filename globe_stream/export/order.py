@@ -3,23 +3,21 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, TypedDict
 
 from globe_stream.engine.precision import arithmetic_of
 from globe_stream.engine.progress import ProgressCall
+from globe_stream.export.input_sums import InputSource, InputSums
+from globe_stream.export.manifest import ExportManifest, FileRecord, read_manifest
 from globe_stream.export.model_card import model_card
 from globe_stream.export.result import NO_SAVING, ExportResult, choose_dtype
-from globe_stream.export.staging import (
-    ExportManifest,
-    ExportWork,
-    FileRecord,
-    open_work,
-    read_manifest,
-)
+from globe_stream.export.staging import ExportWork, open_work
+from globe_stream.export.written_errors import input_weighted_errors
 from globe_stream.factorization.error_sums import ErrorSums, pooled_by
+from globe_stream.factorization.input_metric import LayerMetrics
 from globe_stream.factorization.trained_run import TrainedRun, open_trained_run
 from globe_stream.io.records import Json
 from globe_stream.memory.meter import Meter
@@ -34,6 +32,7 @@ class ExportOptions(TypedDict, total=False):
     model: str | None
     command: str
     progress: ProgressCall | None
+    inputs: InputSource | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class ExportOrder:
         model: where the checkpoint is now, if it moved since the run was made.
         command: the command line, for the model card.
         progress: is told of experts written.
+        inputs: what adapters are fitted for, if for more than the matrices.
     """
 
     run: Path
@@ -56,6 +56,7 @@ class ExportOrder:
     model: str | None = None
     command: str = ""
     progress: ProgressCall | None = None
+    inputs: InputSource | None = None
 
     @contextmanager
     def source(self, *, trained: bool = True) -> Iterator[TrainedRun]:
@@ -100,7 +101,13 @@ class Export(ABC):
             "state": self.source.identity(),
             "dtype": self.stored,
             **self.settings,
+            **self._calibration,
         }
+
+    @property
+    def _calibration(self) -> Json:
+        inputs = self.order.inputs
+        return {} if inputs is None else {"calibration": inputs.calibration.to_json()}
 
     @cached_property
     def plan(self) -> ExportPlan:
@@ -111,11 +118,28 @@ class Export(ABC):
         """How it fits the memory where factors are rounded to what is stored."""
         groups = [fitted.group for fitted in self.source.groups]
         rounds = self.stored != "F32"
-        return plan_export(groups, self.order.memory, rounds=rounds, quantizes=quantizes)
+        weighs = self.order.inputs is not None
+        return plan_export(
+            groups, self.order.memory, rounds=rounds, quantizes=quantizes, weighs=weighs
+        )
+
+    @contextmanager
+    def metrics(self, work: ExportWork) -> Iterator[LayerMetrics | None]:
+        """What the inputs of every layer weigh, gathered first where it is not yet."""
+        inputs = self.order.inputs
+        if inputs is None:
+            yield None
+            return
+        sums = InputSums(work, inputs.widths)
+        inputs.gather(sums)
+        with sums.metrics(inputs.calibration.damping) as metrics:
+            yield metrics
 
     def carry_out(self) -> ExportResult:
         """Begin or continue it, unless it is complete, and say what came of it."""
         meter, price, out = Meter(), self.plan.estimate_bytes, self.order.out
+        if self.order.inputs is not None:
+            price = max(price, self.order.inputs.price_bytes)
         with meter.stage("export"):
             work = open_work(out, self.identity, self.last)
         if work is None:
@@ -127,8 +151,14 @@ class Export(ABC):
 
     def manifest(self, work: ExportWork) -> ExportManifest:
         """What is published of it, with the errors of the files that are finished."""
-        errors = relative_errors(self.source, work.records())
-        return ExportManifest(self.identity, self.kind, self.stored, self.order.command, errors)
+        records, inputs = work.records(), self.order.inputs
+        errors, calibration = relative_errors(self.source, records), None
+        if inputs is not None:
+            weighted = input_weighted_errors([one.input_errors for one in records.values()])
+            calibration = replace(inputs.calibration, input_weighted_error=weighted)
+        return ExportManifest(
+            self.identity, self.kind, self.stored, self.order.command, errors, calibration
+        )
 
     def card(self, manifest: ExportManifest, size: int) -> bytes:
         """README.md of tensors that take `size` bytes."""
@@ -163,6 +193,7 @@ def finished_result(
         bytes=sum(entry.bytes for entry in listed.values()),
         source_bytes=_source_bytes(source, manifest.kind),
         relative_errors=manifest.relative_frobenius_error,
+        calibration=manifest.calibration,
         resumed_files=len(listed) if resumed is None else resumed,
         price_bytes=estimate_bytes,
         peak_bytes=peak,

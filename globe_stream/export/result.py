@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from globe_stream.errors import InputError, option
+from globe_stream.factorization.input_metric import Calibration
 from globe_stream.io.dtypes import DTYPES
 from globe_stream.io.records import Compact
 
@@ -18,7 +19,8 @@ class ExportResult(Compact):
     """A finished export. Errors are relative Frobenius, by family; bytes are those on disk.
 
     `source_bytes` are those that it stands for: the experts of an export of factors, the whole
-    checkpoint of a dense one. `url` is where it was uploaded to.
+    checkpoint of a dense one. `calibration` is what adapters were fitted for besides the matrices.
+    `url` is where it was uploaded to.
     """
 
     format: int = 1
@@ -29,6 +31,7 @@ class ExportResult(Compact):
     bytes: int
     source_bytes: int
     relative_errors: dict[str, float]
+    calibration: Calibration | None = None
     resumed_files: int
     price_bytes: int
     peak_bytes: int

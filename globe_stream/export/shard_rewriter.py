@@ -10,8 +10,12 @@ from globe_stream.engine.progress import Tally
 from globe_stream.export.convert import fill_tensor, write_matrix
 from globe_stream.export.shard_plan import Shard
 from globe_stream.export.staging import ExportWork
-from globe_stream.factorization.bank_cache import BankCache
-from globe_stream.factorization.reconstruction import Approximation, BankApproximation
+from globe_stream.export.written_errors import FileErrors, Written
+from globe_stream.factorization.reconstruction import (
+    Approximation,
+    BankApproximation,
+    GroupFits,
+)
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io.safetensors_writer import SafetensorsWriter
 
@@ -25,15 +29,14 @@ class Replacements(Protocol):
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """Reconstructions of the experts of `source` from `banks`."""
+    """Reconstructions of the experts of `source`, fitted by `fits`."""
 
     source: TrainedRun
-    banks: BankCache
+    fits: GroupFits
 
     def of(self, number: int) -> BankApproximation:
         """That of the group with this number."""
-        fitted = self.source.groups[number]
-        return BankApproximation(fitted, self.banks.bank(fitted))
+        return self.fits.of(self.source.groups[number])
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,13 @@ class ShardRewriter:
             self.tally.advance(len(shard.places), name)
             return
         self._fetch(shard)
-        squared: dict[str, float] = {}
-        with work.writing(shard.planned, squared) as file:
+        errors = FileErrors()
+        with work.writing(shard.planned, errors) as file:
             for tensor in shard.tensors:
                 fill_tensor(file, tensor, self.source.index, self.dequantised)
             for number, fitted in enumerate(self.source.groups):
                 error = self._replace_group(file, shard, number)
-                family = fitted.group.family
-                squared[family] = squared.get(family, 0.0) + error
+                errors.add(fitted.group.family, Written(error))
 
     def _fetch(self, shard: Shard) -> None:
         paths = {tensor.source.path for tensor in shard.tensors}

@@ -10,58 +10,29 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from globe_stream.errors import GlobeError, InputError, option
-from globe_stream.export.content import TensorList, require_content
+from globe_stream.export.content import require_content
+from globe_stream.export.manifest import (
+    MANIFEST,
+    ExportManifest,
+    FileRecord,
+    ManifestFile,
+    read_manifest,
+)
+from globe_stream.export.written_errors import FileErrors
 from globe_stream.io import files
 from globe_stream.io.closing import Closing
-from globe_stream.io.records import Json, Record
+from globe_stream.io.records import Json
 from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter
 from globe_stream.io.system_errors import explained
 from globe_stream.store.ledger import LEDGER, Ledger, LedgerRow
 from globe_stream.store.lock import RunLock
 
 WORK = ".globe-export.partial"
-MANIFEST = "globe_export.json"
 _READY = "ready"
-
-
-@dataclass(frozen=True)
-class FileRecord(Record):
-    """A finished file: size, sha256, and squared errors by family of the experts in it."""
-
-    bytes: int
-    sha256: str
-    squared_errors: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ManifestFile(Record):
-    """A published file."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class ExportManifest(Record):
-    """`globe_export.json`: what an export is made of and by what `command`, and every file.
-
-    `identity` are the options and the state of the run that decide its bytes;
-    `relative_frobenius_error` has one for each family, of what was written; `tensors` are those of
-    all files.
-    """
-
-    identity: Json
-    kind: str
-    dtype: str
-    command: str
-    relative_frobenius_error: dict[str, float]
-    files: dict[str, ManifestFile] = field(default_factory=dict)
-    tensors: TensorList | None = None
-    format: int = 1
 
 
 @dataclass(frozen=True)
@@ -81,6 +52,20 @@ class Finished(LedgerRow):
 
     name: str
     record: FileRecord
+
+
+@dataclass(frozen=True)
+class Gathered(LedgerRow):
+    """What is gathered before any file is written: `steps` of it are in the file `name`."""
+
+    kind = "gathered"
+
+    steps: int
+    name: str
+    sha256: str
+
+
+Row = Begun | Finished | Gathered
 
 
 class ExportWork(Closing):
@@ -118,24 +103,73 @@ class ExportWork(Closing):
 
     @contextmanager
     def writing(
-        self, planned: PlannedFile, squared_errors: dict[str, float]
+        self, planned: PlannedFile, errors: FileErrors | None = None
     ) -> Iterator[SafetensorsWriter]:
-        """Write a planned file; on leaving it is finished and recorded with `squared_errors`,
-        by family, as they are then.
+        """Write a planned file; on leaving it is finished and recorded with `errors`, as they are
+        then.
 
         Raises InputError when the disk becomes full; the file is then to be written again.
         """
         name = self.name_of(planned)
+        with self._filling(planned, name) as (file, partial):
+            yield file
+            file.finish()
+            self._accept(partial, name, planned.size, errors)
+
+    @contextmanager
+    def gathering(self, planned: PlannedFile, steps: int) -> Iterator[SafetensorsWriter]:
+        """Write what is gathered once `steps` of it are done, in place of what there is."""
+        before, name = self.gathered(), f"{planned.path.name}-{steps}"
+        with self._filling(planned, name) as (file, partial):
+            yield file
+            file.finish()
+            digest = files.sha256_of(partial)
+            os.rename(partial, self._folder / name)
+            files.sync_parents(self._folder / name, self._folder)
+            self._ledger.append(Gathered(steps, name, digest))
+        if before is not None:
+            files.remove(self._folder / before.name)
+
+    def gathered(self) -> Gathered | None:
+        """What was gathered so far."""
+        rows = [row for row in self._ledger.rows if isinstance(row, Gathered)]
+        return rows[-1] if rows else None
+
+    def gathered_path(self) -> Path:
+        """Where that lies."""
+        row = self.gathered()
+        assert row is not None
+        return self._folder / row.name
+
+    def check_gathered(self) -> None:
+        """Raise GlobeError unless it is as it was written."""
+        row, path = self.gathered(), self.gathered_path()
+        if row is None or not path.is_file() or files.sha256_of(path) != row.sha256:
+            raise GlobeError(
+                f"{path}: is not the file that was written. Delete {self._folder} and export again"
+            )
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder that is deleted when the block ends, or after a kill."""
+        folder = self._partial("scratch")
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            files.remove(folder)
+
+    @contextmanager
+    def _filling(self, planned: PlannedFile, name: str) -> Iterator[tuple[SafetensorsWriter, Path]]:
+        """A writer of the partial file of `name`, which is removed if the block fails."""
         partial = self._partial(name)
         with explained(self.out, f"writing {name}"):
             try:
                 with SafetensorsWriter(planned, partial) as file:
-                    yield file
-                    file.finish()
+                    yield file, partial
             except BaseException:
                 files.remove(partial)
                 raise
-            self._accept(partial, name, planned.size, files.sha256_of(partial), squared_errors)
 
     def add(self, name: str, content: bytes) -> None:
         """Finish a small file with this content, in place of an earlier one of the name."""
@@ -143,7 +177,7 @@ class ExportWork(Closing):
         with explained(self.out, f"writing {name}"):
             partial.write_bytes(content)
             files.sync_tree(partial)
-            self._accept(partial, name, len(content), files.sha256_of(partial), {})
+            self._accept(partial, name, len(content))
 
     def copy(self, source: Path) -> None:
         """Finish a copy of the file `source` under its own name, in place of an earlier one."""
@@ -151,7 +185,7 @@ class ExportWork(Closing):
         with explained(self.out, f"writing {source.name}"):
             shutil.copyfile(source, partial)
             files.sync_tree(partial)
-            self._accept(partial, source.name, partial.stat().st_size, files.sha256_of(partial), {})
+            self._accept(partial, source.name, partial.stat().st_size)
 
     def records(self) -> dict[str, FileRecord]:
         """Every finished file by name."""
@@ -191,7 +225,7 @@ class ExportWork(Closing):
     def close(self) -> None:
         """Let go of the lock; where nothing was finished, leave no trace."""
         self._lock.close()
-        if self._folder.exists() and not self.records():
+        if self._folder.exists() and not self.records() and self.gathered() is None:
             files.remove(self._folder)
             files.remove_empty(self._made)
 
@@ -212,13 +246,14 @@ class ExportWork(Closing):
         }
 
     def _accept(
-        self, partial: Path, name: str, size: int, digest: str, squared_errors: dict[str, float]
+        self, partial: Path, name: str, size: int, errors: FileErrors | None = None
     ) -> None:
-        ready = self._ready(name)
+        """Put the complete file `partial` with those that are ready, and record it."""
+        ready, told, digest = self._ready(name), errors or FileErrors(), files.sha256_of(partial)
         ready.parent.mkdir(parents=True, exist_ok=True)
         os.rename(partial, ready)
         files.sync_parents(ready, self._folder)
-        self._ledger.append(Finished(name, FileRecord(size, digest, squared_errors)))
+        self._ledger.append(Finished(name, FileRecord(size, digest, told.squared, told.inputs)))
 
 
 def open_work(out: Path, identity: Json, last: str) -> ExportWork | None:
@@ -241,12 +276,6 @@ def open_work(out: Path, identity: Json, last: str) -> ExportWork | None:
     return _begin(out, identity)
 
 
-def read_manifest(out: Path) -> ExportManifest:
-    """The manifest of the export in `out`; InputError when it is damaged or of another version."""
-    advice = "Another version of globe-stream wrote it, or it was edited: export again"
-    return ExportManifest.read(out / MANIFEST, advice)
-
-
 def _begin(out: Path, identity: Json) -> ExportWork:
     """The work in `out`; where it cannot be begun, nothing made for it is left."""
     fresh = not (out / WORK).exists()
@@ -266,18 +295,18 @@ def _identity_of(folder: Path) -> Json | None:
     return rows[0].identity if rows and isinstance(rows[0], Begun) else None
 
 
-def _ledger(folder: Path, *, writable: bool) -> Ledger[Begun | Finished]:
+def _ledger(folder: Path, *, writable: bool) -> Ledger[Row]:
     advice = f"Delete {folder} and export again"
-    return Ledger(folder, (Begun, Finished), advice=advice, writable=writable)
+    return Ledger(folder, (Begun, Finished, Gathered), advice=advice, writable=writable)
 
 
 def _require_same(out: Path, found: Json | None, wanted: Json, which: str) -> None:
     if found is None or found == wanted:
         return
-    keys = [key for key in wanted if found.get(key) != wanted[key]]
+    keys = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
     what = (
         ", ".join(
-            f"{key} {found.get(key)} instead of {wanted[key]}" for key in keys if key != "state"
+            f"{key} {found.get(key)} instead of {wanted.get(key)}" for key in keys if key != "state"
         )
         or "the run had another state then"
     )

@@ -8,13 +8,13 @@ from pathlib import Path
 from globe_stream.engine.progress import ProgressCall
 from globe_stream.errors import GlobeError
 from globe_stream.export.content import TensorList, index_problems, tensors_in
-from globe_stream.export.staging import (
+from globe_stream.export.manifest import (
     MANIFEST,
-    WORK,
     ExportManifest,
     ManifestFile,
     read_manifest,
 )
+from globe_stream.export.staging import WORK
 from globe_stream.io.files import sha256_of
 from globe_stream.store.verify import Verification
 

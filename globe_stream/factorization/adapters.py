@@ -1,9 +1,10 @@
 """Adapters refitted to mixtures of atoms, and the error that they leave.
 
-    H_i = phi(Z_i),   A_i = W_i H_i^T (H_i H_i^T + ridge)^-1
+    H_i = phi(Z_i),   A_i = W_i M H_i^T (H_i M H_i^T + ridge)^-1
 
-Seeding (the initial error), training (every epoch) and export (the adapters written) use it.
-Source: docs/design.md, section Adapters.
+M is the identity, or the metric of the inputs that an expert's layer sees. Seeding (the initial
+error), training (every epoch) and export (the adapters written) use it.
+Source: docs/design.md, sections Adapters and Calibration.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from globe_stream.factorization.activation import Activation
+from globe_stream.factorization.input_metric import InputMetric
 from globe_stream.kernels.gram import row_gram
+from globe_stream.kernels.quantize import triangular
 from globe_stream.kernels.ridge import RidgeResult, ridge_solve
 
 # Below this squared relative error the expanded formula loses digits to cancellation.
@@ -33,35 +36,69 @@ def fitted_together(rank: int, width: int) -> int:
 
 @dataclass(frozen=True)
 class AdapterFit:
-    """Adapters of a batch and what they achieve; squared norms are of the normalised weights."""
+    """Adapters of a batch and what they achieve; squared norms are of the normalised weights.
+
+    With a metric M, the Gram matrix, the projected weights and the solution are float64.
+    """
 
     hidden: Tensor  # H (b, r, d)
-    hidden_gram: Tensor  # H H^T (b, r, r)
-    projected: Tensor  # W H^T (b, p, r)
+    hidden_gram: Tensor  # H M H^T (b, r, r)
+    projected: Tensor  # W M H^T (b, p, r)
     solve: RidgeResult  # adapters (b, p, r) and the solver's condition and fallbacks
     penalty: Tensor  # rho ||A||_F^2 (b,) float64, the energy that the ridge takes
-    squared_error: Tensor  # (b,) float64
+    squared_error: Tensor  # ||W - A H||_F^2 (b,) float64, whatever the metric
+    metric: InputMetric | None = None
 
     @property
     def adapters(self) -> Tensor:
         """A (b, p, r)."""
         return self.solve.solution
 
+    def of_orthonormal_rows(self) -> tuple[Tensor, Tensor]:
+        """A L (b, p, r) and L^-1 H M H^T L^-T (b, r, r) float64, with H H^T = L L^T.
+
+        They are adapters and Gram matrix of the rows L^-1 H.
+        """
+        factor = triangular(self.hidden.cpu().double())
+        half = torch.linalg.solve_triangular(factor, self.hidden_gram.double(), upper=False)
+        gram = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+        return self.adapters.double() @ factor, gram
+
 
 def fit_adapters(
-    weights: Tensor, mixtures: Tensor, activation: Activation, ridge: float
+    weights: Tensor,
+    mixtures: Tensor,
+    activation: Activation,
+    ridge: float,
+    metric: InputMetric | None = None,
 ) -> AdapterFit:
     """Refit the adapters of W (b, p, d) to Z (b, r, d) and measure the error.
 
-    `ridge` is relative to the mean diagonal of H H^T. Raises GlobeError for NaN or Inf.
+    `ridge` is relative to the mean diagonal of H M H^T; `metric` is M (d, d), None the identity.
+    Raises GlobeError for NaN or Inf.
     """
     hidden = activation.apply(mixtures)
+    if metric is not None:
+        return _fitted_for_inputs(weights, hidden, ridge, metric)
     gram = row_gram(hidden)
     projected = torch.bmm(weights, hidden.mT)
     solve = ridge_solve(gram, projected, ridge)
     penalty = solve.amount.cpu().double() * _squares(solve.solution)
     error = squared_error(weights, hidden, projected, solve.solution, penalty)
     return AdapterFit(hidden, gram, projected, solve, penalty, error)
+
+
+def _fitted_for_inputs(
+    weights: Tensor, hidden: Tensor, ridge: float, metric: InputMetric
+) -> AdapterFit:
+    """The fit in the metric M: in float64, as M may be worse conditioned than H H^T."""
+    exact = hidden.cpu().double()
+    seen = exact @ metric.matrix
+    gram, projected = seen @ exact.mT, weights.cpu().double() @ seen.mT
+    solve = ridge_solve(gram, projected, ridge)
+    penalty = solve.amount * _squares(solve.solution)
+    error = _squares(torch.baddbmm(weights, solve.solution.to(weights), hidden, alpha=-1))
+    return AdapterFit(hidden, gram, projected, solve, penalty, error, metric)
 
 
 def squared_error(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
 from globe_stream.factorization.fitted_group import FittedGroup
+from globe_stream.factorization.input_metric import Calibration
 from globe_stream.factorization.model_files import BankSizes
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io.records import Record
@@ -46,7 +47,8 @@ class FactorGroupConfig(BankSizes):
 class FactorsConfig(Record):
     """An export of factors: where it comes from, and its groups by key.
 
-    `relative_frobenius_error` has one for each family, of what was written.
+    `relative_frobenius_error` has one for each family, of what was written; `calibration` is what
+    adapters were fitted for besides the matrices.
     """
 
     format: int
@@ -59,6 +61,7 @@ class FactorsConfig(Record):
     relative_frobenius_error: dict[str, float]
     reconstruction: str
     units: dict[str, FactorGroupConfig]
+    calibration: Calibration | None = None
 
 
 QUANTIZED = (
@@ -72,8 +75,12 @@ def describe(
     dtype: str,
     errors: dict[str, float],
     bits: tuple[int, int] | None = None,
+    calibration: Calibration | None = None,
 ) -> FactorsConfig:
-    """The description of `source` exported as `dtype`, or in `bits`, with `errors` by family."""
+    """The description of `source` exported as `dtype`, or in `bits`, with `errors` by family.
+
+    `calibration` is what adapters were fitted for besides the matrices.
+    """
     index = source.index
     return FactorsConfig(
         FORMAT,
@@ -86,6 +93,7 @@ def describe(
         errors,
         RECONSTRUCTION if bits is None else QUANTIZED,
         {fitted.group.key: _group(fitted, bits) for fitted in source.groups},
+        calibration,
     )
 
 

@@ -5,15 +5,17 @@ batch, so an export has the same bytes whatever the memory budget and wherever i
 Source: docs/design.md, sections Adapters and Export formats.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from globe_stream.factorization.adapters import AdapterFit, fit_adapters
-from globe_stream.factorization.bank_cache import Bank
+from globe_stream.factorization.bank_cache import Bank, BankCache
 from globe_stream.factorization.compose import compose_sparse
 from globe_stream.factorization.fitted_group import FittedGroup
+from globe_stream.factorization.input_metric import LayerMetrics
 
 
 class Approximation(Protocol):
@@ -23,22 +25,42 @@ class Approximation(Protocol):
         """The replacement (p, d) float32 of expert `position`, whose `weights` may be changed."""
 
 
-class BankApproximation:
-    """W_hat = scale A H + mean, with H = phi(gamma Z) and A refitted to the weights."""
+@dataclass(frozen=True)
+class GroupFits:
+    """Makes the approximation of a group: from its bank, for the inputs of layers if `metrics`."""
 
-    def __init__(self, fitted: FittedGroup, bank: Bank) -> None:
+    banks: BankCache
+    metrics: LayerMetrics | None = None
+
+    def of(self, fitted: FittedGroup) -> "BankApproximation":
+        """That of `fitted`."""
+        return BankApproximation(fitted, self.banks.bank(fitted), self.metrics)
+
+
+class BankApproximation:
+    """W_hat = scale A H + mean, with H = phi(gamma Z) and A refitted to the weights.
+
+    With `metrics` adapters are refitted for the inputs of their layer.
+    """
+
+    def __init__(
+        self, fitted: FittedGroup, bank: Bank, metrics: LayerMetrics | None = None
+    ) -> None:
         self.fitted = fitted
-        self._bank = bank
+        self._bank, self._metrics = bank, metrics
         self._mixture = torch.empty(1, *bank.shape[1:])
 
     def replace(self, position: int, weights: Tensor) -> Tensor:
         """scale A H + mean (p, d); `weights` (p, d) is overwritten."""
         fit = self.fit(position, weights)
-        torch.mm(fit.adapters[0], fit.hidden[0], out=weights)
+        torch.mm(fit.adapters[0].to(weights), fit.hidden[0], out=weights)
         return self.fitted.normalization.undo_(weights)
 
     def fit(self, position: int, weights: Tensor) -> AdapterFit:
         """Adapters and error of `weights` (p, d), which are normalized in place."""
         self.fitted.normalization.apply_(weights)
         compose_sparse(*self.fitted.codes.of(position), self._bank.atom, self._mixture[0])
-        return fit_adapters(weights[None], self._mixture, self.fitted.activation, self.fitted.ridge)
+        layer = self.fitted.group.experts[position].layer
+        metric = None if self._metrics is None else self._metrics.of(layer)
+        phi, ridge = self.fitted.activation, self.fitted.ridge
+        return fit_adapters(weights[None], self._mixture, phi, ridge, metric)

@@ -38,6 +38,13 @@ def quantize(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return numbers.flatten(-2)[..., : values.shape[-1]].contiguous(), scales
 
 
+def group_columns(width: int) -> list[slice]:
+    """The columns of every group of a row of `width` elements."""
+    count = group_count(width)
+    each = -(-width // count)
+    return [slice(k * each, min((k + 1) * each, width)) for k in range(count)]
+
+
 def dequantize(numbers: Tensor, scales: Tensor, bits: int) -> Tensor:
     """The values (..., n) float32 of level numbers (..., n) and scales (..., group_count(n))."""
     if bits in trellis.SHAPES:

@@ -48,25 +48,30 @@ def table_values(table: Tensor, places: Tensor) -> Tensor:
     return table.index_select(0, places.flatten().int()).view(places.shape)
 
 
-def encode(values: Tensor, bits: int) -> Tensor:
+def encode(values: Tensor, bits: int, before: Tensor | None = None) -> Tensor:
     """Numbers (rows, n) uint8 of `values` (rows, n) of variance one: the nearest there are.
 
+    `before` (rows, S) are the numbers that these follow, zeros at the beginning of a row.
     Operations: about 2^(b (S + 1)) an element. Memory: 16 MiB.
     """
-    each = values.shape[1] << (bits * SHAPES[bits][0])
-    step = max(1, _WORK_BYTES // each)
-    return torch.cat([_nearest(part, bits) for part in torch.split(values, step)])
+    length = SHAPES[bits][0]
+    starts = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+    for number in () if before is None else before.long().unbind(1):
+        starts = number << (bits * (length - 1)) | starts >> bits
+    step = max(1, _WORK_BYTES // (values.shape[1] << (bits * length)))
+    parts = zip(torch.split(values, step), torch.split(starts, step), strict=True)
+    return torch.cat([_nearest(part, bits, start) for part, start in parts])
 
 
-def _nearest(values: Tensor, bits: int) -> Tensor:
-    """The path of least squared error, by the algorithm of Viterbi (1967)."""
+def _nearest(values: Tensor, bits: int, starts: Tensor) -> Tensor:
+    """The path of least squared error from histories (rows,), by Viterbi's algorithm (1967)."""
     rows, count = values.shape
     numbers, histories = 1 << bits, 1 << (bits * SHAPES[bits][0])
     book = codebook(bits).to(values)
     squares, doubled = book.square(), -2 * book
     kept = histories // numbers  # histories that differ only in the oldest number lie together
     cost = torch.full((rows, histories), torch.inf).to(values)
-    cost[:, 0] = 0
+    cost.scatter_(1, starts[:, None], 0.0)
     oldest = torch.empty(count, rows, histories, dtype=torch.uint8, device=values.device)
     for place in range(count):
         errors = torch.addcmul(squares, values[:, place, None, None], doubled)

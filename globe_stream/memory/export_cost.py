@@ -10,7 +10,13 @@ from globe_stream.memory.seeding_cost import svd_work_bytes
 
 
 def estimate_export(
-    sizes: GroupSizes, reader: int, banks: int, *, rounds: bool = False, quantizes: bool = False
+    sizes: GroupSizes,
+    reader: int,
+    banks: int,
+    *,
+    rounds: bool = False,
+    quantizes: bool = False,
+    weighs: bool = False,
 ) -> int:
     """Bytes of an export above the base, for `banks` resident bytes of banks and a `reader`.
 
@@ -21,7 +27,9 @@ def estimate_export(
     float64, and for a bank dense codes. One that `quantizes` holds of an expert H, its rows made
     orthonormal and two matrices of its side in float64, of the adapter nine arrays as large as it
     in float32 while groups try their scales, and the paths of a trellis code; of the bank a tile
-    with its numbers.
+    with its numbers. One that `weighs` errors by the inputs of a layer holds in float64 the metric
+    (d, d), half of it more while it is read, and of an expert W and its product with the metric, H
+    and its own, seven matrices like A and as many of its side.
     """
     r, p, d, m = sizes.rank, sizes.p, sizes.d, sizes.bases
     codes = 8 * sizes.experts * m
@@ -36,6 +44,8 @@ def estimate_export(
         working += 20 * r * d + 24 * r * r + 36 * p * r + trellis
         tile = 2 * min(cost_model.TILE_BYTES, 4 * m * r * d)
         working = max(working, tile + trellis + 8 * 5 * m * m + 4 * sizes.experts * m)
+    if weighs:
+        working += 4 * 3 * d * d + 8 * (2 * p * d + 2 * r * d + 7 * p * r + 7 * r * r)
     return working + 2 * PIECE_BYTES + codes
 
 

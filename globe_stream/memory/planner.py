@@ -133,10 +133,12 @@ def plan_export(
     *,
     rounds: bool = False,
     quantizes: bool = False,
+    weighs: bool = False,
 ) -> ExportPlan:
     """The largest choice that fits `memory` bytes, base included; None means no limit.
 
-    `rounds` and `quantizes` say how factors are written; see `export_cost.estimate_export`.
+    `rounds`, `quantizes` and `weighs` say how factors are fitted and written; see
+    `export_cost.estimate_export`.
 
     Raises InputError when even one expert at a time does not fit.
     """
@@ -151,6 +153,7 @@ def plan_export(
                 resident[choice[0]],
                 rounds=rounds,
                 quantizes=quantizes,
+                weighs=weighs,
             )
             for group in groups
         )

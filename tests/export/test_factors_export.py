@@ -13,8 +13,8 @@ from support import slow
 from globe_stream.checkpoint.index import Selection, open_index
 from globe_stream.checkpoint.reader import read_expert
 from globe_stream.export.factors import export_factors
+from globe_stream.export.manifest import ExportManifest
 from globe_stream.export.model_card import model_card
-from globe_stream.export.staging import ExportManifest
 from globe_stream.factorization.trained_run import open_trained_run
 from globe_stream.inference.factors import load_factors
 

@@ -43,7 +43,7 @@ def test_the_file_has_the_published_keys(exported):
     stored = json.loads((exported / "out" / CONFIG).read_text())
     assert set(stored) == {
         "format", "kind", "dtype", "model", "revision", "model_type", "fingerprint",
-        "relative_frobenius_error", "reconstruction", "units",
+        "relative_frobenius_error", "reconstruction", "units", "calibration",
     }  # fmt: skip
     assert set(stored["units"]["up/layers-000-000"]) == {
         "family", "tensors", "layers", "experts", "p", "d", "rank", "bases", "parameter_ratio",

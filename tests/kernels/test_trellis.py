@@ -40,6 +40,22 @@ def test_the_path_found_is_the_nearest_of_all(bits: int, count: int) -> None:
     torch.testing.assert_close(found, least, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("bits", "count"), [(2, 4), (3, 3), (4, 2)])
+def test_the_path_after_given_numbers_is_the_nearest_of_all(bits: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    values, length = torch.randn(6, count, generator=generator), SHAPES[bits][0]
+    before = torch.randint(0, 2**bits, (6, length), generator=generator).to(torch.uint8)
+    paths = torch.tensor(list(itertools.product(range(2**bits), repeat=count))).to(torch.uint8)
+    found = encode(values, bits, before)
+    for row in range(6):
+        whole = torch.cat((before[row].expand(len(paths), -1), paths), 1)
+        errors = (decode(whole, bits)[:, length:] - values[row]).square().sum(1)
+        chosen = decode(torch.cat((before[row], found[row])), bits)[length:]
+        assert float((chosen - values[row]).square().sum()) == pytest.approx(
+            float(errors.min()), rel=1e-5
+        )
+
+
 @pytest.mark.parametrize(("bits", "error", "scalar"), [(2, 0.094, 0.1175), (3, 0.0265, 0.0345)])
 def test_error_of_a_normal_variable(bits: int, error: float, scalar: float) -> None:
     """Well below the best fixed levels (Max 1960)."""
