@@ -1,8 +1,8 @@
 """Experts from shards to float32 tensors, batch by batch, in the order of their bytes.
 
-One thread reads the stored bytes of the next batch while the consumer works on the current one.
-Resident: one batch as stored and one batch in float32, both allocated once. Time: one positioned
-read for each joined byte range, one conversion for each expert.
+One thread reads the stored bytes of the next batch while the consumer works on the current one; a
+pass of one batch needs none. Resident: one batch as stored and one batch in float32, both allocated
+once. Time: one positioned read for each joined byte range, one conversion for each expert.
 """
 
 import time
@@ -100,7 +100,7 @@ class ExpertReader(Closing):
         self._device = torch.device(device)
         self._expected = expected
         self._files = ShardFiles(should_drop(sum(experts[i].nbytes for i in self._order)))
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="expert-reader")
+        self._pool: ThreadPoolExecutor | None = None
         self._pending: Future[_Read] | None = None
         self._buffers: tuple[Slots, Tensor, Tensor | None] | None = None
         self._last: tuple[object, int] = (None, -1)
@@ -123,16 +123,16 @@ class ExpertReader(Closing):
         self._last = (None, -1)
         numbers = range(skip, self.batch_count)
         try:
-            if numbers:
-                self._pending = self._pool.submit(self._read, numbers[0], slots)
+            if len(numbers) > 1:
+                self._begin(numbers[0], slots)
             for number in numbers:
-                taken, digests = self._await()
+                taken, digests = self._taken(number, slots)
                 positions, raw = self._positions(number), slots.to_decode()
                 for i, (position, slot) in enumerate(zip(positions, taken, strict=True)):
                     self._decode(self._experts[position], raw[slot], weights[i], staging)
                 slots.decoded()
                 if number + 1 < self.batch_count:
-                    self._pending = self._pool.submit(self._read, number + 1, slots)
+                    self._begin(number + 1, slots)
                 filled = weights[: len(positions)]
                 self._check_finite(positions, filled)
                 yield Batch(positions, filled, digests)
@@ -142,7 +142,9 @@ class ExpertReader(Closing):
     def close(self) -> None:
         """Stop the thread, close the files and give the buffers back."""
         self._settle()
-        self._pool.shutdown()
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool = None
         self._files.close()
         if self._buffers is not None:
             self._buffers[0].close()
@@ -278,10 +280,16 @@ class ExpertReader(Closing):
                     f"{expert.left_out_by}."
                 )
 
-    def _await(self) -> _Read:
-        assert self._pending is not None
+    def _begin(self, number: int, into: Slots) -> None:
+        """Let the thread read batch `number`."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="expert-reader")
+        self._pending = self._pool.submit(self._read, number, into)
+
+    def _taken(self, number: int, into: Slots) -> _Read:
+        """Batch `number`: what the thread reads, or where it was not asked to, read here."""
         begin = time.perf_counter()
-        read = self._pending.result()
+        read = self._read(number, into) if self._pending is None else self._pending.result()
         self._pending = None
         self.seconds_waiting += time.perf_counter() - begin
         return read

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,13 @@ _CACHED_SHARE = 8  # a pass over less than memory / 8 may stay in the page cache
 
 def should_drop(total_bytes: int) -> bool:
     """Whether a pass over `total_bytes` would push other things out of the page cache."""
-    return bool(total_bytes > psutil.virtual_memory().total // _CACHED_SHARE)
+    return total_bytes > _memory() // _CACHED_SHARE
+
+
+@cache
+def _memory() -> int:
+    """Bytes of the machine's memory."""
+    return int(psutil.virtual_memory().total)
 
 
 class ShardFiles:

@@ -43,3 +43,9 @@ class GroupSizes:
         k (p + d) = p r + m r d / N, rounded down. Source: docs/design.md, section Problem.
         """
         return self.kept_parameters // (self.experts * (self.p + self.d))
+
+    @property
+    def spectrum_operations(self) -> float:
+        """Floating-point operations of one expert's singular values: the Gram, its eigenvalues."""
+        side, length = sorted((self.p, self.d))
+        return 2.0 * side**2 * length + 4 / 3 * side**3

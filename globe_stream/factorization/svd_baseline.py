@@ -30,7 +30,7 @@ ENERGIES = "svd_energies"
 def sampled_experts(group: ExpertGroup) -> list[int]:
     """Positions of the experts whose spectra are computed: all, or an even sample of large ones."""
     sizes = group.sizes
-    count = min(sizes.experts, max(MIN_EXPERTS, int(MAX_OPERATIONS / spectrum_operations(sizes))))
+    count = min(sizes.experts, max(MIN_EXPERTS, int(MAX_OPERATIONS / sizes.spectrum_operations)))
     return [k * sizes.experts // count for k in range(count)]
 
 
@@ -40,12 +40,6 @@ def seed_passes(group: ExpertGroup) -> int:
     Statistics, proxies and measure; also the baseline where it reads every expert.
     """
     return 3 + (len(sampled_experts(group)) == group.sizes.experts)
-
-
-def spectrum_operations(sizes: GroupSizes) -> float:
-    """Floating-point operations of one expert: the Gram, then its eigenvalues."""
-    side, length = sorted((sizes.p, sizes.d))
-    return 2.0 * side**2 * length + 4 / 3 * side**3
 
 
 class BaselineAccumulator:

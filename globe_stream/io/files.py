@@ -107,6 +107,22 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
 
 
+def write_new(path: Path, *parts: bytes | memoryview) -> None:
+    """Write `parts` to the new file `path`, which has all of it once this returns.
+
+    For folders that are flushed, and published or deleted, as a whole.
+    """
+    with explained(path, "writing"):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        start = 0
+        for part in parts:
+            write_exactly(descriptor, start, part, path)
+            start += memoryview(part).nbytes
+    finally:
+        os.close(descriptor)
+
+
 def publish(partial: Path, path: Path) -> None:
     """Make the finished file `partial`, in the same folder, durable under the name `path`."""
     _sync(partial)

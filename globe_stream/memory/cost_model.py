@@ -35,7 +35,7 @@ COMPILED_BYTES = 16 << 20
 SLACK_BYTES = 32 << 20
 """Left free of the budget: stacks, code pages and small arrays that no formula names."""
 CHUNK_READ_COPIES = 2
-"""A checksummed chunk is held this many times while Zarr reads it (measured)."""
+"""A chunk is held so many times at most while it is read: whole, and the part asked for."""
 BASE_SPREAD_BYTES = 4 << 20
 """The base differs by less than this from one process to the next (measured)."""
 DECLARED_BASE_BYTES = 288 << 20

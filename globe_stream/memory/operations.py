@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from globe_stream.factorization.sizes import GroupSizes
-from globe_stream.factorization.svd_baseline import spectrum_operations
 from globe_stream.io.records import Record
 from globe_stream.kernels.gram import PANEL_ROWS, SMALLEST_PANEL, TRIANGLE_PANELS
 from globe_stream.kernels.polar import STEPS
@@ -94,7 +93,7 @@ def statistics(sizes: GroupSizes, proxies: str) -> Work:
         single = 2.0 * sizes.p**2 * sizes.d * sizes.experts
     if proxies == "procrustes":
         single = (min(MEAN_SAMPLES, sizes.experts) - 1) * _rotated(sizes)
-        double = spectrum_operations(sizes)  # the first sets the rotation
+        double = sizes.spectrum_operations  # the first sets the rotation
     return Work(single, double, sizes.stored_bytes)
 
 
@@ -104,7 +103,7 @@ def proxies(sizes: GroupSizes, kind: str, itemsize: int) -> Work:
     single = {"left_gram": 2.0 * p * r * d, "svd": 2.0 * p * r * d}.get(kind, 0.0)
     if kind == "procrustes":
         single = _rotated(sizes)
-    double = spectrum_operations(sizes) if kind == "svd" else 0.0
+    double = sizes.spectrum_operations if kind == "svd" else 0.0
     share = r / p if kind == "rows" else 1.0
     n = sizes.experts
     return Work(n * single, n * double, share * sizes.stored_bytes, n * r * d * itemsize)
@@ -134,7 +133,7 @@ def measure(sizes: GroupSizes) -> Work:
 def baseline(sizes: GroupSizes, sample: int) -> Work:
     """The spectra of a sample of experts."""
     share = sample / sizes.experts
-    return Work(0.0, sample * spectrum_operations(sizes), share * sizes.stored_bytes)
+    return Work(0.0, sample * sizes.spectrum_operations, share * sizes.stored_bytes)
 
 
 def epoch(sizes: GroupSizes, kind: EpochKind) -> Work:

@@ -1,9 +1,8 @@
-"""Zarr v3 arrays of a run: every chunk checksummed, present, and written by one writer.
+"""The arrays of a run: every chunk checksummed, present, and written by one writer.
 
 Source: docs/design.md, section Run directory.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
-import zarr
 from torch import Tensor
-from zarr.codecs import Crc32cCodec
 
 from globe_stream.errors import GlobeError, option
 from globe_stream.store.tiles import Tiles
+from globe_stream.store.zarr_array import Damaged, Range, ZarrArray
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,6 @@ Storable = np.ndarray[Any, Any] | Tensor | Tiles | StoredCopy
 Loader = Callable[[str], Path]
 """Where the stored array of a name is; see `read`."""
 CHUNK_BYTES = 64 << 20
-_METADATA, _CHECK = "zarr.json", "check"
 
 
 def nbytes(source: Storable) -> int:
@@ -56,50 +52,48 @@ def write(path: Path, source: Storable) -> None:
         return
     values = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
     chunks = _leading_chunks(values)
-    array = _create(path, values.shape, chunks, str(values.dtype))
-    if values.ndim == 0:
-        array[...] = values
-        return
-    for start in range(0, values.shape[0], chunks[0]):
-        array[start : start + chunks[0]] = values[start : start + chunks[0]]
+    array = ZarrArray.create(path, values.shape, chunks, str(values.dtype))
+    for number, index in enumerate(array.indices):
+        part = values[number * chunks[0] : (number + 1) * chunks[0]] if chunks else values
+        array.write_chunk(index, part)
 
 
-def open_checked(path: Path) -> "zarr.Array[Any]":
-    """The Zarr array at `path`, read-only, after seeing that none of its chunks is missing.
+def open_checked(path: Path) -> ZarrArray:
+    """The array at `path`, read-only, after seeing that none of its chunks is missing.
 
-    Raises GlobeError naming the array when it is absent or has lost chunks, which Zarr itself
-    would read back as zeros.
+    Raises GlobeError naming the array when it is absent or has lost chunks.
     """
     try:
-        _require_metadata(path)
-        array = zarr.open_array(str(path), mode="r", zarr_format=3)
-    except (FileNotFoundError, ValueError, KeyError) as error:
+        array = ZarrArray.open(path)
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise GlobeError(
             f"{path}: the array is missing or unreadable ({error}). "
             f"Restore it or start over with {option('fresh')}"
         ) from error
-    if array.nchunks_initialized != array.nchunks:
+    found = [array.file(index).exists() for index in array.indices]
+    if not all(found):
         raise GlobeError(
-            f"{path}: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks are "
+            f"{path}: {found.count(False)} of {len(found)} chunks are "
             f"missing. Restore the run directory or start over with {option('fresh')}"
         )
     return array
 
 
-def read_slice(array: "zarr.Array[Any]", selection: Any) -> np.ndarray[Any, Any]:
-    """`array[selection]`; a chunk that fails its checksum is a GlobeError naming the array."""
+def read_part(array: ZarrArray, *ranges: Range) -> np.ndarray[Any, Any]:
+    """The part of `array` within `ranges`; a damaged chunk is a GlobeError naming the array."""
     try:
-        return np.asarray(array[selection])
-    except ValueError as error:
+        return array.read(*ranges)
+    except Damaged as error:
         raise GlobeError(
-            f"{array.store_path}: damaged on disk ({error}). "
+            f"{array.path}: damaged on disk ({error}). "
             f"Restore the run directory or start over with {option('fresh')}"
         ) from error
 
 
 def read(path: Path) -> np.ndarray[Any, Any]:
     """The whole array at `path`."""
-    return read_slice(open_checked(path), ...)
+    array = open_checked(path)
+    return read_part(array, *((0, side) for side in array.shape))
 
 
 def read_into(path: Path, tiles: Tiles) -> None:
@@ -108,8 +102,7 @@ def read_into(path: Path, tiles: Tiles) -> None:
     if tuple(array.shape) != tuple(tiles.shape):
         raise GlobeError(f"{path}: shape {array.shape}, expected {tiles.shape}")
     for tile, (start, stop) in enumerate(tiles.bounds):
-        block = read_slice(array, (slice(None), slice(start, stop), slice(None)))
-        tiles.store(tile, torch.from_numpy(block))
+        tiles.store(tile, _rows(array, start, stop))
 
 
 class StoredTiles:
@@ -122,16 +115,22 @@ class StoredTiles:
     def load(self, tile: int) -> Tensor:
         """Tile `tile` (n, rows, d)."""
         start, stop = self._bounds[tile]
-        block = read_slice(self._array, (slice(None), slice(start, stop), slice(None)))
-        return torch.from_numpy(block).to(self._device)
+        return _rows(self._array, start, stop).to(self._device)
+
+
+def _rows(array: ZarrArray, start: int, stop: int) -> Tensor:
+    """The rows `start` to `stop` (n, stop - start, d) of an array (n, r, d)."""
+    n, _, d = array.shape
+    return torch.from_numpy(read_part(array, (0, n), (start, stop), (0, d)))
 
 
 def _write_tiles(path: Path, tiles: Tiles) -> None:
     n, _, d = tiles.shape
     rows = tiles.tile_shape(0)[1]
-    array = _create(path, tiles.shape, (n, rows, d), str(tiles.dtype).removeprefix("torch."))
-    for (start, stop), values in tiles:
-        array[:, start:stop, :] = values.cpu().numpy()
+    dtype = str(tiles.dtype).removeprefix("torch.")
+    array = ZarrArray.create(path, tiles.shape, (n, rows, d), dtype)
+    for (start, _), values in tiles:
+        array.write_chunk((0, start // rows, 0), values.cpu().numpy())
 
 
 def _leading_chunks(values: np.ndarray[Any, Any]) -> tuple[int, ...]:
@@ -139,35 +138,3 @@ def _leading_chunks(values: np.ndarray[Any, Any]) -> tuple[int, ...]:
         return ()
     row = max(1, values.nbytes // max(1, values.shape[0]))
     return max(1, min(values.shape[0], CHUNK_BYTES // row)), *(max(1, n) for n in values.shape[1:])
-
-
-def _create(
-    path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str
-) -> "zarr.Array[Any]":
-    array = zarr.create_array(
-        str(path),
-        shape=shape,
-        chunks=chunks,
-        dtype=dtype,
-        filters=None,
-        compressors=[Crc32cCodec()],
-        config={"write_empty_chunks": True},
-        zarr_format=3,
-    )
-    array.update_attributes({_CHECK: _digest(json.loads((path / _METADATA).read_bytes()))})
-    return array
-
-
-def _require_metadata(path: Path) -> None:
-    """Raise ValueError unless the metadata of the array at `path` are as they were written.
-
-    Chunks have checksums of their own; what says how to read them has one among the attributes.
-    """
-    found = json.loads((path / _METADATA).read_bytes())
-    attributes = found.get("attributes") if isinstance(found, dict) else None
-    if not isinstance(attributes, dict) or attributes.pop(_CHECK, None) != _digest(found):
-        raise ValueError(f"{_METADATA} does not have its checksum")
-
-
-def _digest(metadata: Any) -> str:
-    return xxhash.xxh3_64_hexdigest(json.dumps(metadata, sort_keys=True).encode())

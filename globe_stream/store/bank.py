@@ -5,7 +5,6 @@ a tiled bank, is one contiguous byte range of a chunk.
 """
 
 import os
-from itertools import product
 from pathlib import Path
 
 import google_crc32c
@@ -17,8 +16,8 @@ from globe_stream.io.closing import Closing
 from globe_stream.io.dtypes import bytes_of
 from globe_stream.io.files import read_exactly
 from globe_stream.store import arrays
+from globe_stream.store.zarr_array import CRC_BYTES
 
-_CRC_BYTES = 4
 _PIECE = 4 << 20
 
 
@@ -92,19 +91,18 @@ def _layout(
     whole_rows = width == d and array.dtype == "float32"
     if not whole_rows:
         raise GlobeError(f"{path}: not a bank: {array.dtype} in chunks of {width} of {d} columns")
-    grid = product(range(-(-m // atoms)), range(-(-r // rows)))
-    files = {(a, b): path / array.metadata.encode_chunk_key((a, b, 0)) for a, b in grid}
+    files = {(index[0], index[1]): array.file(index) for index in array.indices}
     return (m, r, d), (atoms, rows, width), files
 
 
 def _check(descriptor: int, name: Path) -> None:
     """Compare the crc32c at the end of a chunk file with its content, a piece at a time."""
-    size = os.fstat(descriptor).st_size - _CRC_BYTES
+    size = os.fstat(descriptor).st_size - CRC_BYTES
     checksum = 0
     for start in range(0, size, _PIECE):
         piece = os.pread(descriptor, min(_PIECE, size - start), start)
         checksum = google_crc32c.extend(checksum, piece)
-    stored = os.pread(descriptor, _CRC_BYTES, size)
+    stored = os.pread(descriptor, CRC_BYTES, size)
     if checksum != int.from_bytes(stored, "little"):
         raise GlobeError(
             f"{name}: damaged on disk (its checksum does not match). "

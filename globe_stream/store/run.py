@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import zarr
-
 from globe_stream.errors import GlobeError, InputError, option
 from globe_stream.io import files
 from globe_stream.io.closing import Closing
@@ -23,6 +21,7 @@ from globe_stream.store import arrays
 from globe_stream.store.ledger import LEDGER, Ledger, first_row
 from globe_stream.store.lock import LOCK_FILES, RunLock
 from globe_stream.store.rows import Applied, Commit, Created, recorded_arrays
+from globe_stream.store.zarr_array import METADATA, make_group
 
 FORMAT = 3
 STORE = "run.zarr"
@@ -133,7 +132,7 @@ class Run(Closing):
 
     def has(self, name: str) -> bool:
         """Whether the array `name` is in place."""
-        return (self.array(name) / "zarr.json").exists()
+        return (self.array(name) / METADATA).exists()
 
     def spill(self, name: str) -> Path:
         """A path for data that only this run's current stage needs; kept until `clear_spill`.
@@ -248,8 +247,8 @@ class Run(Closing):
 
     def _recover(self) -> None:
         """Finish a commit that a crash interrupted, then sweep what was never committed."""
-        if not (self.path / STORE / "zarr.json").exists():
-            zarr.open_group(str(self.path / STORE), mode="a", zarr_format=3)
+        if not (self.path / STORE / METADATA).exists():
+            make_group(self.path / STORE)
             files.sync_tree(self.path / STORE)
             files.sync_parents(self.path / STORE, self.path)
         done = {row.sequence for row in self.ledger.rows if isinstance(row, Applied)}
@@ -260,7 +259,9 @@ class Run(Closing):
         for folder in self.path.glob(f"rank-*.{SPILL}"):  # of more processes than there are now
             if int(folder.name.removeprefix("rank-").partition(".")[0]) >= self.world.size:
                 files.remove(folder)
-        for torn in (self.path / STORE).rglob("*.partial"):  # what Zarr was writing when killed
+        for torn in (self.path / STORE).rglob(
+            "*.partial"
+        ):  # a group that was being made when killed
             files.remove(torn)
 
     def _apply(self, commit: Commit) -> None:
@@ -301,8 +302,7 @@ class Run(Closing):
         for parent in target.parents:
             if parent == store:
                 return
-            if not (parent / "zarr.json").exists():
-                zarr.open_group(str(parent), mode="a", zarr_format=3)
+            make_group(parent)
 
     def _mark(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 Memory: one chunk at a time.
 """
 
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,12 +93,6 @@ def _read_all(path: Path, shape: tuple[int, ...] | None) -> int:
             f"{path}: has shape {tuple(array.shape)}, the run's sizes ask for {shape}. "
             f"Restore the run directory or start over with {option('fresh')}"
         )
-    grid = (range(0, side, step) for side, step in zip(array.shape, array.chunks, strict=True))
-    for corner in itertools.product(*grid):
-        arrays.read_slice(
-            array,
-            tuple(
-                slice(start, start + step) for start, step in zip(corner, array.chunks, strict=True)
-            ),
-        )
-    return int(array.nbytes)
+    for index in array.indices:
+        arrays.read_part(array, *array.region(index))
+    return array.nbytes

@@ -14,7 +14,6 @@ from globe_stream.factorization.svd_baseline import (
     MIN_EXPERTS,
     BaselineAccumulator,
     sampled_experts,
-    spectrum_operations,
 )
 from globe_stream.kernels.gram import normalized
 from globe_stream.seeding import proxies as proxy
@@ -253,7 +252,7 @@ def test_small_experts_are_all_measured_and_large_ones_sampled_evenly():
     assert sampled_experts(group_of(240, 132, 192)) == list(range(240))
     large = group_of(1440, 1408, 2048)
     sample = sampled_experts(large)
-    count = int(MAX_OPERATIONS / spectrum_operations(large.sizes))
+    count = int(MAX_OPERATIONS / large.sizes.spectrum_operations)
     assert MIN_EXPERTS < len(sample) == count < 1440
     steps = np.diff([*sample, 1440])
     assert sample[0] == 0

@@ -1,15 +1,20 @@
 """Zarr arrays of a run: exact round trips; lost, damaged and misshapen data are errors."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
+import support
 import torch
+import xxhash
 import zarr
+from zarr.codecs import Crc32cCodec
 
 from globe_stream.errors import GlobeError
 from globe_stream.store import arrays
 from globe_stream.store.tiles import Tiles
+from globe_stream.store.zarr_array import ZarrArray
 
 
 def random_tiles(shape=(3, 10, 4), rows=4, path=None):
@@ -38,6 +43,47 @@ def test_round_trip(tmp_path, values):
     found = arrays.read(tmp_path / "a")
     assert found.dtype == values.dtype
     np.testing.assert_array_equal(found, values)
+
+
+CASES = {
+    "scalar": (np.array(4.25), ()),
+    "empty": (np.zeros((0, 3), "f4"), (1, 3)),
+    "bytes": (np.arange(48, dtype="u1").reshape(3, 16), (3, 16)),
+    "integers": (np.arange(-3, 4, dtype="i8"), (3,)),
+    "partial chunks": (np.random.default_rng(0).random((3, 10, 4), "f4"), (2, 4, 4)),
+}
+
+
+def by_the_library(path, values, chunks):
+    """The same array written by zarr, and the checksum of its description that we add."""
+    array = zarr.create_array(
+        str(path), shape=values.shape, chunks=chunks, dtype=str(values.dtype), filters=None,
+        compressors=[Crc32cCodec()], config={"write_empty_chunks": True}, zarr_format=3,
+    )  # fmt: skip
+    described = json.dumps(json.loads((path / "zarr.json").read_text()), sort_keys=True)
+    array.update_attributes({"check": xxhash.xxh3_64_hexdigest(described.encode())})
+    array[...] = values
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_bytes_are_those_of_the_zarr_library(tmp_path, case):
+    values, chunks = CASES[case]
+    own = ZarrArray.create(tmp_path / "own", values.shape, chunks, str(values.dtype))
+    for index in own.indices:
+        own.write_chunk(index, values[tuple(slice(*part) for part in own.region(index))])
+    by_the_library(tmp_path / "zarr", values, chunks)
+    assert support.tree(tmp_path / "own") == support.tree(tmp_path / "zarr")
+    np.testing.assert_array_equal(arrays.read(tmp_path / "zarr"), values)
+    np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "own"), mode="r")[...], values)
+
+
+def test_any_part_is_what_zarr_reads(tmp_path):
+    values, chunks = CASES["partial chunks"]
+    by_the_library(tmp_path / "a", values, chunks)
+    array, oracle = ZarrArray.open(tmp_path / "a"), zarr.open_array(str(tmp_path / "a"), mode="r")
+    for ranges in product([(0, 3), (1, 3), (2, 2)], [(0, 10), (3, 9), (4, 8)], [(0, 4), (1, 2)]):
+        part = oracle[tuple(slice(*one) for one in ranges)]
+        np.testing.assert_array_equal(array.read(*ranges), part)
 
 
 def test_large_arrays_are_chunked_along_the_first_axis(tmp_path, monkeypatch):
