@@ -19,7 +19,7 @@ from globe_stream.report import plots
 from globe_stream.report.captions import CAPTIONS
 from globe_stream.report.data import GroupData, ReportData
 from globe_stream.report.pooling import MANY_GROUPS, pool_histories, pool_stages
-from globe_stream.report.themes import Drawn, drawn
+from globe_stream.report.themes import Drawn
 from globe_stream.report.trajectories import (
     coherence,
     error_over_costs,
@@ -276,7 +276,7 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
 
 def _image(title: str, plot: Callable[..., bytes], *arguments: object, about: str = "") -> Image:
     full = f"{title}, {about}" if about else title
-    return Image(full, drawn(plot, *arguments), CAPTIONS[title])
+    return Image(full, Drawn(plot, *arguments), CAPTIONS[title])
 
 
 def _of(groups: Sequence[GroupData], family: str) -> list[GroupData]:

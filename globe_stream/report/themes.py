@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import matplotlib
 
@@ -29,18 +30,23 @@ LIGHT = Theme(paper="#ffffff", ink="#1d2430", grid="#8a94a3")
 DARK = Theme(paper="#14181f", ink="#dfe4ec", grid="#77818f")
 
 
-@dataclass(frozen=True)
 class Drawn:
-    """A picture as PNG files for light and dark pages."""
+    """A picture as PNG files for light and dark pages, each drawn when it is first asked for."""
 
-    light: bytes
-    dark: bytes
+    def __init__(self, plot: Callable[..., bytes], *arguments: object) -> None:
+        """What `plot` draws of `arguments`."""
+        self._plot, self._arguments = plot, arguments
 
+    @cached_property
+    def light(self) -> bytes:
+        """For a light page."""
+        return self._in(LIGHT)
 
-def drawn(plot: Callable[..., bytes], *arguments: object) -> Drawn:
-    """What `plot` draws of `arguments`, in both themes."""
-    files = []
-    for theme in (LIGHT, DARK):
+    @cached_property
+    def dark(self) -> bytes:
+        """For a dark page."""
+        return self._in(DARK)
+
+    def _in(self, theme: Theme) -> bytes:
         with matplotlib.rc_context(theme.settings()):
-            files.append(plot(*arguments))
-    return Drawn(*files)
+            return self._plot(*self._arguments)

@@ -69,8 +69,8 @@ def _dots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of one dot each, where it does not matter what they show."""
     buffer = io.BytesIO()
     PixelImage.new("RGB", (1, 1)).save(buffer, "PNG")
-    dot = Drawn(buffer.getvalue(), buffer.getvalue())
-    monkeypatch.setattr(pages, "drawn", lambda *_: dot)
+    dot = Drawn(buffer.getvalue)
+    monkeypatch.setattr(pages, "Drawn", lambda *_: dot)
 
 
 DOTS = pytest.mark.usefixtures("_dots")

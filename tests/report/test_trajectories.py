@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from globe_stream.report import trajectories
 from globe_stream.report.history import EpochPoint, MachineRates, MemoryPoint, StageRate
-from globe_stream.report.themes import DARK, LIGHT, drawn
+from globe_stream.report.themes import DARK, LIGHT, Drawn
 
 HISTORY = (
     EpochPoint(0, 0.5, 3, 7.0, 0.0, None, None, None, None, None, False, None, None, None),
@@ -122,10 +122,15 @@ def test_memory_is_drawn_with_its_price_and_the_budget(lines: Callable[..., Pane
 
 
 def test_each_theme_is_drawn_in_its_own_colours() -> None:
+    asked = []
+
     def paper() -> bytes:
         found: str = matplotlib.rcParams["figure.facecolor"]
+        asked.append(found)
         return found.encode()
 
-    seen = drawn(paper)
-    assert (seen.light, seen.dark) == (LIGHT.paper.encode(), DARK.paper.encode())
+    seen = Drawn(paper)
+    assert seen.light == seen.light == LIGHT.paper.encode()
+    assert asked == [LIGHT.paper], "a page that is not looked at is not drawn, nor one twice"
+    assert seen.dark == DARK.paper.encode()
     assert matplotlib.rcParams["figure.facecolor"] == "white"
