@@ -14,6 +14,7 @@ from sample_runs import make_run, tiny_model
 from globe_stream.cli.main import run as run_command_line
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
+torch.set_num_threads(1)  # fixtures of modules come before those of tests, and last bits follow it
 
 settings.register_profile(
     "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -32,10 +33,11 @@ class Told:
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """One thread, and the GEMM precision left as it was found."""
+    """One thread, before and after, and the GEMM precision left as it was found."""
     torch.set_num_threads(1)
     precision = torch.get_float32_matmul_precision()
     yield
+    torch.set_num_threads(1)
     torch.set_float32_matmul_precision(precision)
 
 

@@ -334,12 +334,16 @@ def plan(workshop: Workshop, count: int, seed: int) -> list[DiskTrial | RestTria
 def attempt(workshop: Workshop, trial: DiskTrial | RestTrial, outcome: Outcome) -> None:
     """Carry out `trial` and add it to `outcome`."""
     place = workshop.folder / "trial"
-    if isinstance(trial, DiskTrial):
-        ending, wrong = _on_a_failing_disk(workshop, trial, place)
-        fault, stage = trial.fault, trial.stage
-    else:
-        ending, wrong = _on_a_changed_run(workshop, trial, place)
-        fault, stage = trial.damage, trial.after
+    try:
+        if isinstance(trial, DiskTrial):
+            ending, wrong = _on_a_failing_disk(workshop, trial, place)
+            fault, stage = trial.fault, trial.stage
+        else:
+            ending, wrong = _on_a_changed_run(workshop, trial, place)
+            fault, stage = trial.damage, trial.after
+    except BaseException as error:
+        error.add_note(f"in the trial: {trial}")
+        raise
     outcome.faults[fault] += 1
     outcome.stages[stage] += 1
     outcome.trials += 1
@@ -361,9 +365,8 @@ def _on_a_failing_disk(workshop: Workshop, trial: DiskTrial, place: Path) -> tup
         wrong += [problem] if problem else []
         again = carry_out(arguments)
         if again.code != 0:
-            return ending, [*wrong, f"does not continue: {again.lines[-1:]}"]
-    if workshop.measure(trial.stage, place) != workshop.results[trial.stage]:
-        wrong.append("other results")
+            return ending, [*wrong, f"does not continue: {again.lines[-3:]}"]
+    wrong += _differences(workshop, trial.stage, place)
     if list(place.rglob("*.partial")):
         wrong.append("leftovers")
     return ending, wrong
@@ -395,9 +398,15 @@ def _on_a_changed_run(workshop: Workshop, trial: RestTrial, place: Path) -> tupl
         again = carry_out(arguments)
         if again.code != 0:
             return ending, [*wrong, f"{change.what}: does not continue: {again.lines[-1:]}"]
-    if workshop.measure(stage, target) != workshop.results[stage]:
-        wrong.append(f"{change.what}: other results")
+    wrong += [f"{change.what}: {line}" for line in _differences(workshop, stage, target)]
     return ending, wrong
+
+
+def _differences(workshop: Workshop, stage: str, place: Path) -> list[str]:
+    """One line that names what in `place` differs from the undisturbed results; none if nothing."""
+    found, expected = workshop.measure(stage, place), workshop.results[stage]
+    names = sorted(name for name in found | expected if found.get(name) != expected.get(name))
+    return [f"other results: {', '.join(names[:5])}"] if names else []
 
 
 @dataclass(frozen=True)
