@@ -139,9 +139,11 @@ def _refuses_a_changed_name(root: Path) -> None:
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_model_type_in_every_form(tmp_path: Path, model_type: str, dtype: torch.dtype) -> None:
+    """But for the one that `test_model_type` has."""
     for p in (HIDDEN, HIDDEN // 2):
         for shards in (1, 9):
-            _saved(tmp_path / f"saved-{p}-{shards}", model_type, p, dtype, shards)
+            if (p, shards, dtype) != (HIDDEN, 1, torch.bfloat16):
+                _saved(tmp_path / f"saved-{p}-{shards}", model_type, p, dtype, shards)
             if model_type in FUSED:
                 _fused(tmp_path / f"fused-{p}-{shards}", model_type, p, dtype, shards)
 

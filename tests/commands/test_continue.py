@@ -194,18 +194,28 @@ def test_fresh_that_is_refused_deletes_nothing(tell, checkpoint, seeded):
         assert without_lock(seeded) == before
 
 
+AGAIN = ("--epochs", 3, *TRAIN, "--momentum", 0.5)
+
+
+@pytest.fixture(scope="module")
+def trained_once(seeded_once):
+    """The results of training with AGAIN from the seeds."""
+    run = shutil.copytree(seeded_once, seeded_once.parent / "trained")
+    with pytest.MonkeyPatch.context() as patch:
+        support.make_quick(patch.setattr)
+        support.make_small_batches(patch.setattr)
+        assert run_command_line(["train", str(run), *map(str, AGAIN)]) == 0
+    return support.results(run)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 2, 4])
-def test_fresh_trains_again_from_the_seeds(tell, seeded, epochs):
-    other = copied(seeded, "other")
+def test_fresh_trains_again_from_the_seeds(tell, seeded, trained_once, epochs):
     assert tell("train", seeded, "--epochs", epochs, *TRAIN).code == 0
-    again = ("--epochs", 3, *TRAIN, "--momentum", 0.5)
-    assert tell("train", seeded, *again, "--fresh").code == 0
-    assert tell("train", other, *again).code == 0
-    keys = {name for name in support.results(other) if "/seed/" not in name}
-    assert {name: support.results(seeded)[name] for name in keys} == {
-        name: support.results(other)[name] for name in keys
-    }
+    assert tell("train", seeded, *AGAIN, "--fresh").code == 0
+    found = support.results(seeded)
+    keys = {name for name in trained_once if "/seed/" not in name}
+    assert {name: found[name] for name in keys} == {name: trained_once[name] for name in keys}
     assert seeded_state(Run(seeded, writable=False), "up").passes == 4 + 3
 
 

@@ -1,5 +1,6 @@
 """The whole pipeline on a device that is pretended, with the results of the CPU."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from globe_stream.store import arrays
 from globe_stream.store.run import Run
 
 KINDS = ("mps", "cuda")
+DEVICES = ("cpu", *KINDS)
 PROXIES = [
     ("spherical_kmeans", ("--proxies", "rows")),
     ("nn_dictionary", ("--proxies", "left_gram")),
@@ -40,26 +42,40 @@ def errors(run: Path) -> torch.Tensor:
         return torch.from_numpy(arrays.read(opened.array("up/errors")))
 
 
-def compared(tell, small, tmp_path, kind, seeding, training=()):
-    """Seed and train on the CPU and on `kind`; the errors of both, and what ran on the device."""
-    runs = {device: tmp_path / device for device in ("cpu", kind)}
-    found = {}
-    for device, run in runs.items():
-        commands = [("seed", small, "--run", run, *BASES, *seeding)]
-        if training:
-            commands.append(("train", run, *training))
-        with strict(kind) as pretended:
-            for command in commands:
-                told = tell(*command, "--device", device)
-                assert told.code == 0, told.err
-        found[device] = errors(run)
-        assert bool(pretended.operations) is (device != "cpu")
-    return found["cpu"], found[kind], pretended
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory) -> Path:
+    """Runs that were seeded with the defaults, by device, once they are asked for."""
+    return tmp_path_factory.mktemp("seeds")
+
+
+def carried_out(tell, device, *commands, kind="mps"):
+    """Carry out `commands` on `device`; `kind` is pretended to be there beside the CPU."""
+    with strict(kind if device == "cpu" else device) as pretended:
+        for command in commands:
+            told = tell(*command, "--device", device)
+            assert told.code == 0, told.err
+    assert bool(pretended.operations) is (device != "cpu")
+
+
+def seeded(tell, small, seeds, device, target):
+    """`target`, a run seeded on `device` with the defaults."""
+    run = seeds / device
+    if not run.exists():
+        carried_out(tell, device, ("seed", small, "--run", run, *BASES))
+    return shutil.copytree(run, target)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_cpu_leaves_the_device_alone(tell, small, tmp_path, kind):
+    run = tmp_path / "run"
+    commands = [("seed", small, "--run", run, *BASES), ("train", run, "--epochs", 3)]
+    carried_out(tell, "cpu", *commands, kind=kind)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -67,36 +83,41 @@ def compared(tell, small, tmp_path, kind, seeding, training=()):
         for method, options in [*((name, ()) for name in METHODS), *PROXIES]
     ],
 )
-def test_seeding(tell, small, tmp_path, kind, method, options):
-    expected, found, _ = compared(tell, small, tmp_path, kind, ("--method", method, *options))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
+def test_seeding(tell, small, tmp_path, method, options):
+    found = {}
+    for device in DEVICES:
+        run = tmp_path / device
+        command = ("seed", small, "--run", run, *BASES, "--method", method, *options)
+        carried_out(tell, device, command)
+        found[device] = errors(run)
+    for kind in KINDS:
+        torch.testing.assert_close(found[kind], found["cpu"], rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("options", "epochs"),
     [pytest.param(*case, id=" ".join(case[0])) for case in TRAININGS],
 )
-def test_training(tell, small, tmp_path, kind, options, epochs):
-    expected, found, _ = compared(tell, small, tmp_path, kind, (), ("--epochs", epochs, *options))
-    tolerance = 2e-2 if "bf16" in options else 1e-3
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-9)
+def test_training(tell, small, seeds, tmp_path, options, epochs):
+    tolerance, found = 2e-2 if "bf16" in options else 1e-3, {}
+    for device in DEVICES:
+        run = seeded(tell, small, seeds, device, tmp_path / device)
+        carried_out(tell, device, ("train", run, "--epochs", epochs, *options), kind="cuda")
+        found[device] = errors(run)
+    for kind in KINDS:
+        torch.testing.assert_close(found[kind], found["cpu"], rtol=tolerance, atol=1e-9)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("kind", KINDS)
-def test_continuing_gives_the_bytes_of_one_go(tell, small, tmp_path, kind):
+def test_continuing_gives_the_bytes_of_one_go(tell, small, seeds, tmp_path, kind):
     def train(name: str, *epochs: int) -> Path:
-        run = tmp_path / name
-        commands = [("seed", small, "--run", run, *BASES)]
-        commands += [("train", run, "--warmup-epochs", 1, "--epochs", count) for count in epochs]
-        for command in commands:
-            with strict(kind):
-                told = tell(*command, "--device", kind)
-            assert told.code == 0, told.err
+        run = seeded(tell, small, seeds, kind, tmp_path / name)
+        for count in epochs:
+            carried_out(tell, kind, ("train", run, "--warmup-epochs", 1, "--epochs", count))
         return run
 
     assert support.results(train("once", 4)) == support.results(train("continued", 2, 4))

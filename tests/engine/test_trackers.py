@@ -22,6 +22,8 @@ def _no_account(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("SAVE_REQUIREMENTS", "DISABLE_STATS"):  # lists of packages, sampling: not ours
+        monkeypatch.setenv(f"WANDB_X_{name}", str(name.startswith("DISABLE")).lower())
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from globe_stream.config import SeedConfig
+from globe_stream.io import files
 from globe_stream.seeding.methods import SeedOptions
 
 LAYERS, EXPERTS, HEIGHT, WIDTH = 2, 12, 12, 20
@@ -204,7 +205,7 @@ BEGUN = "-- begun\n"
 def command(arguments: list[str], log: Path, event: int | None = None, number: int = 0) -> None:
     """Run the command line with its output in `log`; at the `event`-th event send signal `number`.
 
-    Events are the batches that a pass has taken and the renames and ledger rows of commits.
+    Events are the batches that a pass has taken, and the files, renames and ledger rows of commits.
     """
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
@@ -279,6 +280,7 @@ def _count_events(event: int | None, number: int) -> list[int]:
     ExpertReader.batches = counted_batches  # type: ignore[method-assign]
     Ledger.append = counted_append  # type: ignore[method-assign]
     os.rename, os.replace = counted(os.rename), counted(os.replace)
+    files.write_new = counted(files.write_new)
     return count
 
 
@@ -319,22 +321,24 @@ _CHANGES = ("rename", "replace", "mkdir", "unlink", "rmdir", "truncate", "utime"
 def crashing(allowed: int) -> Iterator[CrashPoint]:
     """Inside the block, the file system stops changing after `allowed` changes.
 
-    Changes are those of names; what is written to open files stays, as after a kill.
+    Changes are those of names, and whole new files; what is written to open files stays, as after
+    a kill.
     """
     point = CrashPoint(allowed)
-    real = {name: getattr(os, name) for name in _CHANGES}
+    real = [(os, name, getattr(os, name)) for name in _CHANGES]
+    real.append((files, "write_new", files.write_new))
 
-    def guarded(name: str) -> Callable[..., Any]:
+    def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         def change(*arguments: Any, **named: Any) -> Any:
             point()
-            return real[name](*arguments, **named)
+            return function(*arguments, **named)
 
         return change
 
-    for name in _CHANGES:
-        setattr(os, name, guarded(name))
+    for module, name, function in real:
+        setattr(module, name, guarded(function))
     try:
         yield point
     finally:
-        for name, function in real.items():
-            setattr(os, name, function)
+        for module, name, function in real:
+            setattr(module, name, function)

@@ -121,7 +121,7 @@ def test_a_bank_larger_than_the_budget_keeps_it(tmp_path):
     sizes = ("--families", "up", "--rank", "128", "--bases", "192", "--method", "rpca")
     plan = run_stage("plan", model, *sizes).document
     base, least, bank = plan["base_bytes"], plan["least_memory_bytes"], 4 * 192 * 128 * 2048
-    limit = least + (24 << 20)
+    limit = least + (16 << 20)
     assert limit < base + 2 * bank
     plan = run_stage("plan", model, *sizes, "--memory", limit).document
     assert {stage["stage"]: stage["spill"] for stage in plan["stages"]}["up/train"]

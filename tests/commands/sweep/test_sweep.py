@@ -161,14 +161,24 @@ def test_points_that_compute_the_same_have_one_run(checkpoint, tmp_path):
     assert len(list((tmp_path / "out/runs").iterdir())) == 3
 
 
+FOUR = ("method=ts_pca,nn_dictionary", "damping=0.2,0.4")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkpoint, tmp_path_factory):
+    """A sweep of four points that nobody stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        support.make_quick(patch.setattr)
+        out = tmp_path_factory.mktemp("undisturbed") / "out"
+        return swept(checkpoint, *FOUR, out=out, training=TRAINING)
+
+
 @QUICK
 @pytest.mark.slow
 @pytest.mark.parametrize("batches", [1, 3, 7, 12, 15])
 def test_a_stopped_sweep_continues_and_ends_as_if_it_had_not_been(
-    checkpoint, tmp_path, monkeypatch, batches
+    checkpoint, tmp_path, monkeypatch, undisturbed, batches
 ):
-    sets = ("method=ts_pca,nn_dictionary", "damping=0.2,0.4")
-    whole = swept(checkpoint, *sets, out=tmp_path / "whole", training=TRAINING)
     read = ExpertReader.batches
     left = [batches]
 
@@ -181,17 +191,17 @@ def test_a_stopped_sweep_continues_and_ends_as_if_it_had_not_been(
 
     monkeypatch.setattr(ExpertReader, "batches", interrupted)
     with pytest.raises(Interrupted, match="the same command continues"):
-        swept(checkpoint, *sets, out=tmp_path / "out", training=TRAINING)
+        swept(checkpoint, *FOUR, out=tmp_path / "out", training=TRAINING)
     done = {
         path.parent: path.read_bytes()
         for path in (tmp_path / "out/runs").glob("*/ledger.jsonl")
         if b'"trained"' in path.read_bytes()
     }
-    again = swept(checkpoint, *sets, out=tmp_path / "out", training=TRAINING)
+    again = swept(checkpoint, *FOUR, out=tmp_path / "out", training=TRAINING)
     for run, ledger in done.items():
         assert (run / "ledger.jsonl").read_bytes() == ledger, "a finished point was done again"
-    assert again.passes == whole.passes
-    for before, after in zip(whole.points, again.points, strict=True):
+    assert again.passes == undisturbed.passes
+    for before, after in zip(undisturbed.points, again.points, strict=True):
         first, second = kept(Path(before.run)), kept(Path(after.run))
         assert all(np.array_equal(first[name], second[name]) for name in first | second)
 
