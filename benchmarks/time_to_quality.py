@@ -33,6 +33,8 @@ from runs import machine_line, markdown, scratch_folder
 HERE = Path(__file__).parent
 TREE = HERE.parent
 WARM, REGULAR = "warm-up epoch", "regular epoch"
+NOT_WORK = ("train/memory", "machine")
+"""Rows of metrics that end no work; what was spent before them is counted to the next."""
 DEFAULT_RUN = {WARM: 5, REGULAR: 15}
 
 Spent = tuple[float, float, float]
@@ -151,7 +153,7 @@ def carried_out(checkout: Checkout, command: str, model: str, given: dict[str, A
     steps, last = [], counted[0]
     for line in metrics.read_text().splitlines()[before:]:
         row = json.loads(line)
-        if row["stage"] == "train/memory":
+        if row["stage"] in NOT_WORK:
             continue
         now = [row["time"], *counted[bisect_right(times, row["time"]) - 1][1:]]
         seconds, cpu, single, double = (
