@@ -26,10 +26,11 @@ from globe_stream.evaluation.input_moments import (
 )
 from globe_stream.evaluation.text import read_text
 from globe_stream.export.input_sums import InputSums
-from globe_stream.factorization.input_metric import DAMPING, Calibration, CalibrationText
+from globe_stream.factorization.input_metric import DAMPING, Calibration
 from globe_stream.factorization.trained_run import open_trained_run
 from globe_stream.formatting import format_bytes
 from globe_stream.inference.structure import experts_modules
+from globe_stream.io.file_digest import FileDigest
 from globe_stream.io.files import require_free
 from globe_stream.memory.forward_pass import ForwardPass
 from globe_stream.memory.model_memory import ModelMemory, estimate_model
@@ -96,7 +97,7 @@ def text_inputs(
     with open_trained_run(run, model=model) as source:
         index = source.index
         members = [expert for fitted in source.groups for expert in fitted.group.experts]
-    if any(expert.family.rsplit("_", 1)[-1] == "down" for expert in members):
+    if any(expert.role == "down" for expert in members):
         raise InputError(
             f"{run}: holds down projections, whose inputs are not those of a layer. Leave out "
             f"{option('calibrate')}, or seed a run of up and gate"
@@ -127,9 +128,9 @@ def require_texts(texts: Sequence[Path]) -> None:
         read_text(text)
 
 
-def _described(text: Path) -> CalibrationText:
+def _described(text: Path) -> FileDigest:
     data = read_text(text)
-    return CalibrationText(len(data), hashlib.sha256(data).hexdigest())
+    return FileDigest(len(data), hashlib.sha256(data).hexdigest())
 
 
 def _require_modules(index: ExpertIndex, model: Any, layers: Mapping[int, int]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from globe_stream.config import Windows
 from globe_stream.errors import InputError, option
 from globe_stream.evaluation.text import has_tokenizer, read_text, read_windows
+from globe_stream.factorization.input_metric import AddMoment
 from globe_stream.memory.forward_pass import ForwardPass
 
 LENGTH = 256
@@ -21,9 +22,6 @@ LEAST_SHARE = 8
 _MOST_WINDOWS = 16
 _BATCH_BYTES = 512 << 20
 _BYTES_PER_TOKEN = 4  # about what a tokenizer makes of text
-
-Add = Callable[[int, Tensor], None]
-"""Takes the number of a layer and X^T X (d, d) of some of its inputs."""
 
 
 def windows_of(
@@ -56,7 +54,7 @@ def windows_together(sizes: ForwardPass) -> int:
 
 
 @torch.no_grad()
-def add_moments(model: Any, modules: Mapping[int, Any], tokens: Tensor, add: Add) -> None:
+def add_moments(model: Any, modules: Mapping[int, Any], tokens: Tensor, add: AddMoment) -> None:
     """Let the model read tokens (b, n) and `add` the moments of the inputs of `modules`, by layer.
 
     Tokens are on the CPU, and so is the model, but for weights that are on disk.
@@ -67,7 +65,7 @@ def add_moments(model: Any, modules: Mapping[int, Any], tokens: Tensor, add: Add
 
 
 @contextmanager
-def _noting(modules: Mapping[int, Any], add: Add) -> Iterator[None]:
+def _noting(modules: Mapping[int, Any], add: AddMoment) -> Iterator[None]:
     def note_of(layer: int) -> Callable[[Any, tuple[Tensor, ...]], None]:
         def note(_: Any, given: tuple[Tensor, ...]) -> None:
             inputs = given[0].flatten(0, -2).float()

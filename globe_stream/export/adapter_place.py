@@ -13,12 +13,7 @@ from globe_stream.factorization.rounding import quantize_columns, round_columns
 from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import SafetensorsWriter
-from globe_stream.kernels.quantize import (
-    dequantize,
-    orthonormal_rows,
-    pack,
-    quantize,
-)
+from globe_stream.kernels.quantize import dequantize, orthonormal_rows, pack, quantize
 
 
 @dataclass(frozen=True)
@@ -85,12 +80,12 @@ class AdapterPlace:
     ) -> None:
         """Write scale A L in few bits; `weights` become the residual."""
         assert self.scales is not None
-        rows = orthonormal_rows(fit.hidden)[0]
         if fit.metric is None:
+            rows = orthonormal_rows(fit.hidden)[0]
             numbers, scales = quantize(weights @ rows.T, self.bits)
         else:
-            adapters, gram = fit.of_orthonormal_rows()
-            numbers, scales = quantize_columns(scale * adapters[0], gram[0], self.bits)
+            (rows,), (adapters,), (gram,) = fit.of_orthonormal_rows()
+            numbers, scales = quantize_columns(scale * adapters, gram, self.bits)
         _put(out, self.adapters, row, pack(numbers.flatten(), self.bits))
         _put(out, self.scales, row, scales)
         weights.addmm_(dequantize(numbers, scales, self.bits), rows, alpha=-1)

@@ -4,8 +4,7 @@ Every batch writes the sums anew beside those before it, and its ledger row says
 at any moment loses one batch. Memory: two matrices of a layer.
 """
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -14,14 +13,11 @@ import torch
 from torch import Tensor
 
 from globe_stream.export.staging import ExportWork
-from globe_stream.factorization.input_metric import Calibration, LayerMetrics
+from globe_stream.factorization.input_metric import AddMoment, Calibration, LayerMetrics
 from globe_stream.io.dtypes import bytes_of
-from globe_stream.io.files import read_exactly
+from globe_stream.io.open_file import OpenFile
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import SafetensorsWriter, plan_file
-
-Add = Callable[[int, Tensor], None]
-"""Takes the number of a layer and X^T X (d, d) float32 of some of its inputs."""
 
 
 class InputSource(Protocol):
@@ -61,10 +57,10 @@ class InputSums:
         return 0 if row is None else row.steps
 
     @contextmanager
-    def batch(self) -> Iterator[Add]:
+    def batch(self) -> Iterator[AddMoment]:
         """Add the next batch by calls of what is yielded; it counts once the block has ended."""
         with ExitStack() as opened:
-            old = opened.enter_context(_reading(self._path)) if self.batches else None
+            old = opened.enter_context(OpenFile(self._path)) if self.batches else None
             file = opened.enter_context(self.work.gathering(self._planned, self.batches + 1))
             seen: set[int] = set()
 
@@ -88,24 +84,7 @@ class InputSums:
         return self.work.gathered_path()
 
 
-class _OldSums:
-    def __init__(self, descriptor: int, path: Path) -> None:
-        self._descriptor, self._path = descriptor, path
-
-    def read_into(self, offset: int, view: memoryview) -> None:
-        read_exactly(self._descriptor, offset, view, self._path)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[_OldSums]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield _OldSums(descriptor, path)
-    finally:
-        os.close(descriptor)
-
-
-def _read(entry: TensorEntry, place: _OldSums | SafetensorsWriter) -> Tensor:
+def _read(entry: TensorEntry, place: OpenFile | SafetensorsWriter) -> Tensor:
     values = torch.empty(entry.shape)
     place.read_into(entry.start, bytes_of(values))
     return values

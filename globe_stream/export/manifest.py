@@ -5,30 +5,21 @@ from pathlib import Path
 
 from globe_stream.export.content import TensorList
 from globe_stream.factorization.input_metric import Calibration
+from globe_stream.io.file_digest import FileDigest
 from globe_stream.io.records import Json, Record
 
 MANIFEST = "globe_export.json"
 
 
 @dataclass(frozen=True)
-class FileRecord(Record):
-    """A finished file: size, sha256, and squared errors by family of the experts in it.
+class FileRecord(FileDigest):
+    """A finished file, and squared errors by family of the experts in it.
 
     `input_errors` are squared error and squared norm weighted by the inputs of their layers.
     """
 
-    bytes: int
-    sha256: str
     squared_errors: dict[str, float] = field(default_factory=dict)
     input_errors: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ManifestFile(Record):
-    """A published file."""
-
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -46,7 +37,7 @@ class ExportManifest(Record):
     command: str
     relative_frobenius_error: dict[str, float]
     calibration: Calibration | None = None
-    files: dict[str, ManifestFile] = field(default_factory=dict)
+    files: dict[str, FileDigest] = field(default_factory=dict)
     tensors: TensorList | None = None
     format: int = 1
 

@@ -9,9 +9,9 @@ from globe_stream import __version__
 from globe_stream.export.manifest import ExportManifest
 from globe_stream.export.result import NO_SAVING
 from globe_stream.factorization.error_sums import pooled
-from globe_stream.factorization.input_metric import CalibrationText
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.formatting import format_bytes
+from globe_stream.io.file_digest import FileDigest
 from globe_stream.io.records import JsonObject
 
 _TEMPLATES = Environment(
@@ -72,7 +72,7 @@ def model_card(source: TrainedRun, manifest: ExportManifest, size: int) -> str:
     return str(ModelCard(content))
 
 
-def _texts(manifest: ExportManifest) -> tuple[CalibrationText, ...]:
+def _texts(manifest: ExportManifest) -> tuple[FileDigest, ...]:
     return () if manifest.calibration is None else manifest.calibration.texts
 
 

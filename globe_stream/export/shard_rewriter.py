@@ -11,11 +11,7 @@ from globe_stream.export.convert import fill_tensor, write_matrix
 from globe_stream.export.shard_plan import Shard
 from globe_stream.export.staging import ExportWork
 from globe_stream.export.written_errors import FileErrors, Written
-from globe_stream.factorization.reconstruction import (
-    Approximation,
-    BankApproximation,
-    GroupFits,
-)
+from globe_stream.factorization.reconstruction import Approximation, BankApproximation, GroupFits
 from globe_stream.factorization.trained_run import TrainedRun
 from globe_stream.io.safetensors_writer import SafetensorsWriter
 

@@ -19,12 +19,12 @@ from globe_stream.export.manifest import (
     MANIFEST,
     ExportManifest,
     FileRecord,
-    ManifestFile,
     read_manifest,
 )
 from globe_stream.export.written_errors import FileErrors
 from globe_stream.io import files
 from globe_stream.io.closing import Closing
+from globe_stream.io.file_digest import FileDigest
 from globe_stream.io.records import Json
 from globe_stream.io.safetensors_writer import PlannedFile, SafetensorsWriter
 from globe_stream.io.system_errors import explained
@@ -200,7 +200,7 @@ class ExportWork(Closing):
         """
         tensors = require_content(self.out, self._finished_files(), expected)
         listed = {
-            name: ManifestFile(record.bytes, record.sha256)
+            name: FileDigest(record.bytes, record.sha256)
             for name, record in self.records().items()
             if name != MANIFEST
         }

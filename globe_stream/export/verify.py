@@ -11,10 +11,10 @@ from globe_stream.export.content import TensorList, index_problems, tensors_in
 from globe_stream.export.manifest import (
     MANIFEST,
     ExportManifest,
-    ManifestFile,
     read_manifest,
 )
 from globe_stream.export.staging import WORK
+from globe_stream.io.file_digest import FileDigest
 from globe_stream.io.files import sha256_of
 from globe_stream.store.verify import Verification
 
@@ -71,7 +71,7 @@ def _tensor_problems(path: Path, manifest: ExportManifest, damaged: bool) -> lis
     return problems
 
 
-def _file_problem(file: Path, record: ManifestFile) -> str | None:
+def _file_problem(file: Path, record: FileDigest) -> str | None:
     if not file.is_file():
         return f"{file}: is missing. {_AGAIN}"
     if file.stat().st_size != record.bytes:

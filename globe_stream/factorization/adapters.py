@@ -15,7 +15,7 @@ from torch import Tensor
 from globe_stream.factorization.activation import Activation
 from globe_stream.factorization.input_metric import InputMetric
 from globe_stream.kernels.gram import row_gram
-from globe_stream.kernels.quantize import triangular
+from globe_stream.kernels.quantize import orthonormalised
 from globe_stream.kernels.ridge import RidgeResult, ridge_solve
 
 # Below this squared relative error the expanded formula loses digits to cancellation.
@@ -54,15 +54,15 @@ class AdapterFit:
         """A (b, p, r)."""
         return self.solve.solution
 
-    def of_orthonormal_rows(self) -> tuple[Tensor, Tensor]:
-        """A L (b, p, r) and L^-1 H M H^T L^-T (b, r, r) float64, with H H^T = L L^T.
+    def of_orthonormal_rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows L^-1 H (b, r, d) float32 with H H^T = L L^T, their adapters and Gram matrix.
 
-        They are adapters and Gram matrix of the rows L^-1 H.
+        These are A L (b, p, r) and L^-1 H M H^T L^-T (b, r, r), float64.
         """
-        factor = triangular(self.hidden.cpu().double())
+        rows, factor = orthonormalised(self.hidden)
         half = torch.linalg.solve_triangular(factor, self.hidden_gram.double(), upper=False)
         gram = torch.linalg.solve_triangular(factor, half.mT, upper=False)
-        return self.adapters.double() @ factor, gram
+        return rows, self.adapters.double() @ factor, gram
 
 
 def fit_adapters(

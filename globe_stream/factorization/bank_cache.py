@@ -1,6 +1,5 @@
 """The banks that an export reads atoms from: those of the run, and those that it has written."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +10,7 @@ from torch import Tensor
 from globe_stream.factorization.fitted_group import FittedGroup
 from globe_stream.io.closing import Closing
 from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
-from globe_stream.io.files import read_exactly
+from globe_stream.io.open_file import OpenFile
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.store.bank import StoredBank
 
@@ -74,16 +73,16 @@ class WrittenBank(Closing):
     def __init__(self, path: Path, entry: TensorEntry) -> None:
         m, r, d = entry.shape
         self.shape = (m, r, d)
-        self._path, self._start = path, entry.start
+        self._start = entry.start
         self._buffer = torch.empty(r, d, dtype=TORCH_DTYPES[entry.dtype])
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._file = OpenFile(path)
 
     def atom(self, number: int) -> Tensor:
         """Atom `number` (r, d) as stored, in a buffer that the next call overwrites."""
         view = bytes_of(self._buffer)
-        read_exactly(self._descriptor, self._start + number * len(view), view, self._path)
+        self._file.read_into(self._start + number * len(view), view)
         return self._buffer
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        self._file.close()

@@ -9,8 +9,7 @@ so that directions that the text at hand did not use keep a say.
 Source: docs/design.md, section Calibration.
 """
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,36 +19,26 @@ from torch import Tensor
 from globe_stream.errors import GlobeError
 from globe_stream.io.closing import Closing
 from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
-from globe_stream.io.files import read_exactly
+from globe_stream.io.file_digest import FileDigest
+from globe_stream.io.open_file import OpenFile
 from globe_stream.io.records import Record
 from globe_stream.io.safetensors import TensorEntry
 
 DAMPING = 0.1
 """Share of the identity in M, beside a moment whose mean diagonal is one."""
-
-
-@dataclass(frozen=True)
-class CalibrationText(Record):
-    """A text that inputs were taken from."""
-
-    bytes: int
-    sha256: str
+AddMoment = Callable[[int, Tensor], None]
+"""Takes the number of a layer and X^T X (d, d) float32 of some of its inputs."""
 
 
 @dataclass(frozen=True)
 class Calibration(Record):
     """What adapters were fitted for: the texts, the tokens of them that were read, the damping."""
 
-    texts: tuple[CalibrationText, ...]
+    texts: tuple[FileDigest, ...]
     tokens: int
     damping: float
     input_weighted_error: dict[str, float] = field(default_factory=dict)
     """By family, ||(W_hat - W) X^T||_F / ||W X^T||_F of what was written."""
-
-    @property
-    def bytes(self) -> int:
-        """Size of the texts together."""
-        return sum(text.bytes for text in self.texts)
 
 
 @dataclass(frozen=True)
@@ -83,8 +72,8 @@ class LayerMetrics(Closing):
     """
 
     def __init__(self, path: Path, entries: Mapping[int, TensorEntry], damping: float) -> None:
-        self._path, self._entries, self._damping = path, entries, damping
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._entries, self._damping = entries, damping
+        self._file = OpenFile(path)
         self._last: tuple[int, InputMetric] | None = None
 
     def of(self, layer: int) -> InputMetric:
@@ -93,12 +82,10 @@ class LayerMetrics(Closing):
             self._last = None
             entry = self._entries[layer]
             moment = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
-            read_exactly(self._descriptor, entry.start, bytes_of(moment), self._path)
+            self._file.read_into(entry.start, bytes_of(moment))
             self._last = layer, InputMetric.of(moment, self._damping)
         return self._last[1]
 
     def close(self) -> None:
         """Close the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
+        self._file.close()

@@ -1,6 +1,5 @@
 """A bank stored in few bits an element: written tile by tile, and read atom by atom."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from globe_stream.factorization.packed_factors import bank_values
 from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
-from globe_stream.io.files import read_exactly
+from globe_stream.io.open_file import OpenFile
 from globe_stream.io.safetensors import TensorEntry
 from globe_stream.io.safetensors_writer import SafetensorsWriter
 from globe_stream.kernels.quantize import pack, quantize_atoms
@@ -51,8 +50,8 @@ class PackedBank:
         self, path: Path, packed: TensorEntry, scales: TensorEntry, d: int, *, resident: bool
     ) -> None:
         self.shape = (packed.shape[0], packed.shape[1], d)
-        self._path, self._packed, self._scales = path, packed, scales
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._packed, self._scales = packed, scales
+        self._file = OpenFile(path)
         count = self.shape[0] if resident else 0
         self._atoms = [self._read(number) for number in range(count)]
 
@@ -62,15 +61,14 @@ class PackedBank:
 
     def close(self) -> None:
         """Close the file and give the memory back."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor, self._atoms = -1, []
+        self._file.close()
+        self._atoms = []
 
     def _read(self, number: int) -> Tensor:
         stored = []
         for entry in (self._packed, self._scales):
             values = torch.empty(entry.shape[1:], dtype=TORCH_DTYPES[entry.dtype])
             start = entry.start + number * (entry.nbytes // entry.shape[0])
-            read_exactly(self._descriptor, start, bytes_of(values), self._path)
+            self._file.read_into(start, bytes_of(values))
             stored.append(values)
         return bank_values(stored[0], stored[1], self.shape[2])

@@ -4,7 +4,6 @@ Source: docs/design.md, section Export formats.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from globe_stream.factorization.packed_factors import (
     plain_adapters,
 )
 from globe_stream.io.dtypes import TORCH_DTYPES, bytes_of
-from globe_stream.io.files import read_exactly
+from globe_stream.io.open_file import OpenFile
 from globe_stream.io.safetensors import TensorEntry, read_header
 from globe_stream.kernels.quantize import orthonormal_rows
 
@@ -197,9 +196,6 @@ def load_factors(path: str | Path) -> Factors:
 
 def _read_range(entry: TensorEntry, start: int, shape: tuple[int, ...]) -> Tensor:
     values = torch.empty(shape, dtype=_TORCH[entry.dtype])
-    descriptor = os.open(entry.path, os.O_RDONLY)
-    try:
-        read_exactly(descriptor, start, bytes_of(values), entry.path)
-    finally:
-        os.close(descriptor)
+    with OpenFile(entry.path) as file:
+        file.read_into(start, bytes_of(values))
     return values

@@ -149,10 +149,15 @@ def orthonormal_rows(hidden: Tensor) -> Tensor:
 
     L is unique, so it needs no storing; see `triangular`. Time: r^2 d + r^3 / 3 an expert.
     """
+    return orthonormalised(hidden)[0]
+
+
+def orthonormalised(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of `orthonormal_rows`, and L (k, r, r) float64 on the CPU."""
     exact = hidden.detach().cpu().double()
-    rows = torch.linalg.solve_triangular(triangular(exact), exact, upper=False)
-    found: Tensor = rows.float().to(hidden.device)
-    return found
+    factor = triangular(exact)
+    rows = torch.linalg.solve_triangular(factor, exact, upper=False)
+    return rows.float().to(hidden.device), factor
 
 
 def triangular(exact: Tensor) -> Tensor:

@@ -84,10 +84,15 @@ def read_part(array: ZarrArray, *ranges: Range) -> np.ndarray[Any, Any]:
     try:
         return array.read(*ranges)
     except Damaged as error:
-        raise GlobeError(
-            f"{array.path}: damaged on disk ({error}). "
-            f"Restore the run directory or start over with {option('fresh')}"
-        ) from error
+        raise damaged(array.path, error) from error
+
+
+def damaged(path: Path, error: Damaged) -> GlobeError:
+    """What is raised for `path`, an array or one of its chunks."""
+    return GlobeError(
+        f"{path}: damaged on disk ({error}). "
+        f"Restore the run directory or start over with {option('fresh')}"
+    )
 
 
 def read(path: Path) -> np.ndarray[Any, Any]:

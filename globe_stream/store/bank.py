@@ -7,18 +7,15 @@ a tiled bank, is one contiguous byte range of a chunk.
 import os
 from pathlib import Path
 
-import google_crc32c
 import torch
 from torch import Tensor
 
-from globe_stream.errors import GlobeError, option
+from globe_stream.errors import GlobeError
 from globe_stream.io.closing import Closing
 from globe_stream.io.dtypes import bytes_of
 from globe_stream.io.files import read_exactly
 from globe_stream.store import arrays
-from globe_stream.store.zarr_array import CRC_BYTES
-
-_PIECE = 4 << 20
+from globe_stream.store.zarr_array import Damaged, check_chunk
 
 
 class StoredBank(Closing):
@@ -96,15 +93,7 @@ def _layout(
 
 
 def _check(descriptor: int, name: Path) -> None:
-    """Compare the crc32c at the end of a chunk file with its content, a piece at a time."""
-    size = os.fstat(descriptor).st_size - CRC_BYTES
-    checksum = 0
-    for start in range(0, size, _PIECE):
-        piece = os.pread(descriptor, min(_PIECE, size - start), start)
-        checksum = google_crc32c.extend(checksum, piece)
-    stored = os.pread(descriptor, CRC_BYTES, size)
-    if checksum != int.from_bytes(stored, "little"):
-        raise GlobeError(
-            f"{name}: damaged on disk (its checksum does not match). "
-            f"Restore the run directory or start over with {option('fresh')}"
-        )
+    try:
+        check_chunk(descriptor)
+    except Damaged as error:
+        raise arrays.damaged(name, error) from error

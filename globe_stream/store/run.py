@@ -259,9 +259,8 @@ class Run(Closing):
         for folder in self.path.glob(f"rank-*.{SPILL}"):  # of more processes than there are now
             if int(folder.name.removeprefix("rank-").partition(".")[0]) >= self.world.size:
                 files.remove(folder)
-        for torn in (self.path / STORE).rglob(
-            "*.partial"
-        ):  # a group that was being made when killed
+        # A group that was being made when the process was killed.
+        for torn in (self.path / STORE).rglob("*.partial"):
             files.remove(torn)
 
     def _apply(self, commit: Commit) -> None:

@@ -8,7 +8,7 @@ Source: Zarr core specification 3.0: regular grid, default chunk keys, codecs by
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -27,9 +27,10 @@ Index = tuple[int, ...]
 Range = tuple[int, int]
 
 METADATA = "zarr.json"
-CRC_BYTES = 4
+_CRC_BYTES = 4
 _CHECK = "check"
 _PIECE = 4 << 20
+_WRONG = "its checksum does not match"
 
 
 class Damaged(Exception):
@@ -128,19 +129,19 @@ class ZarrArray:
     def _chunk(self, index: Index) -> Values:
         path, size = self.file(index), self.dtype.itemsize * prod(self.chunks)
         values = np.empty(self.chunks, self.dtype)
-        stored = bytearray(CRC_BYTES)
+        stored = bytearray(_CRC_BYTES)
         with explained(path, "reading"):
             descriptor = os.open(path, os.O_RDONLY)
         try:
-            if os.fstat(descriptor).st_size != size + CRC_BYTES:
-                raise Damaged(f"{path.name}: {size + CRC_BYTES:,} bytes were expected")
+            if os.fstat(descriptor).st_size != size + _CRC_BYTES:
+                raise Damaged(f"{path.name}: {size + _CRC_BYTES:,} bytes were expected")
             content = values.reshape(-1).view(np.uint8)
             files.read_exactly(descriptor, 0, content.data, path)
             files.read_exactly(descriptor, size, memoryview(stored), path)
         finally:
             os.close(descriptor)
         if _checksum(content) != stored:
-            raise Damaged("its checksum does not match")
+            raise Damaged(_WRONG)
         return values
 
     def _described(self) -> dict[str, Any]:
@@ -174,12 +175,28 @@ def make_group(path: Path) -> None:
         files.write_bytes(path / METADATA, _text(group))
 
 
+def check_chunk(descriptor: int) -> None:
+    """Raise Damaged unless an open chunk file ends in the checksum of what it holds.
+
+    Memory: a piece of it at a time.
+    """
+    size = os.fstat(descriptor).st_size - _CRC_BYTES
+    starts = range(0, size, _PIECE)
+    pieces = (os.pread(descriptor, min(_PIECE, size - start), start) for start in starts)
+    if _crc32c(pieces) != os.pread(descriptor, _CRC_BYTES, size):
+        raise Damaged(_WRONG)
+
+
 def _checksum(content: Values) -> bytes:
     """The crc32c that follows the bytes (n,) uint8 of a chunk."""
+    return _crc32c(content[start : start + _PIECE] for start in range(0, len(content), _PIECE))
+
+
+def _crc32c(pieces: Iterable[bytes | Values]) -> bytes:
     value = 0
-    for start in range(0, len(content), _PIECE):
-        value = google_crc32c.extend(value, content[start : start + _PIECE])
-    return value.to_bytes(CRC_BYTES, "little")
+    for piece in pieces:
+        value = google_crc32c.extend(value, piece)
+    return value.to_bytes(_CRC_BYTES, "little")
 
 
 def _within(ranges: Sequence[Range], outer: Sequence[Range]) -> tuple[slice, ...]:

@@ -21,7 +21,8 @@ from globe_stream.export.input_sums import InputSums
 from globe_stream.export.manifest import read_manifest
 from globe_stream.export.model import export_model
 from globe_stream.export.verify import verify_export
-from globe_stream.factorization.input_metric import Calibration, CalibrationText
+from globe_stream.factorization.input_metric import Calibration
+from globe_stream.io.file_digest import FileDigest
 
 DAMPING, BATCHES, D = 0.05, 4, 32
 EXPORTS: dict[str, Callable[..., Any]] = {"factors": export_factors, "model": export_model}
@@ -47,7 +48,7 @@ class Given:
 
     @property
     def calibration(self) -> Calibration:
-        text = CalibrationText(len(self.text), self.text)
+        text = FileDigest(len(self.text), self.text)
         return Calibration((text,), 50 * BATCHES, DAMPING)
 
     def gather(self, sums: InputSums) -> None:
