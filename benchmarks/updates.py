@@ -30,7 +30,7 @@ from globe_stream.store.run import Run
 from globe_stream.store.tiles import Tiles
 from globe_stream.training.bank_update import update_bank
 from globe_stream.training.epoch import EpochAccumulator
-from globe_stream.training.metric import Metric, metric_gram, plain_gram
+from globe_stream.training.metric import Metric, metric_gram, moving_mean, plain_gram
 from globe_stream.training.moments import EpochMoments
 from globe_stream.training.schedule import Schedule, ScheduleState
 
@@ -47,13 +47,9 @@ class _State:
     steps: int = 0  # of the bank, so far
     # by part, from when it was last seen
     code_moment: dict[int, Tensor] = field(default_factory=dict)
-    adapter_moment: dict[int, Tensor] = field(default_factory=dict)
-    row_projector: dict[int, Tensor] = field(default_factory=dict)
-
-    def forget(self) -> None:
-        """Parts of another size begin: what was kept by part is of no use."""
-        for sums in (self.code_moment, self.adapter_moment, self.row_projector):
-            sums.clear()
+    # moving means, None before the first part
+    adapter_moment: Tensor | None = None
+    row_projector: Tensor | None = None
 
 
 def updates_curve(
@@ -77,7 +73,7 @@ def updates_curve(
         begin = time.monotonic()
         parts = 1 if schedule.in_warmup(now) else updates
         if len(state.code_moment) != parts:
-            state.forget()
+            state.code_moment.clear()
         for part in range(parts):
             _part(state, weights, by, norms, schedule, now, part, parts, scratch)
         seconds += time.monotonic() - begin
@@ -117,16 +113,17 @@ def _part(
     """Take one part of a pass and its bank step."""
     bank, positions = state.bank, list(range(part, len(weights), updates))
     metric = Metric.identity(bank.shape[1], CPU)
-    if schedule.uses_metric(now) and state.adapter_moment:
-        metric = Metric.from_moments(_mean(state.adapter_moment), _mean(state.row_projector), CPU)
+    if schedule.uses_metric(now) and state.adapter_moment is not None:
+        assert state.row_projector is not None
+        metric = Metric.from_moments(state.adapter_moment, state.row_projector, CPU)
     gram = plain_gram(bank) if metric.right is None else metric_gram(bank, metric)
     moments = EpochMoments.empty(Tiles(bank.shape, bank.shape[1]))
     settings = schedule.epoch_settings(now)
     epoch = EpochAccumulator(bank, state.codes, gram, metric, moments, settings, by, norms)
     epoch.update(Batch(positions, weights[positions].clone()))
     state.code_moment[part] = moments.code_moment.clone()
-    state.adapter_moment[part] = moments.mean_adapter_moment()
-    state.row_projector[part] = moments.mean_residual_projector()
+    state.adapter_moment = _moved(state.adapter_moment, moments.mean_adapter_moment())
+    state.row_projector = _moved(state.row_projector, moments.mean_residual_projector())
     moments.code_moment = _mean(state.code_moment) * updates
     step = schedule.bank_update_settings(replace(now, steps=state.steps))
     path = scratch / f"momentum-{state.steps % 2}"
@@ -137,6 +134,10 @@ def _part(
         state.momentum.close()
     state.momentum = update.momentum
     state.bank, state.codes, state.steps = update.bank, update.codes, state.steps + 1
+
+
+def _moved(before: Tensor | None, newest: Tensor) -> Tensor:
+    return newest if before is None else moving_mean(before, newest)
 
 
 def _mean(parts: dict[int, Tensor]) -> Tensor:

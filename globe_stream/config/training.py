@@ -54,7 +54,7 @@ class TrainConfig(Options):
         "targets, to 1, weight-aware ones.",
     )
     damping: float = Field(
-        0.2,
+        0.17,
         ge=0.01,
         le=16.0,
         description="c of the surrogate's weights: larger is slower and safer.",

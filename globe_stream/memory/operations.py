@@ -15,8 +15,8 @@ from globe_stream.kernels.gram import PANEL_ROWS, SMALLEST_PANEL, TRIANGLE_PANEL
 from globe_stream.kernels.polar import STEPS
 from globe_stream.kernels.ridge import BLOCK
 
-METRIC_SAMPLES = 64
-"""Experts whose adapters and row spaces make the metric: means over so many are accurate enough."""
+METRIC_SAMPLES = 16
+"""Experts of an epoch whose adapters and row spaces enter the metric, at most."""
 PROBES = 128
 """Random vectors that estimate the curvature of an expert."""
 MEAN_SAMPLES = 256
@@ -86,6 +86,11 @@ def fit(sizes: GroupSizes) -> float:
     return 2.0 * m * r * d + row_gram(r, d) + 2.0 * p * r * d + ridge_solve(r, p)
 
 
+def metric_stride(experts: int) -> int:
+    """One of so many experts enters the metric in an epoch."""
+    return -(-experts // METRIC_SAMPLES)
+
+
 def statistics(sizes: GroupSizes, proxies: str) -> Work:
     """First pass: the left Gram matrix, or the Procrustes mean over a sample."""
     single = double = 0.0
@@ -146,7 +151,7 @@ def epoch(sizes: GroupSizes, kind: EpochKind) -> Work:
         each += 4.0 * p * r * d + 2.0 * p * r * min(PROBES, r)
     solves = kind.coding_steps * (3 if kind.sparse else 1) + 3
     codes = 2.0 * m * m * (solves + 3)
-    sampled = -(-sizes.experts // -(-sizes.experts // METRIC_SAMPLES))
+    sampled = -(-sizes.experts // metric_stride(sizes.experts))
     sample = ridge_solve(r, d) + 2.0 * d * d * r + 2.0 * r * r * p
     n = sizes.experts
     passed = Work(n * each + sampled * sample, n * codes, sizes.stored_bytes)

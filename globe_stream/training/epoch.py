@@ -25,7 +25,7 @@ from globe_stream.kernels.double import widened
 from globe_stream.kernels.reductions import add_product
 from globe_stream.kernels.ridge import ridge_solve
 from globe_stream.kernels.workspace import Workspace
-from globe_stream.memory.operations import METRIC_SAMPLES, PROBES
+from globe_stream.memory.operations import PROBES, metric_stride
 from globe_stream.store import arrays
 from globe_stream.store.arrays import Loader
 from globe_stream.store.tiles import Tiles
@@ -40,6 +40,7 @@ from globe_stream.training.moments import EpochMoments
 class EpochSettings:
     """The plain numbers that the schedule chose for one epoch."""
 
+    epoch: int  # epochs before it, which say what experts enter the metric
     targets: str  # "surrogate" or "pinv"
     beta: float  # share of these targets; the rest are the warm-start's orthonormal ones
     activation: Activation
@@ -79,7 +80,7 @@ class EpochAccumulator:
         self._settings = settings
         self._normalization = normalization
         self._workspace = Workspace(bank.device)
-        self._stride = max(1, -(-len(codes) // METRIC_SAMPLES))
+        self._stride = metric_stride(len(codes))
         self.moments = moments
         self.new_codes = codes.clone()
         self.log = ErrorLog(norms, normalization.scale, settings.ridge)
@@ -202,10 +203,13 @@ class EpochAccumulator:
         return wide @ self._gram.to(wide.device) + widened(moving)
 
     def _sample(self, positions: list[int], fit: AdapterFit) -> None:
-        """Add gamma^2 A^T A and H^T (H H^T)^-1 H of every so many experts to their sums."""
+        """Add gamma^2 A^T A and H^T (H H^T)^-1 H of every so many experts to their sums.
+
+        The next epoch takes the experts after these.
+        """
         moments, gamma = self.moments, self._settings.activation.gamma
         for k, position in enumerate(positions):
-            if position % self._stride == 0:
+            if position % self._stride == self._settings.epoch % self._stride:
                 hidden, adapters = fit.hidden[k : k + 1], fit.adapters[k]
                 columns = ridge_solve(fit.hidden_gram[k : k + 1], hidden.mT, self._settings.ridge)
                 moments.row_projector.addmm_(columns.solution[0], hidden[0])

@@ -3,7 +3,8 @@
 `left` M (r, r) is the mean of gamma^2 A_i^T A_i: how strongly errors are seen through the
 adapters. `right` C (d, d) is the mean of I - P_i, P_i projecting on the rows of H_i: with
 adapters refitted, the loss feels a change of H_i only outside its own row space (Kaufman's form of
-variable projection). Both are estimates from the last pass; either may be absent (identity).
+variable projection). Both are moving means over the epochs before, a few experts of each; `right`
+may be absent (identity).
 Source: docs/design.md, section Metric; Golub and Pereyra, "Separable nonlinear least squares"
 (2003).
 """
@@ -22,6 +23,8 @@ from globe_stream.store.tiles import Tiles
 RIGHT_RIDGE = 0.05
 """Share of its mean diagonal that is added to C: directions inside every row space still move."""
 _LEFT_RIDGE = 1e-6
+_NEWEST_SHARE = 0.25
+"""Weight of an epoch's experts in the moving means of the metric; those before share the rest."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,11 @@ class Metric:
         """Condition number of M."""
         values = torch.linalg.eigvalsh(self.left.cpu().double())
         return float(values[-1] / values[0])
+
+
+def moving_mean(before: Tensor, newest: Tensor) -> Tensor:
+    """The mean that the metric is made of, after an epoch whose experts have the mean `newest`."""
+    return before.to(newest).lerp(newest, _NEWEST_SHARE)
 
 
 def atom_chunks(bank: Tiles, bounds: Bounds, nbytes: int = ATOM_CHUNK_BYTES) -> list[Bounds]:

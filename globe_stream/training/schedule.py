@@ -114,6 +114,7 @@ class Schedule:
         config = self.config
         share = self._warmup_length(now) if self.in_warmup(now) else config.coding_share
         return EpochSettings(
+            epoch=now.epoch,
             targets=config.targets,
             beta=self.beta(now),
             activation=self.activation(now.lam),

@@ -46,7 +46,7 @@ from globe_stream.training.epoch_record import (
     schedule_metrics,
     step_metrics,
 )
-from globe_stream.training.metric import Metric, metric_gram, plain_gram
+from globe_stream.training.metric import Metric, metric_gram, moving_mean, plain_gram
 from globe_stream.training.moments import EpochMoments
 from globe_stream.training.schedule import Schedule, ScheduleState
 from globe_stream.training.warnings import missed_targets
@@ -171,12 +171,10 @@ class Trainer:
         error = accumulator.log.relative_error
         after = self.schedule.accept(before, error, median, stability)
         update = self._step(current, accumulator)
-        moments = accumulator.moments
         put: dict[str, arrays.Storable] = {
             "next/bank": update.bank,
             "next/momentum": update.momentum,
-            "next/metric": moments.mean_adapter_moment(),
-            "next/complement": moments.mean_residual_projector(),
+            **self._metric_means(accumulator.moments),
             "errors": accumulator.log.squared_errors,
             **codes.named("next", update.codes),
         }
@@ -289,6 +287,19 @@ class Trainer:
             torch.from_numpy(self._read(f"next/{name}")) for name in ("metric", "complement")
         )
         return Metric.from_moments(adapter_moment, row_projector, device)
+
+    def _metric_means(self, moments: EpochMoments) -> dict[str, Tensor]:
+        """What the next epoch's metric is made of, by the names that `_metric` reads."""
+        found = {
+            "next/metric": moments.mean_adapter_moment(),
+            "next/complement": moments.mean_residual_projector(),
+        }
+        if not self.context.run.has(self._name("next/metric")):
+            return found
+        return {
+            name: moving_mean(torch.from_numpy(self._read(name)), newest)
+            for name, newest in found.items()
+        }
 
     def _schedule_state(self) -> ScheduleState:
         state = self.context.run.state(self._next_key, ScheduleState)

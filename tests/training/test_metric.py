@@ -3,7 +3,15 @@
 import pytest
 import torch
 
+from globe_stream.checkpoint.index import open_index
+from globe_stream.checkpoint.reader import read_expert
+from globe_stream.commands.seed import seed
+from globe_stream.commands.train import train
+from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
+from globe_stream.factorization.trained_run import open_trained_run
+from globe_stream.store import arrays, codes
 from globe_stream.store.tiles import Tiles
+from globe_stream.synthetic.checkpoints import SyntheticModel, write_synthetic
 from globe_stream.training import metric
 from globe_stream.training.metric import Metric
 
@@ -107,3 +115,45 @@ def test_atom_chunks_cover_every_atom_once():
         chunks = metric.atom_chunks(tiles, (0, M), chunk * 4 * R * D)
         assert [j for first, last in chunks for j in range(first, last)] == list(range(M))
         assert len(chunks) == expected
+
+
+@pytest.mark.slow
+def test_the_metric_is_made_of_moving_means_of_other_experts_in_every_epoch(tmp_path):
+    """The means of epochs 1 and 2 against adapters and row spaces recomputed in float64."""
+    model = tmp_path / "model"
+    write_synthetic(model, SyntheticModel(layers=2, experts=12, hidden=24, intermediate=16))
+    runtime, up = RuntimeConfig(device="cpu", memory="2GiB"), SelectionConfig(families="up")
+    seed(str(model), tmp_path / "run", up, SeedConfig(bases=4), runtime, silent=True)
+    found, newest = [], []
+    for epochs in (1, 2):
+        config = TrainConfig(epochs=epochs, warmup_epochs=1, target_support="none")
+        train(tmp_path / "run", config, runtime, silent=True)
+        with open_trained_run(tmp_path / "run") as trained:
+            named = (trained.run.array(f"up/next/{name}") for name in ("metric", "complement"))
+            found.append([torch.from_numpy(arrays.read(path)).double() for path in named])
+            # 24 experts: every second one, those of even and of odd positions in turn
+            newest.append(_means(model, trained, range(epochs - 1, 24, 2)))
+    for first, second, old, new in zip(found[0], found[1], newest[0], newest[1], strict=True):
+        torch.testing.assert_close(first, old, rtol=1e-3, atol=1e-3 * float(old.abs().max()))
+        expected = 0.75 * old + 0.25 * new
+        torch.testing.assert_close(second, expected, rtol=1e-3, atol=1e-3 * float(old.abs().max()))
+        assert float((new - old).abs().max()) > 0.01 * float(old.abs().max())
+
+
+def _means(model, trained, positions):
+    """The means of gamma^2 A^T A and of I - P over experts of the saved state, in float64."""
+    (fitted,) = trained.groups
+    bank = torch.from_numpy(arrays.read(fitted.bank)).double()
+    mixed = codes.load(trained.run, "up", len(bank)).double()
+    experts = open_index(str(model)).experts["up"]
+    moments, complements = [], []
+    for position in positions:
+        weights = (read_expert(experts[position]).double() - fitted.mean) / fitted.scale
+        hidden = fitted.activation.apply(torch.einsum("m,mrd->rd", mixed[position], bank))
+        gram = hidden @ hidden.T
+        ridged = gram + fitted.ridge * gram.diagonal().mean() * torch.eye(len(gram))
+        adapters = torch.linalg.solve(ridged, hidden @ weights.T).T
+        moments.append(fitted.activation.gamma**2 * adapters.T @ adapters)
+        space = hidden.T @ torch.linalg.solve(ridged, hidden)
+        complements.append(torch.eye(len(space), dtype=torch.float64) - space)
+    return torch.stack(moments).mean(0), torch.stack(complements).mean(0)
