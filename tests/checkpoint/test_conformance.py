@@ -2,7 +2,8 @@
 
 Each type is saved by the library itself, and where its layout on disk is per expert also fused, as
 released checkpoints of the newer types are; in one file and in many, in bf16 and fp32, with p = d
-and 2p = d, where no shape tells an orientation from its transpose.
+and 2p = d, where no shape tells an orientation from its transpose. Not every combination is tried
+of every type, but every two values of these meet.
 """
 
 import json
@@ -30,6 +31,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Nested mapping"),
 ]
 FUSED = [name for name in ARCHITECTURES if name not in NOT_FUSED]
+FIRST = (HIDDEN, torch.bfloat16, 1)
+"""Expert size, dtype and number of files in the fast tests."""
+OTHERS = [
+    (HIDDEN, torch.float32, 9),
+    (HIDDEN // 2, torch.bfloat16, 9),
+    (HIDDEN // 2, torch.float32, 1),
+]
+"""With FIRST every two values meet."""
 
 Gated = Callable[..., Tensor]
 
@@ -109,13 +118,13 @@ def _fused(root: Path, model_type: str, p: int, dtype: torch.dtype, shards: int)
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_model_type(tmp_path: Path, model_type: str) -> None:
     """As the library saves it, with p = d; and a name that no rule knows is refused."""
-    _saved(tmp_path / "saved", model_type, HIDDEN, torch.bfloat16, 1)
+    _saved(tmp_path / "saved", model_type, *FIRST)
     _refuses_a_changed_name(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("model_type", FUSED[::8])
 def test_fused(tmp_path: Path, model_type: str) -> None:
-    """As the library holds it; all types, `test_model_type_in_every_form`."""
+    """As the library holds it; all types, `test_model_type_in_other_forms`."""
     _fused(tmp_path / "fused", model_type, HIDDEN, torch.bfloat16, 5)
 
 
@@ -137,15 +146,13 @@ def _refuses_a_changed_name(root: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_model_type_in_every_form(tmp_path: Path, model_type: str, dtype: torch.dtype) -> None:
-    """But for the one that `test_model_type` has."""
-    for p in (HIDDEN, HIDDEN // 2):
-        for shards in (1, 9):
-            if (p, shards, dtype) != (HIDDEN, 1, torch.bfloat16):
-                _saved(tmp_path / f"saved-{p}-{shards}", model_type, p, dtype, shards)
-            if model_type in FUSED:
-                _fused(tmp_path / f"fused-{p}-{shards}", model_type, p, dtype, shards)
+def test_model_type_in_other_forms(tmp_path: Path, model_type: str) -> None:
+    """But for the one that `test_model_type` has; the layout, too, meets every other value."""
+    for p, dtype, shards in OTHERS:
+        save = _fused if model_type in FUSED else _saved
+        save(tmp_path / f"{p}-{shards}", model_type, p, dtype, shards)
+    if model_type in FUSED:
+        _saved(tmp_path / "saved", model_type, HIDDEN // 2, torch.float32, 9)
 
 
 def _prefixed(root: Path, model_type: str, prefix: str) -> tuple[dict[str, Tensor], Any]:

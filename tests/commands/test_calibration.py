@@ -148,26 +148,27 @@ from globe_stream.commands.export import export
 from globe_stream.commands.models import Loading, build_empty
 from globe_stream.config import ExportConfig, RuntimeConfig
 from globe_stream.memory.base import measured_base
-run, model, out, text, over = sys.argv[1:]
+run, model, out, text, *spare = sys.argv[1:]
 build_empty(Path(model), Loading())
-budget = measured_base() + int(over)
-wanted = ExportConfig(format="model", out=Path(out), calibrate=(Path(text),), bits="8,8")
-runtime = RuntimeConfig(memory=str(budget))
-made = export(Path(run), wanted, runtime=runtime, silent=True)
-print(json.dumps({"budget": budget, "peak": made.peak_bytes, "price": made.price_bytes}))
+for number, over in enumerate(spare):
+    budget = measured_base() + int(over)
+    place = Path(f"{out}-{number}")
+    wanted = ExportConfig(format="model", out=place, calibrate=(Path(text),), bits="8,8")
+    runtime = RuntimeConfig(memory=str(budget))
+    made = export(Path(run), wanted, runtime=runtime, silent=True)
+    print(json.dumps({"budget": budget, "peak": made.peak_bytes, "price": made.price_bytes}))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("over", [430 << 20, 1 << 30])
-def test_peak_stays_within_the_budget(tmp_path: Path, over: int) -> None:
-    """A model of 170 MiB in bfloat16, 340 in float32: from disk, and held."""
+def test_peak_stays_within_the_budget(tmp_path: Path) -> None:
+    """A model of 59 MiB in bfloat16, 118 in float32: first from disk, then held."""
     model = tmp_path / "model"
-    larger_model(model, experts=20, hidden=1024, intermediate=320)
-    recipe = Recipe(bases=8, rank=128, support=4, lam=1.0, measured=False)
+    larger_model(model, experts=12, hidden=768, intermediate=256)
+    recipe = Recipe(bases=8, rank=64, support=4, lam=1.0, measured=False)
     run = make_run(tmp_path / "run", model, recipe)
-    (tmp_path / "text").write_bytes(bytes(range(32, 127)) * 100)
-    places = [run, model, tmp_path / "out", tmp_path / "text", over]
+    (tmp_path / "text").write_bytes(bytes(range(32, 127)) * 65)
+    places = [run, model, tmp_path / "out", tmp_path / "text", 288 << 20, 600 << 20]
     done = subprocess.run(
         [sys.executable, "-c", EXPORT, *map(str, places)],
         check=True,
@@ -175,6 +176,8 @@ def test_peak_stays_within_the_budget(tmp_path: Path, over: int) -> None:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    found = json.loads(done.stdout)
-    assert found["peak"] <= found["budget"]
-    assert found["peak"] <= 1.1 * found["price"]
+    disk, held = map(json.loads, done.stdout.splitlines())
+    assert disk["budget"] < held["peak"], "what is held would not fit the first budget"
+    for found in (disk, held):
+        assert found["peak"] <= found["budget"]
+        assert found["peak"] <= 1.1 * found["price"]

@@ -1,6 +1,5 @@
 """A run that is killed or interrupted anywhere and continued is that of an undisturbed one."""
 
-import json
 import re
 import shutil
 import signal
@@ -9,8 +8,10 @@ import pytest
 import support
 from support import KILL, command, outcome
 
+from globe_stream.commands.status import status
+
 SEED = ("--checkpoint-every", "0", "--seed", "3")
-TRAIN = ("--epochs", "4", "--warmup-epochs", "2", "--checkpoint-every", "0")
+TRAIN = ("--epochs", "3", "--warmup-epochs", "1", "--checkpoint-every", "0")
 
 
 def seed_command(checkpoint, run, *more):
@@ -31,13 +32,18 @@ def undisturbed(tmp_path_factory, checkpoint):
     return folder / "seeded", folder / "trained", events
 
 
-def killed_and_continued(arguments, log, every):
-    """Carry out a command that is killed at its `every`-th event each time; the kills it took."""
+def killed_and_continued(arguments, log, every, after=lambda: None):
+    """Carry out a command that is killed at its `every`-th event each time; the kills it took.
+
+    `after` is called after every process.
+    """
     kills = 0
     while (code := outcome(command, arguments, log, every, KILL)) != 0:
         assert code == -KILL, log.read_text()[-2000:]
         kills += 1
         assert kills < 100, "no progress between kills"
+        after()
+    after()
     return kills
 
 
@@ -67,21 +73,27 @@ def same(run, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [59])
-def test_kill_while_seeding(tmp_path, checkpoint, undisturbed, every):
+def test_kill_while_seeding(tmp_path, checkpoint, undisturbed):
+    """The peak of memory survives the kills and never falls."""
+    run, peaks = tmp_path / "run", []
     kills = killed_and_continued(
-        seed_command(checkpoint, tmp_path / "run"), tmp_path / "log", every
+        seed_command(checkpoint, run),
+        tmp_path / "log",
+        55,
+        lambda: peaks.append(status(run).peak_memory_bytes),
     )
-    assert kills >= undisturbed[2][0] // every - 1 > 1
-    same(tmp_path / "run", undisturbed[0])
+    assert kills >= undisturbed[2][0] // 55 - 1 > 1
+    same(run, undisturbed[0])
+    assert len(peaks) > 3
+    assert all(peak > 1 << 20 for peak in peaks)
+    assert peaks == sorted(peaks)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [149])
-def test_kill_while_training(tmp_path, undisturbed, every):
+def test_kill_while_training(tmp_path, undisturbed):
     run = shutil.copytree(undisturbed[0], tmp_path / "run")
-    kills = killed_and_continued(train_command(run), tmp_path / "log", every)
-    assert kills >= undisturbed[2][1] // every - 1 > 1
+    kills = killed_and_continued(train_command(run), tmp_path / "log", 149)
+    assert kills >= undisturbed[2][1] // 149 - 1 > 1
     same(run, undisturbed[1])
 
 
@@ -112,42 +124,26 @@ def test_kill_with_a_bank_for_each_layer(tmp_path, checkpoint):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupts_checkpoint_and_end_with_130(tmp_path, checkpoint, undisturbed, number):
+def test_interrupts_checkpoint_and_end_with_130(tmp_path, checkpoint, undisturbed):
+    """Both signals, one after the other, while seeding and while training."""
     run, log = tmp_path / "run", tmp_path / "log"
     rare = ("--checkpoint-every", "1000")
     arguments = seed_command(checkpoint, run, *rare)
-    assert outcome(command, arguments, log, 8, number) == 130
-    told = log.read_text()
-    assert f"{number.name}: saving the state of this pass" in told
-    stopped = re.search(r"stopped after (\d+) of 24 experts; the same command continues", told)
-    assert stopped, told
-    assert "Traceback" not in told
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert outcome(command, arguments, log, 8, number) == 130
+        told = log.read_text().rsplit(support.BEGUN, 1)[1]
+        assert f"{number.name}: saving the state of this pass" in told
+        stopped = re.search(r"stopped after (\d+) of 24 experts; the same command continues", told)
+        assert stopped, told
+        assert "Traceback" not in told
     assert outcome(command, arguments, log) == 0
     assert f"continuing after {stopped[1]} of 24 experts" in log.read_text()
     arguments = train_command(run, *rare)
-    assert outcome(command, arguments, log, 20, number) == 130
-    assert json.loads(status(run))["state"] == "training"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert outcome(command, arguments, log, 20, number) == 130
+        assert status(run).state == "training"
     assert outcome(command, arguments, log) == 0
     same(run, undisturbed[1])
-
-
-@pytest.mark.slow
-def test_the_peak_of_memory_survives_a_kill_and_never_falls(tmp_path, checkpoint):
-    run, log = tmp_path / "run", tmp_path / "log"
-    arguments, peaks = seed_command(checkpoint, run), []
-    while outcome(command, arguments, log, 55, KILL) != 0:
-        peaks.append(json.loads(status(run))["peak_memory_bytes"])
-    peaks.append(json.loads(status(run))["peak_memory_bytes"])
-    assert len(peaks) > 3
-    assert all(peak > 1 << 20 for peak in peaks)
-    assert peaks == sorted(peaks)
-
-
-def status(run):
-    from globe_stream.commands.status import status as library_status
-
-    return json.dumps(library_status(run).to_json())
 
 
 @pytest.mark.slow
@@ -161,14 +157,6 @@ def test_interrupted_again_and_again(tmp_path, undisturbed):
         interrupts += 1
         assert interrupts < 60
     assert interrupts >= 3
-    same(run, undisturbed[1])
-
-
-@pytest.mark.slow
-def test_two_runs_are_bit_identical(tmp_path, checkpoint, undisturbed):
-    run, log = tmp_path / "run", tmp_path / "log"
-    assert outcome(command, seed_command(checkpoint, run), log) == 0
-    assert outcome(command, train_command(run), log) == 0
     same(run, undisturbed[1])
 
 

@@ -1,14 +1,15 @@
 """Models in compressed form: loading, saving, generating, training, and what they hold."""
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fresh import Ended, Fresh, fresh_processes
 from sample_runs import Recipe, larger_model, make_run
 
 import globe_stream
@@ -32,16 +33,16 @@ def _logits(model: Any) -> torch.Tensor:
         return model(input_ids=TOKENS).logits.float()
 
 
-def _fresh(script: str, *arguments: object) -> Any:
-    """The JSON that a script prints in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_MODULES_CACHE": str(arguments[0]) + "-mod"},
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[Fresh]:
+    with fresh_processes() as found:
+        yield found
+
+
+def _printed(ended: Ended) -> Any:
+    """The JSON in the last line that a script printed."""
+    assert ended.code == 0, ended.err
+    return json.loads(ended.out.splitlines()[-1])
 
 
 TRUSTED = """
@@ -67,50 +68,42 @@ tokens = torch.arange(10)[None]
 text = model.generate(tokens, attention_mask=torch.ones_like(tokens), **GREEDY)
 print(json.dumps([type(model).__name__, text.tolist()]))
 """
+FIRST = "import globe_stream\nfrom transformers import AutoModelForCausalLM"
+AFTER = "from transformers import AutoModelForCausalLM\nimport globe_stream"
 
 
 @pytest.mark.slow
 def test_loads_generates_saves_and_loads_again_without_importing_the_package(
-    tmp_path: Path, run: Path
+    tmp_path: Path, run: Path, fresh: Fresh
 ) -> None:
     out = tmp_path / "out"
     export_model(run, out)
-    before, name, text = _fresh(TRUSTED, out)
+    before, name, text = _printed(fresh.run(TRUSTED, out))
     assert not before
     assert name == "GlobeQwen2MoeForCausalLM"
     assert len(text[0]) == 15
-    assert _fresh(TRUSTED, f"{out}-saved") == [False, name, text]
+    assert _printed(fresh.run(TRUSTED, f"{out}-saved")) == [False, name, text]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import globe_stream\nfrom transformers import AutoModelForCausalLM",
-        "from transformers import AutoModelForCausalLM\nimport globe_stream",
-    ],
-    ids=["first", "after"],
-)
-def test_no_trust_is_needed_once_the_package_is_imported(folder: Path, imports: str) -> None:
-    name, text = _fresh(IMPORTED.format(imports=imports), folder)
+def test_no_trust_is_needed_once_the_package_is_imported(folder: Path, fresh: Fresh) -> None:
+    """Before transformers, in an interpreter that has nothing imported, or after it."""
+    command = [sys.executable, "-c", IMPORTED.format(imports=FIRST), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    name, text = _printed(Ended(done.returncode, done.stdout, done.stderr))
     assert name == "GlobeQwen2MoeForCausalLM"
     assert len(text[0]) == 15
+    assert _printed(fresh.run(IMPORTED.format(imports=AFTER), folder)) == [name, text]
 
 
 @pytest.mark.slow
-def test_without_the_package_the_type_is_unknown(folder: Path) -> None:
+def test_without_the_package_the_type_is_unknown(folder: Path, fresh: Fresh) -> None:
     script = (
         "from transformers import AutoConfig; import sys; AutoConfig.from_pretrained(sys.argv[1])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, folder],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode != 0
-    assert "trust_remote_code" in done.stderr
+    ended = fresh.run(script, folder)
+    assert ended.code != 0
+    assert "trust_remote_code" in ended.err
 
 
 MEASURE = """
@@ -139,12 +132,14 @@ print(json.dumps(max(peak, process.memory_info().rss) - base))
 
 
 @pytest.mark.slow
-def test_loading_takes_the_folder_and_little_more(tmp_path: Path, folder: Path) -> None:
+def test_loading_takes_the_folder_and_little_more(
+    tmp_path: Path, folder: Path, fresh: Fresh
+) -> None:
     larger_model(tmp_path / "model", experts=16, hidden=768, intermediate=512)
     recipe = Recipe(bases=16, rank=192, support=4, measured=False)
     run = make_run(tmp_path / "run", tmp_path / "model", recipe)
     result = export_model(run, tmp_path / "out")
-    growth = _fresh(MEASURE, tmp_path / "out", folder)
+    growth = _printed(fresh.run(MEASURE, tmp_path / "out", folder))
     assert result.bytes > 60 << 20
     assert 0.8 * result.bytes < growth <= 1.1 * result.bytes
 
