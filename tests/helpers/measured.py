@@ -61,6 +61,29 @@ def with_what_is_needed(arguments: list[str], log: Path, spare: int) -> None:
     sys.exit(run([*arguments, "--memory", str(limit)]))
 
 
+def export_within(arguments: list[str], log: Path, room: int) -> None:
+    """Export KIND, with its BITS after a blank, of RUN to OUT, in `room` above the program itself.
+
+    Tells base, peak and price in bytes.
+    """
+    from globe_stream.export.dense import export_dense
+    from globe_stream.export.factors import export_factors
+    from globe_stream.export.model import export_model
+    from globe_stream.memory.allocator import return_freed_memory
+    from globe_stream.memory.base import measured_base
+
+    support.prepare_plain(log)
+    return_freed_memory()
+    base = measured_base()
+    kind, run, out = arguments
+    name, _, bits = kind.partition(" ")
+    export: Any = {"dense": export_dense, "factors": export_factors, "model": export_model}[name]
+    options = {"bits": tuple(map(int, bits.split(",")))} if bits else {}
+    made = export(Path(run), Path(out), memory=base + room, **options)
+    print(json.dumps({"base": base, "peak": made.peak_bytes, "price": made.price_bytes}))
+    sys.stdout.flush()
+
+
 def _high_water(process: int) -> int:
     try:
         text = Path(f"/proc/{process}/status").read_text()
