@@ -132,18 +132,21 @@ class Tally:
 def step_bar(
     title: str, *, unit: str = "experts", progress: Progress | None = None, silent: bool = False
 ) -> Iterator[ProgressCall]:
-    """A bar driven by calls of (done, total, note); a count that falls begins another bar."""
+    """A bar driven by calls of (done, total, note).
+
+    A count that falls, or another total, begins another bar.
+    """
     progress, meter = progress or Progress(silent=silent), Meter()
     bars: list[Bar] = []
-    finished = 0
+    finished = expected = 0
 
     def step(done: int, total: int, note: str) -> None:
-        nonlocal finished
-        if done < finished or not bars:
+        nonlocal finished, expected
+        if done < finished or total != expected or not bars:
             for bar in bars:
                 bar.close()
             bars[:] = [progress.bar(title, total, unit=unit)]
-            finished = 0
+            finished, expected = 0, total
         bars[0].advance(done - finished, note, meter.now())
         finished = done
 

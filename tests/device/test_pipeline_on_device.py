@@ -19,10 +19,11 @@ PROXIES = [
     ("nn_dictionary", ("--proxies", "left_gram")),
     ("nn_dictionary", ("--proxies", "svd")),
 ]
+CURVED = ("--warmup-epochs", "1", "--blend-epochs", "2")
 TRAININGS = [
-    *((("--activation", name), 4) for name in ("tanh", "silu", "none")),
-    (("--targets", "pinv", "--coherence", "0.1"), 4),
-    (("--target-support", "3", "--warmup-epochs", "1", "--blend-epochs", "2"), 5),
+    (("--activation", "none"), 3),
+    (("--activation", "tanh", *CURVED, "--targets", "pinv", "--coherence", "0.1"), 4),
+    (("--activation", "silu", *CURVED, "--target-support", "3"), 4),
     (("--precision", "bf16"), 3),
 ]
 BASES = ("--bases", "4", "--families", "up", "--memory", "2GiB")

@@ -119,11 +119,13 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint(pair, tmp_path):
     assert support.results(run) == support.results(pair[1])
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_seeding_survives_the_death_of_any_process_anywhere(checkpoint, pair, tmp_path, victim):
+@pytest.mark.parametrize(("victim", "every"), [(0, 53), (1, 23)])
+def test_seeding_survives_the_death_of_any_process_anywhere(
+    checkpoint, pair, tmp_path, victim, every
+):
+    """At every so many events, which are more than those of one checkpoint."""
     run, log = tmp_path / "run", tmp_path / "log"
     kills = 0
-    every = 23  # more than the files of one checkpoint
     while (codes := jobs.job(seed_command(checkpoint, run), log, 2, every, victim)) != [0, 0]:
         assert codes[victim] == -support.KILL, log.with_suffix(f".{1 - victim}").read_text()[-2000:]
         kills += 1

@@ -62,15 +62,17 @@ def test_a_terminal_gets_a_bar_with_rate_time_left_and_memory(capsys, monkeypatc
     assert "iB" in shown
 
 
-def test_a_count_that_falls_begins_another_bar(capsys, monkeypatch):
+@pytest.mark.parametrize("steps", [((2, 2), (1, 8)), ((1, 1), (1, 8))])
+def test_a_count_that_falls_or_another_total_begins_another_bar(capsys, monkeypatch, steps):
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
     with progress.step_bar("eval") as step:
-        step(2, 2, "")
-        step(1, 8, "")
-    first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("eval: 2/2 experts")
-    assert second.startswith("eval: 1/8 experts")
+        for done, total in steps:
+            step(done, total, "")
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in told] == [
+        f"eval: {done}/{total} experts" for done, total in steps
+    ]
 
 
 def test_a_tally_passes_on_the_sum():

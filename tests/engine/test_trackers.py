@@ -45,20 +45,6 @@ def offline_ids(run):
     return sorted(path.stem.removeprefix("run-") for path in files)
 
 
-@pytest.mark.slow
-def test_offline_works_and_a_continued_run_keeps_its_id(tmp_path, tell, checkpoint):
-    run = tmp_path / "run"
-    common = ("--wandb-project", "test")
-    told = tell("seed", checkpoint, "--run", run, "--families", "up", *common, "--json")
-    assert told.code == 0, told.err
-    json.loads(told.out)
-    for epochs in (1, 2):
-        arguments = ("--epochs", epochs, "--warmup-epochs", 1)
-        assert tell("train", run, *arguments, *common).code == 0
-    name = (run / "wandb-id").read_text()
-    assert offline_ids(run) == [name] * 3
-
-
 def test_without_a_project_nothing_is_tracked_or_imported(tmp_path, tell, checkpoint, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     run = tmp_path / "run"
@@ -87,11 +73,15 @@ def records(run):
 def test_an_offline_run_holds_configuration_metrics_and_pictures(tmp_path, tell, checkpoint):
     run = tmp_path / "run"
     common = ("--wandb-project", "test", "--wandb-group", "several", "--memory", "2GiB")
-    told = tell("seed", checkpoint, "--run", run, "--bases", 5, "--method", "svd", *common)
+    told = tell(
+        "seed", checkpoint, "--run", run, "--bases", 5, "--method", "svd", *common, "--json"
+    )
     assert told.code == 0, told.err
+    json.loads(told.out)
     options = ("--epochs", 2, "--warmup-epochs", 1, "--lambda-b", 0.002, "--target-support", 3)
     told = tell("train", run, *options, *common)
     assert told.code == 0, told.err
+    assert offline_ids(run) == [(run / "wandb-id").read_text()] * 2, "a continued run keeps its id"
     seeded, trained = records(run)
 
     config = wandb_file.configuration(trained)

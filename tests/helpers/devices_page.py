@@ -77,11 +77,15 @@ def operations(kind: str, folder: Path) -> set[str]:
     return found
 
 
-def page(folder: Path) -> str:
-    """The page, from runs in `folder`."""
+def operations_by_kind(folder: Path) -> dict[str, set[str]]:
+    """`operations` of every kind of device, from runs in `folder`."""
+    return {kind: operations(kind, folder) for kind in ("mps", "cuda")}
+
+
+def page(ran: dict[str, set[str]]) -> str:
+    """The page of what `operations_by_kind` found."""
     import torch
 
-    ran = {kind: operations(kind, folder) for kind in ("mps", "cuda")}
     lines = [
         f"| `{name}` | {' | '.join('yes' if name in ran[kind] else '' for kind in ran)} |"
         for name in sorted(set.union(*ran.values()))
@@ -98,5 +102,5 @@ def page(folder: Path) -> str:
 if __name__ == "__main__":
     support.make_quick()
     with tempfile.TemporaryDirectory() as scratch:
-        PAGE.write_text(page(Path(scratch)), encoding="utf-8")
+        PAGE.write_text(page(operations_by_kind(Path(scratch))), encoding="utf-8")
     sys.stdout.write(f"{PAGE}\n")

@@ -207,11 +207,8 @@ def command(arguments: list[str], log: Path, event: int | None = None, number: i
 
     Events are the batches that a pass has taken, and the files, renames and ledger rows of commits.
     """
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    prepare_plain(log)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where it is begun with "&"
-    torch.set_num_threads(1)
     make_quick()
     make_small_batches()
     from globe_stream.cli.main import run
@@ -227,10 +224,7 @@ def command(arguments: list[str], log: Path, event: int | None = None, number: i
 
 def plain_command(arguments: list[str], log: Path, free: int) -> None:
     """Run the command line as it is, on a machine of which `free` bytes are free, if not 0."""
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
+    prepare_plain(log)
     if free:
         from globe_stream.commands import session
 
@@ -238,6 +232,14 @@ def plain_command(arguments: list[str], log: Path, free: int) -> None:
     from globe_stream.cli.main import run
 
     sys.exit(run(arguments))
+
+
+def prepare_plain(log: Path) -> None:
+    """What this process prints goes to `log`, and it computes with one thread."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
 
 
 def machine_with(free: int) -> Any:

@@ -7,6 +7,7 @@ import torch
 from globe_stream.kernels.quantize import (
     dequantize,
     group_count,
+    nearest_places,
     orthonormal_rows,
     pack,
     quantize,
@@ -53,6 +54,16 @@ def test_rows_of_any_width(width: int, groups: int) -> None:
     assert numbers.shape == (4, width)
     assert scales.shape == (4, groups)
     torch.testing.assert_close(dequantize(numbers, scales, 8), values, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("bits", range(5, 9))
+def test_places_are_those_of_a_search(bits: int) -> None:
+    """At the middles between levels and one bit to either side of them too."""
+    table = torch.linspace(-1, 1, 2**bits)
+    middles, far = (table[1:] + table[:-1]) / 2, torch.tensor(3e38)
+    beside = [torch.nextafter(middles, sign * far) for sign in (-1, 1)]
+    values = torch.cat((_normal(50_000), table, middles, *beside, far[None], -far[None]))
+    assert torch.equal(nearest_places(values, table).long(), torch.bucketize(values, middles))
 
 
 def test_zeros_stay_small() -> None:

@@ -4,18 +4,14 @@ Each command runs in a process of its own, whose high-water mark is read from ou
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import support
 import torch
+from measured import Ended, run_measured, run_stage, with_what_is_needed
 from sample_runs import Recipe, larger_model, make_run
 
 from globe_stream.io.safetensors_writer import PlannedTensor, plan_file, writing
@@ -26,61 +22,22 @@ pytestmark = [
 ]
 
 MIB = 1 << 20
-LAYERS, EXPERTS, HEIGHT, WIDTH = 6, 50, 256, 1024
+LAYERS, EXPERTS, HEIGHT, WIDTH = 6, 40, 256, 1024
 SIZES = ("--families", "up", "--rank", "32", "--bases", "24")
 ROOM = 150 * MIB
-"""Above what the program itself takes; each family's experts are 300 MiB."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended, and its highest resident memory in bytes."""
-
-    document: dict
-    peak: int
-
-
-def high_water(process):
-    text = Path(f"/proc/{process.pid}/status").read_text()
-    line = next((line for line in text.splitlines() if line.startswith("VmHWM:")), "VmHWM: 0")
-    return 1024 * int(line.split()[1])
-
-
-def run_stage(*arguments):
-    """Run a command in a fresh process; its meter may reset the mark, so it is read often."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "globe_stream", *map(str, arguments), "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    peaks = [0]
-
-    def watch():
-        while process.poll() is None:
-            try:
-                peaks[0] = max(peaks[0], high_water(process))
-            except OSError:
-                return
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    out, err = process.communicate()
-    watcher.join()
-    assert process.returncode == 0, err[-2000:]
-    return Ended(json.loads(out), peaks[0])
+"""Above what the program itself takes; each family's experts are 240 MiB."""
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """600 MiB of float32 experts, written a matrix at a time."""
+    """480 MiB of float32 experts, written a matrix at a time."""
     folder = tmp_path_factory.mktemp("large")
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(HEIGHT, WIDTH, generator=generator) for _ in range(16)]
     names = [
         support.NAME.format(layer=layer, expert=expert, family=family)
+        for family in ("up", "gate")
         for layer in range(LAYERS)
-        for family in ("gate", "up")
         for expert in range(EXPERTS)
     ]
     tensors = [PlannedTensor(name, "F32", (HEIGHT, WIDTH)) for name in names]
@@ -114,7 +71,7 @@ def limit(large):
 def measure(model, run, layers, limit):
     common = ("--memory", limit)
     seed = run_stage("seed", model, "--run", run, *SIZES, "--layers", layers, *common)
-    train = run_stage("train", run, "--epochs", 3, "--warmup-epochs", 1, *common)
+    train = run_stage("train", run, "--epochs", 2, "--warmup-epochs", 1, *common)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     stages = {row["stage"]: (row["memory/peak_bytes"], row["memory/price_bytes"])
               for row in rows if "memory/price_bytes" in row}  # fmt: skip
@@ -143,7 +100,7 @@ def test_a_sweep_stays_within_its_budget(large, limit, tmp_path):
     """
     limit += 64 * MIB
     points = ("--set", "method=ts_pca,nn_dictionary", "--set", "damping=0.2,0.4")
-    training = ("--epochs", 2, "--warmup-epochs", 1, "--target-support", 6)
+    training = ("--epochs", 1, "--warmup-epochs", 0, "--target-support", 6)
     found = run_stage(
         "sweep", large, *SIZES, "--layers", "0:2", *points, *training,
         "--out", tmp_path / "out", "--memory", limit,
@@ -185,23 +142,16 @@ def test_twice_the_layers_need_the_same_memory(whole, half):
 
 
 def test_a_frontier_stays_within_the_budget(tmp_path):
-    """That of a model of 60 MiB, within no more than a refusal says that it needs."""
-    larger_model(tmp_path / "model", experts=16, hidden=512, intermediate=384)
-    recipe = Recipe(bases=16, rank=144, support=4, measured=False)
+    """That of a model of 30 MiB, within no more than a refusal says that it needs."""
+    larger_model(tmp_path / "model", experts=16, hidden=512, intermediate=192)
+    recipe = Recipe(bases=16, rank=72, support=4, measured=False)
     run = make_run(tmp_path / "run", tmp_path / "model", recipe)
     (tmp_path / "text").write_bytes(bytes(range(256)) * 8)
     models = "original,rtn-4,model,model-8-8,svd"
     command = ["eval", run, "--text", tmp_path / "text", "--frontier", "--models", models,
-               "--window-count", 2, "--window-length", 128, "--memory"]  # fmt: skip
-    refused = subprocess.run(
-        [sys.executable, "-m", "globe_stream", *map(str, command), "200MiB"],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert refused.returncode == 2
-    needed = re.search(r"scoring needs ([\d.]+) MiB", refused.stderr)
-    assert needed, refused.stderr
-    limit = int(float(needed[1]) * MIB) + 8 * MIB
-    ended = run_stage(*command, limit)
+               "--window-count", 2, "--window-length", 128, "--json"]  # fmt: skip
+    ended = run_measured(with_what_is_needed, [str(part) for part in command], 8 * MIB)
+    limit = int(re.search(r"^limit (\d+)$", ended.told, re.MULTILINE)[1])
     assert len(ended.document["comparison"]["rows"]) == 5
     assert ended.peak <= limit
     assert ended.peak > 0.6 * limit

@@ -5,6 +5,7 @@ import json
 import pytest
 import support
 import torch
+from measured import run_stage
 
 from globe_stream.cli.main import run as command_line
 from globe_stream.engine.status import run_status
@@ -115,8 +116,6 @@ def test_banks_on_disk_are_read_in_as_few_batches_as_fit():
 @pytest.mark.slow
 def test_a_bank_larger_than_the_budget_keeps_it(tmp_path):
     """In processes of their own, which take no more memory than was given."""
-    from test_peak_memory import run_stage
-
     model = support.write_checkpoint(tmp_path / "model", layers=2, experts=96, p=128, d=2048)
     sizes = ("--families", "up", "--rank", "128", "--bases", "192", "--method", "rpca")
     plan = run_stage("plan", model, *sizes).document
