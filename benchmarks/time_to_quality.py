@@ -2,6 +2,8 @@
 
     python benchmarks/time_to_quality.py --epochs 20
     python benchmarks/time_to_quality.py --against 34b9b13 --epochs 3 --warmup-epochs 1
+    OMP_NUM_THREADS=1 python benchmarks/time_to_quality.py --against 34b9b13 --layers 3 \
+        --epochs 3 --warmup-epochs 1 --seeding "--bases 128 --rank-ratio 0.75" --scale-to 1440
     python benchmarks/time_to_quality.py MODEL --against 34b9b13 --epochs 40 --at 20,40 \
         --seeding "--bases 60 --rank 99 --dictionary-support 60" --training "--target-support none"
 
@@ -12,6 +14,9 @@ take turns. Operations are counted by watching what torch is asked for. Seconds 
 time from the row of metrics before it to its own, commits included; CPU seconds are those of all
 threads, which with OMP_NUM_THREADS=1 hardly depend on what else the machine does. The last lines of
 the first table are sums: what was run, and the seed with 5 + 15 epochs at medians of their kind.
+
+`--scale-to N` adds the same for N experts with the bank that was run: passes grow with N (that of
+the statistics until 256), the Gram matrix with N squared, and what is done between passes stays.
 """
 
 import json
@@ -22,7 +27,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,6 +41,8 @@ WARM, REGULAR = "warm-up epoch", "regular epoch"
 NOT_WORK = ("train/memory", "machine")
 """Rows of metrics that end no work; what was spent before them is counted to the next."""
 DEFAULT_RUN = {WARM: 5, REGULAR: 15}
+MEAN_SAMPLES = 256
+"""Experts that statistics rotate, in both revisions."""
 
 Spent = tuple[float, float, float]
 """Seconds, CPU seconds, operations."""
@@ -52,6 +59,7 @@ class Step:
     cpu_seconds: float
     operations: float
     waited: float
+    passed: float = 0.0  # seconds of an epoch's pass
 
     @property
     def spent(self) -> Spent:
@@ -80,6 +88,7 @@ class Checkout:
 @click.option("--intermediate", default=1408, show_default=True)
 @click.option("--seeding", default="--bases 9 --rank-ratio 0.75", show_default=True)
 @click.option("--training", default="", help="Further options of train.")
+@click.option("--scale-to", type=int, metavar="N", help="Also the run for so many experts.")
 @click.option("--memory", default="8GiB", show_default=True)
 @click.option("--json", "record", type=click.Path(path_type=Path), help="Also write all figures.")
 @click.option("--scratch", type=click.Path(path_type=Path), help="Where runs are kept meanwhile.")
@@ -91,7 +100,8 @@ def main(model: str | None, record: Path | None, scratch: Path | None, **given: 
             tree = held.enter_context(checked_out(given["against"], folder))
             checkouts.insert(0, Checkout(given["against"], tree, folder / "other"))
         found = {one.name: steps for one, steps in _timed(checkouts, model, given).items()}
-    click.echo(_stages(found) + "\n")
+    growth = Growth(given["layers"] * given["experts"], given["scale_to"])
+    click.echo(_stages(found, growth) + "\n")
     click.echo(_errors(found, [int(k) for k in given["at"].split(",")]) + f"\n\n{machine_line()}")
     if record is not None:
         rows = {name: [vars(step) for step in steps] for name, steps in found.items()}
@@ -163,8 +173,9 @@ def carried_out(checkout: Checkout, command: str, model: str, given: dict[str, A
         if row["epoch"] is not None:
             name = WARM if row["epoch"] <= given["warmup_epochs"] else REGULAR
         error = row.get("recon/relative_frobenius_error")
-        waited = row.get("io/seconds_waiting", 0.0)
-        steps.append(Step(name, row["epoch"], error, seconds, cpu, single + double, waited))
+        waited, passed = row.get("io/seconds_waiting", 0.0), row.get("time/seconds", 0.0)
+        spent = (seconds, cpu, single + double)
+        steps.append(Step(name, row["epoch"], error, *spent, waited, passed))
         last = now
     return steps
 
@@ -176,7 +187,29 @@ def _python(tree: Path, arguments: list[str]) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment, cwd=tree)
 
 
-def _stages(found: dict[str, list[Step]]) -> str:
+@dataclass(frozen=True)
+class Growth:
+    """From the experts that were run to those that are asked about."""
+
+    experts: int
+    asked: int | None
+
+    def of(self, step: Step) -> Step:
+        """What `step` would have spent."""
+        assert self.asked is not None
+        linear = self.asked / self.experts
+        if step.epoch is not None:
+            share = step.passed / step.seconds
+            factor = share * linear + 1 - share
+        else:
+            sampled = min(MEAN_SAMPLES, self.asked) / min(MEAN_SAMPLES, self.experts)
+            own = {"seed/statistics": sampled, "seed/gram": linear**2, "seed/baseline": 1.0}
+            factor = own.get(step.name, linear)
+        seconds, cpu_seconds, operations = (factor * part for part in step.spent)
+        return replace(step, seconds=seconds, cpu_seconds=cpu_seconds, operations=operations)
+
+
+def _stages(found: dict[str, list[Step]], growth: Growth) -> str:
     """Seconds and operations of every stage; epochs are medians of their kind."""
     names = list(dict.fromkeys(step.name for steps in found.values() for step in steps))
     lines = [(name, [_median(steps, name) for steps in found.values()]) for name in names]
@@ -184,6 +217,12 @@ def _stages(found: dict[str, list[Step]]) -> str:
     if all({WARM, REGULAR} <= {step.name for step in steps} for steps in found.values()):
         title = "seed + 5 warm-up + 15 regular epochs"
         lines.append((title, [_default_run(steps) for steps in found.values()]))
+        if growth.asked is not None:
+            grown = [[growth.of(step) for step in steps] for steps in found.values()]
+            lines += [
+                (f"{name} of {growth.asked}", [_median(s, name) for s in grown]) for name in names
+            ]
+            lines.append((f"{title} of {growth.asked}", [_default_run(steps) for steps in grown]))
     heads = [f"{name}: {what}" for name in found for what in ("s", "CPU s", "TFLOP")]
     heads += ["s, ratio", "CPU s, ratio"] if len(found) > 1 else []
     rows = []
