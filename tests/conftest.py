@@ -1,5 +1,6 @@
 """Fixtures that several test folders share."""
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,3 +91,9 @@ def text(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_bytes(bytes(range(32, 127)) * 60)
     return path
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no garbage collection needs to look at it again."""
+    gc.collect()
+    gc.freeze()

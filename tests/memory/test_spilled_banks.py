@@ -59,7 +59,7 @@ def counted(monkeypatch):
 def test_an_epoch_reads_and_writes_what_is_stated(tmp_path, checkpoint, counted):
     run = tmp_path / "run"
     assert command_line(["seed", str(checkpoint), "--run", str(run), "--families", "up"]) == 0
-    train = ["train", str(run), "--warmup-epochs", "0", "--target-support", "none"]
+    train = ["train", str(run), "--warmup-epochs", "0", "--target-support", "none", "--guard", "1"]
     found = []
     for epochs in (2, 3, 4):
         counted[0] = 0
