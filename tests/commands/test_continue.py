@@ -125,7 +125,6 @@ def test_more_epochs_continue_to_the_same_bits(tell, seeded):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_options_that_are_not_given_are_those_of_the_run(tell, seeded):
     other = copied(seeded, "other")
     options = (*TRAIN, "--momentum", 0.9, "--target-support", 4)
