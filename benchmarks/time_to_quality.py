@@ -2,8 +2,9 @@
 
     python benchmarks/time_to_quality.py --epochs 20
     python benchmarks/time_to_quality.py --against 34b9b13 --epochs 3 --warmup-epochs 1
-    OMP_NUM_THREADS=1 python benchmarks/time_to_quality.py --against 34b9b13 --layers 3 \
-        --epochs 3 --warmup-epochs 1 --seeding "--bases 128 --rank-ratio 0.75" --scale-to 1440
+    OMP_NUM_THREADS=1 python benchmarks/time_to_quality.py --against 34b9b13 --layers 2 \
+        --experts 72 --epochs 3 --warmup-epochs 1 --seeding "--bases 128 --rank-ratio 0.75" \
+        --scale-to 1440
     python benchmarks/time_to_quality.py MODEL --against 34b9b13 --epochs 40 --at 20,40 \
         --seeding "--bases 60 --rank 99 --dictionary-support 60" --training "--target-support none"
 
@@ -35,14 +36,14 @@ from typing import Any
 import click
 from runs import machine_line, markdown, scratch_folder
 
+from globe_stream.memory.operations import MEAN_SAMPLES
+
 HERE = Path(__file__).parent
 TREE = HERE.parent
 WARM, REGULAR = "warm-up epoch", "regular epoch"
 NOT_WORK = ("train/memory", "machine")
 """Rows of metrics that end no work; what was spent before them is counted to the next."""
 DEFAULT_RUN = {WARM: 5, REGULAR: 15}
-MEAN_SAMPLES = 256
-"""Experts that statistics rotate, in both revisions."""
 
 Spent = tuple[float, float, float]
 """Seconds, CPU seconds, operations."""
@@ -93,6 +94,8 @@ class Checkout:
 @click.option("--json", "record", type=click.Path(path_type=Path), help="Also write all figures.")
 @click.option("--scratch", type=click.Path(path_type=Path), help="Where runs are kept meanwhile.")
 def main(model: str | None, record: Path | None, scratch: Path | None, **given: Any) -> None:
+    if model and given["scale_to"]:
+        raise click.UsageError("--scale-to is for the checkpoint that is written: leave MODEL out")
     with scratch_folder(scratch) as folder, ExitStack() as held:
         model = model or written(folder / "model", given)
         checkouts = [Checkout("this tree", TREE, folder / "this")]

@@ -122,8 +122,9 @@ def _part(
     epoch = EpochAccumulator(bank, state.codes, gram, metric, moments, settings, by, norms)
     epoch.update(Batch(positions, weights[positions].clone()))
     state.code_moment[part] = moments.code_moment.clone()
-    state.adapter_moment = _moved(state.adapter_moment, moments.mean_adapter_moment())
-    state.row_projector = _moved(state.row_projector, moments.mean_residual_projector())
+    if moments.sampled:  # the experts of the metric may all lie in other parts
+        state.adapter_moment = moving_mean(state.adapter_moment, moments.mean_adapter_moment())
+        state.row_projector = moving_mean(state.row_projector, moments.mean_residual_projector())
     moments.code_moment = _mean(state.code_moment) * updates
     step = schedule.bank_update_settings(replace(now, steps=state.steps))
     path = scratch / f"momentum-{state.steps % 2}"
@@ -134,10 +135,6 @@ def _part(
         state.momentum.close()
     state.momentum = update.momentum
     state.bank, state.codes, state.steps = update.bank, update.codes, state.steps + 1
-
-
-def _moved(before: Tensor | None, newest: Tensor) -> Tensor:
-    return newest if before is None else moving_mean(before, newest)
 
 
 def _mean(parts: dict[int, Tensor]) -> Tensor:

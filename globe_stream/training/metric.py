@@ -85,9 +85,12 @@ class Metric:
         return float(values[-1] / values[0])
 
 
-def moving_mean(before: Tensor, newest: Tensor) -> Tensor:
-    """The mean that the metric is made of, after an epoch whose experts have the mean `newest`."""
-    return before.to(newest).lerp(newest, _NEWEST_SHARE)
+def moving_mean(before: Tensor | None, newest: Tensor) -> Tensor:
+    """The mean that the metric is made of, after an epoch whose experts have the mean `newest`.
+
+    `before` is None at the first epoch.
+    """
+    return newest if before is None else before.to(newest).lerp(newest, _NEWEST_SHARE)
 
 
 def atom_chunks(bank: Tiles, bounds: Bounds, nbytes: int = ATOM_CHUNK_BYTES) -> list[Bounds]:

@@ -294,10 +294,9 @@ class Trainer:
             "next/metric": moments.mean_adapter_moment(),
             "next/complement": moments.mean_residual_projector(),
         }
-        if not self.context.run.has(self._name("next/metric")):
-            return found
+        begun = self.context.run.has(self._name("next/metric"))
         return {
-            name: moving_mean(torch.from_numpy(self._read(name)), newest)
+            name: moving_mean(torch.from_numpy(self._read(name)) if begun else None, newest)
             for name, newest in found.items()
         }
 

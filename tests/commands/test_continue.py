@@ -42,14 +42,19 @@ def seeded(tmp_path, seeded_once):
     return shutil.copytree(seeded_once, tmp_path / "run")
 
 
-@pytest.fixture(scope="module")
-def trained_once(seeded_once):
-    run = shutil.copytree(seeded_once, seeded_once.parent / "three")
+def trained_from(seeds, name, *options):
+    """A run of that name beside `seeds`, trained from them with `options`."""
+    run = copied(seeds, name)
     with pytest.MonkeyPatch.context() as patch:
         support.make_quick(patch.setattr)
         support.make_small_batches(patch.setattr)
-        assert run_command_line(["train", str(run), "--epochs", "3", *map(str, TRAIN)]) == 0
+        assert run_command_line(["train", str(run), *map(str, options)]) == 0
     return run
+
+
+@pytest.fixture(scope="module")
+def trained_once(seeded_once):
+    return trained_from(seeded_once, "three", "--epochs", 3, *TRAIN)
 
 
 @pytest.fixture
@@ -202,12 +207,7 @@ AGAIN = ("--epochs", 3, *TRAIN, "--momentum", 0.5, "--lambda-a", 1e-3)
 @pytest.fixture(scope="module")
 def trained_otherwise(seeded_once):
     """The results of training with AGAIN from the seeds."""
-    run = shutil.copytree(seeded_once, seeded_once.parent / "trained")
-    with pytest.MonkeyPatch.context() as patch:
-        support.make_quick(patch.setattr)
-        support.make_small_batches(patch.setattr)
-        assert run_command_line(["train", str(run), *map(str, AGAIN)]) == 0
-    return support.results(run)
+    return support.results(trained_from(seeded_once, "trained", *AGAIN))
 
 
 @pytest.mark.slow

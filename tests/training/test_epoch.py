@@ -225,7 +225,7 @@ def run_epochs(count, damping, tmp_path, *, targets="surrogate", beta=1.0, use_m
     """relF at the start of each epoch; momentum 0, linear activation."""
     tiles, codes = begin()
     metric = Metric.identity(R, CPU)
-    errors, means = [], None
+    errors, means = [], (None, None)
     for epoch in range(count):
         coding = Coding(steps=1000)
         settings = make_settings(
@@ -249,7 +249,7 @@ def run_epochs(count, damping, tmp_path, *, targets="surrogate", beta=1.0, use_m
                 passed.moments.mean_adapter_moment(),
                 passed.moments.mean_residual_projector(),
             )
-            means = newest if means is None else tuple(map(moving_mean, means, newest))
+            means = tuple(map(moving_mean, means, newest))
             metric = Metric.from_moments(*means, CPU)
             if use_metric == "left":
                 metric = Metric(metric.left, metric.left_inverse, None, None)

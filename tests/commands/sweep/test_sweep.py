@@ -200,7 +200,7 @@ def test_a_stopped_sweep_continues_and_ends_as_if_it_had_not_been(
         with (
             pytest.raises(Interrupted, match="the same command continues")
             if batches
-            else (nullcontext())
+            else nullcontext()
         ):
             again = swept(checkpoint, *FOUR, out=tmp_path / "out", training=TRAINING)
         for run, ledger in done.items():
