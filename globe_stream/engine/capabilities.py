@@ -116,6 +116,8 @@ BASIC: dict[str, Operation] = {
     "mv": lambda x: x[0, 0, :6] @ x[1],
     "bmm": lambda x: torch.bmm(x, x.mT),
     "baddbmm": lambda x: torch.baddbmm(x, x[:, :, :6], x, alpha=-1),
+    "baddbmm in place": lambda x: x.clone()[1:].baddbmm_(x[1:, :, :6], x[1:], alpha=-1),
+    "a difference in place": lambda x: torch.sub(x[1:] * 2, x[1:], out=x.clone()[1:]),
     "matmul with a shared factor": lambda x: torch.matmul(x[0].T, x),
     "bfloat16": lambda x: torch.bmm(x.bfloat16(), x.mT.bfloat16()).float(),
     "product into a part": _into_a_part,

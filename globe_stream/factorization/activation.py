@@ -28,6 +28,6 @@ class Activation:
         scaled = mixtures * self.gamma
         return scaled if self.linear else blend(scaled, self.name, self.lam)
 
-    def slope(self, mixtures: Tensor, hidden: Tensor) -> Tensor:
-        """The derivative of phi over g at Z, of the shape of Z, from H = `hidden` = phi(Z)."""
-        return slope_(mixtures * self.gamma, hidden, self.name, self.lam)
+    def slope_(self, mixtures: Tensor, hidden: Tensor) -> Tensor:
+        """The derivative of phi over g at Z, from H = `hidden` = phi(Z); overwrites Z."""
+        return slope_(mixtures.mul_(self.gamma), hidden, self.name, self.lam)

@@ -14,16 +14,23 @@ from torch import Tensor
 Precision = Literal["float32", "tf32", "bf16"]
 
 
-def coarse_bmm(left: Tensor, right: Tensor, precision: Precision) -> Tensor:
+def coarse_bmm(
+    left: Tensor, right: Tensor, precision: Precision, out: Tensor | None = None
+) -> Tensor:
     """left (b, n, k) times right (b, k, l), float32, with factors rounded to `precision`.
 
     float32: not rounded; tf32: to 10 bits of fraction (CUDA; elsewhere as float32); bf16: factors
-    and product to 7 bits. Sums are float32. Memory: for bf16, copies of half the factors' bytes.
+    and product to 7 bits. Sums are float32. `out` (b, n, l), which may be a part of a larger array,
+    is filled and returned. Memory: for bf16, copies of half the factors' bytes.
     """
     if precision == "bf16":
-        return torch.bmm(left.bfloat16(), right.bfloat16()).to(left.dtype)
-    with _tensor_float(precision == "tf32" and left.is_cuda):
-        return torch.bmm(left, right)
+        product = torch.bmm(left.bfloat16(), right.bfloat16()).to(left.dtype)
+    elif out is not None and left.device.type == "cpu":
+        return torch.bmm(left, right, out=out)
+    else:
+        with _tensor_float(precision == "tf32" and left.is_cuda):
+            product = torch.bmm(left, right)
+    return product if out is None else out.copy_(product)
 
 
 @contextmanager

@@ -45,21 +45,23 @@ def _accumulate_tile(total: Tensor, tile: Tensor) -> None:
         total[:top, top:bottom] += panel[:, :top].T
 
 
-def row_gram(matrices: Tensor, precision: Precision = "float32") -> Tensor:
+def row_gram(
+    matrices: Tensor, precision: Precision = "float32", out: Tensor | None = None
+) -> Tensor:
     """X X^T (b, r, r) for X (b, r, k): one triangle in panels of rows, mirrored.
 
     With n panels the products take (n + 1) / 2n of the operations of the whole; small matrices
-    are multiplied whole.
+    are multiplied whole. `out` (b, r, r), which may not be X, is filled and returned.
     """
     rows = matrices.shape[1]
     height = -(-rows // TRIANGLE_PANELS)
     if height < SMALLEST_PANEL:
-        return coarse_bmm(matrices, matrices.mT, precision)
-    gram = matrices.new_empty(len(matrices), rows, rows)
+        return coarse_bmm(matrices, matrices.mT, precision, out)
+    gram = matrices.new_empty(len(matrices), rows, rows) if out is None else out
     for top in range(0, rows, height):
         bottom = min(top + height, rows)
-        panel = coarse_bmm(matrices[:, top:bottom], matrices[:, :bottom].mT, precision)
-        gram[:, top:bottom, :bottom] = panel
+        panel = gram[:, top:bottom, :bottom]
+        coarse_bmm(matrices[:, top:bottom], matrices[:, :bottom].mT, precision, out=panel)
         gram[:, :top, top:bottom] = panel[:, :, :top].mT
     return gram
 

@@ -27,7 +27,7 @@ def nearly_orthonormal_rows(matrices: Tensor, precision: Precision = "float32") 
         matrices: Y (b, r, k) with r <= k, floating.
         precision: of the steps' products; the bound is exact.
 
-    Operations: about 15 r^2 k + 5 r^3 each. Memory: three more (b, r, k) and three (b, r, r).
+    Operations: about 15 r^2 k + 5 r^3 each. Memory: two more (b, r, k) and two (b, r, r).
 
     Raises:
         GlobeError: r > k.
@@ -45,16 +45,17 @@ def nearly_orthonormal_rows(matrices: Tensor, precision: Precision = "float32") 
     norm[zero] = 1.0
     rows = matrices / (torch.where(largest > 0, largest, 1.0) * norm).sqrt()
     gram = gram.div_(norm)
+    mix, spare = torch.empty_like(gram), torch.empty_like(rows)
     for step in range(STEPS):
         if step:
-            gram = row_gram(rows, precision)
-        rows = _step(rows, gram, precision)
+            row_gram(rows, precision, gram)
+        rows, spare = _step(rows, gram, precision, mix, spare), rows
     rows[zero] = torch.eye(*rows.shape[1:], dtype=rows.dtype, device=rows.device)
     return rows
 
 
-def _step(rows: Tensor, gram: Tensor, precision: Precision) -> Tensor:
-    """a X + b G X + c G^2 X for X (b, r, k) and G = X X^T (b, r, r)."""
+def _step(rows: Tensor, gram: Tensor, precision: Precision, mix: Tensor, out: Tensor) -> Tensor:
+    """`out` = a X + b G X + c G^2 X for X (b, r, k) and G = X X^T (b, r, r); fills `mix` too."""
     first, third, fifth = COEFFICIENTS
-    mix = row_gram(gram, precision).mul_(fifth).add_(gram, alpha=third)
-    return coarse_bmm(mix, rows, precision).add_(rows, alpha=first)
+    row_gram(gram, precision, mix).mul_(fifth).add_(gram, alpha=third)
+    return coarse_bmm(mix, rows, precision, out).add_(rows, alpha=first)

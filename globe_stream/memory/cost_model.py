@@ -88,9 +88,9 @@ def bank_tile_bytes(sizes: GroupSizes) -> int:
 
 
 def rotation_bytes(sizes: GroupSizes) -> int:
-    """Rotating one expert: the matrix (r, p), two like it and three (r, r)."""
+    """Rotating one expert: the matrix (r, p), two like it and two (r, r)."""
     _, rr, pr = _areas(sizes)
-    return 4 * (3 * pr + 3 * rr)
+    return 4 * (3 * pr + 2 * rr)
 
 
 def fit_bytes(sizes: GroupSizes, curved: bool = False) -> int:
@@ -110,12 +110,13 @@ def fit_bytes(sizes: GroupSizes, curved: bool = False) -> int:
 def gradient_bytes(sizes: GroupSizes, warmup: bool, curved: bool) -> int:
     """Arrays of one expert at the peak of finding its gradient, its mixture aside.
 
-    H, H H^T, W H^T and A stay from the fit. Surrogate: the residual (p, d) and the gradient
-    (r, d); with a curved activation the gradient and three more (r, d) for its slope. Warm-up:
-    the rotation, then the rotated expert (r, d) with the rotation (r, p).
+    H, H H^T, W H^T and A stay from the fit; residual and gradient take the places of the weights
+    and of the mixture. Surrogate: A^T times the residual (r, d), with a curved activation two more
+    (r, d) for its slope. Pinv: the right side (d, r) of its solve and the solution, three (r, r).
+    Warm-up: the rotation, then the rotated expert (r, d) with the rotation (r, p).
     """
     rd, rr, pr = _areas(sizes)
-    surrogate = max(sizes.p * sizes.d + rd, 4 * rd if curved else 0)
+    surrogate = max(3 * rd if curved else rd, 2 * rd + 3 * rr)
     rotation = max(rotation_bytes(sizes) // 4, pr + rd) if warmup else 0
     return 4 * (rd + rr + 2 * pr + max(surrogate, rotation))
 

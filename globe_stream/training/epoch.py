@@ -106,7 +106,10 @@ class EpochAccumulator:
     def _gradients(
         self, positions: list[int], weights: Tensor, mixtures: Tensor
     ) -> tuple[PreconditionedGradient, Tensor]:
-        """Gradients in place of the mixtures (b, r, d), and the squared errors (b,)."""
+        """Gradients in place of the mixtures (b, r, d), and the squared errors (b,).
+
+        The weights (b, p, d) are used up.
+        """
         scales, errors = mixtures.new_empty(len(mixtures)), []
         for start in range(0, len(mixtures), self._together):
             part = slice(start, start + self._together)
@@ -116,9 +119,7 @@ class EpochAccumulator:
             check_products(positions[part], weights[part], fit)
             self.log.add(positions[part], fit)
             self._sample(positions[part], fit)
-            found = self._preconditioned(weights[part], mixtures[part], fit)
-            mixtures[part] = found.gradient
-            scales[part] = found.weight
+            scales[part] = self._preconditioned(weights[part], mixtures[part], fit).weight
             errors.append(fit.squared_error)
         return PreconditionedGradient(mixtures, scales), torch.cat(errors)
 
@@ -152,13 +153,13 @@ class EpochAccumulator:
     def _preconditioned(
         self, weights: Tensor, mixtures: Tensor, fit: AdapterFit
     ) -> PreconditionedGradient:
-        """Towards S = (1 - beta) S_L + beta S_W."""
+        """Towards S = (1 - beta) S_L + beta S_W; the gradient overwrites the mixtures."""
         settings = self._settings
         if settings.beta == 1.0:
             return self._weight_aware(weights, mixtures, fit)
         start = directions.orthonormal(
             weights,
-            mixtures,
+            mixtures if settings.beta == 0.0 else mixtures.clone(),
             fit,
             settings.activation,
             settings.precision,
