@@ -130,6 +130,8 @@ BASIC: dict[str, Operation] = {
     "smallest": lambda x: torch.stack([x.amin(1).max(), x.abs().amax(2).clamp_min(0.5).sum()]),
     "curves": lambda x: torch.stack([x.tanh(), x.sigmoid(), torch.nn.functional.silu(x)]),
     "squares": lambda x: x.square() * x + 1,
+    "one less a square": lambda x: torch.addcmul(x.new_ones(()), x, x, value=-0.5, out=x.clone()),
+    "a sum in place": lambda x: torch.add(x[:2] * 2, x[:2], alpha=-0.5, out=x.clone()[:2]),
     "roots": lambda x: torch.stack([(x.abs() + 1).sqrt(), (x.abs() + 1).reciprocal(), 1 - x / 2]),
     "between": lambda x: torch.lerp(x, x.mT.mT.contiguous() * 2, 0.25),
     "largest": lambda x: x.flatten(1).argmax(1).to(x.dtype) + 1,

@@ -43,9 +43,9 @@ def slope_(x: Tensor, value: Tensor, name: str, lam: float) -> Tensor:
     if _is_linear(name, lam):
         return x.fill_(1.0)
     gate = torch.sigmoid(x) if name == "silu" else None
-    share = x.mul_(lam - 1).add_(value)  # lambda act(x)
+    share = torch.add(value, x, alpha=lam - 1, out=x)  # lambda act(x)
     if gate is None:
-        return share.mul_(share).mul_(-1 / lam).add_(1)
+        return torch.addcmul(x.new_ones(()), share, share, value=-1 / lam, out=share)
     return share.add_(gate.mul_(lam - share)).add_(1 - lam)
 
 

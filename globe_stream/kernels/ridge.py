@@ -123,7 +123,8 @@ def _raise_ridges(
         factor[failed[good]] = retried[good]
         amount[failed[good]] = step * mean[failed[good]]
         failed = failed[~good]
-    factor[failed] = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+    if failed.numel():
+        factor[failed] = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
     return raised, failed
 
 
