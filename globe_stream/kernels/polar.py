@@ -43,9 +43,9 @@ def nearly_orthonormal_rows(matrices: Tensor, precision: Precision = "float32") 
     gram = gram.div_(torch.where(largest > 0, largest, 1.0))
     norm = frobenius_norms(gram)[:, None, None]
     norm[zero] = 1.0
-    rows = matrices / (torch.where(largest > 0, largest, 1.0) * norm).sqrt()
-    gram = gram.div_(norm)
-    mix, spare = torch.empty_like(gram), torch.empty_like(rows)
+    rows, spare = (matrices.new_empty(matrices.shape) for _ in range(2))  # contiguous
+    torch.div(matrices, (torch.where(largest > 0, largest, 1.0) * norm).sqrt(), out=rows)
+    gram, mix = gram.div_(norm), torch.empty_like(gram)
     for step in range(STEPS):
         if step:
             row_gram(rows, precision, gram)
