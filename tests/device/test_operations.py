@@ -8,7 +8,9 @@ from strict_device import strict
 
 from globe_stream.engine.capabilities import basic_fault, solver_faults
 
-_VIEWS = {"alias", "detach", "unbind", "empty_like", "new_empty", "new_zeros", "unsqueeze", "squeeze_"}
+_VIEWS = {
+    "alias", "detach", "unbind", "empty_like", "new_empty", "new_zeros", "unsqueeze", "squeeze_"
+}  # fmt: skip
 """Operations that only make or name memory."""
 
 
