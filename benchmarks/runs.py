@@ -61,6 +61,8 @@ def worst_rise(errors: list[float]) -> float:
 @contextmanager
 def scratch_folder(parent: Path | None) -> Iterator[Path]:
     """A folder that is deleted afterwards, in `parent` or the system's place for temporary ones."""
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="globe-bench-", dir=parent))
     try:
         yield folder
