@@ -7,13 +7,13 @@ import click
 
 from globe_stream import __version__
 from globe_stream.cli import checkpoint, results, runs
-from globe_stream.cli.resuming import after_interruption
+from globe_stream.cli.resuming import INTERRUPTED, after_interruption
 from globe_stream.commands.wording import worded
 from globe_stream.engine.distributed import processes, speaks
+from globe_stream.engine.signals import prompt_interrupts
 from globe_stream.errors import GlobeError, InputError
 from globe_stream.io.system_errors import error_of
 
-INTERRUPTED = 130
 _SHARED = ("seed", "train")
 """Commands that several processes carry out together."""
 
@@ -32,20 +32,16 @@ for command in (*checkpoint.COMMANDS, *runs.COMMANDS, *results.COMMANDS):
     cli.add_command(command)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with 0, 1, 2 or 130."""
-    sys.exit(run(arguments))
-
-
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit code.
+    """Run the command line and return the exit code: 0, 1, 2 or 130.
 
     An error is one line on standard error, and with --json one document on standard output too.
     """
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        _require_one_process(given)
-        code = cli.main(given, prog_name="globe-stream", standalone_mode=False)
+        with prompt_interrupts():
+            _require_one_process(given)
+            code = cli.main(given, prog_name="globe-stream", standalone_mode=False)
     except click.ClickException as error:
         return _failed(given, _usage(error), error.exit_code, error)
     except GlobeError as error:

@@ -1,5 +1,8 @@
 """What an interrupted command leaves behind, and what giving it again does."""
 
+INTERRUPTED = 130
+"""The exit code of an interrupted command."""
+
 _KEPT = "the same command continues"
 _DELETED = "nothing is kept; the same command starts over"
 _ENDINGS = {

@@ -13,6 +13,7 @@ class Interrupt:
 
     def __init__(self, answer: str, silent: bool = False, patient: bool = False) -> None:
         self.requested = False
+        self.insisted = False
         self._patient = patient
         self._silent = silent
         self._answer = answer
@@ -22,6 +23,7 @@ class Interrupt:
         if self.requested and self._patient:
             return
         if self.requested:
+            self.insisted = True
             raise KeyboardInterrupt
         self.requested = True
         if self._silent:
@@ -53,10 +55,47 @@ def graceful_interrupts(
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield interrupt
+        with _insistence_seen(interrupt):
+            yield interrupt
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
             outer = getattr(handler, "__self__", None)
             if interrupt.requested and isinstance(outer, Interrupt):
                 outer.requested = True
+
+
+@contextmanager
+def prompt_interrupts() -> Iterator[Interrupt]:
+    """Let SIGINT end the block with KeyboardInterrupt wherever it arrives, in libraries too.
+
+    Nothing changes where SIGINT does something else already, and outside the main thread. Where a
+    library passes over the KeyboardInterrupt, the block goes on, and `insisted` tells.
+    """
+    interrupt = Interrupt("stopping", silent=True)
+    interrupt.requested = True
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield interrupt
+        return
+    signal.signal(signal.SIGINT, interrupt.request)
+    try:
+        with _insistence_seen(interrupt):
+            yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _insistence_seen(interrupt: Interrupt) -> Iterator[None]:
+    """Raise KeyboardInterrupt for any error after `interrupt` raised one.
+
+    Compiled libraries put a KeyboardInterrupt that meets them into errors of their own
+    (pydantic-core: SchemaError).
+    """
+    try:
+        yield
+    except Exception as error:
+        if interrupt.insisted:
+            raise KeyboardInterrupt from error
+        raise

@@ -1,5 +1,9 @@
 """What is said to whoever interrupts a command is true of that command."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from globe_stream.checkpoint import index
@@ -25,6 +29,48 @@ def test_commands_that_do_not_continue_do_not_promise_to(
     assert (told.code, told.out) == (130, "")
     assert words in told.err
     assert "continues" not in told.err
+
+
+def test_ctrl_c_within_a_library_that_makes_an_error_of_it(tell, monkeypatch):
+    def build(*_args):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("error building the schema: KeyboardInterrupt") from None
+
+    monkeypatch.setattr(index, "open_index", build)
+    told = tell("inspect", "m")
+    assert (told.code, told.out) == (130, "")
+    assert told.err.splitlines() == ["globe-stream: interrupted; it changes nothing; give it again"]
+
+
+IMPORTING = """
+import contextlib, signal, sys
+[_, module, passed_over] = sys.argv
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            with contextlib.suppress(*[KeyboardInterrupt] if passed_over else []):
+                signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Stop())
+sys.argv[1:] = ["status", "/nowhere"]
+from globe_stream.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("module", "passed_over"), [
+    ("click", ""), ("pydantic_core", ""), ("torch", ""), ("numpy.matrixlib", ""),
+    ("torch", "passed over"),
+])  # fmt: skip
+def test_ctrl_c_while_the_program_is_imported_is_one_line(module, passed_over):
+    told = subprocess.run(
+        [sys.executable, "-c", IMPORTING, module, passed_over],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (told.returncode, told.stdout) == (130, "")
+    assert told.stderr == "globe-stream: interrupted; it changes nothing; give it again\n"
 
 
 @pytest.mark.parametrize(("arguments", "continues"), [

@@ -97,6 +97,47 @@ def test_the_first_signal_asks_and_the_second_stops(number, capsys):
             signal.raise_signal(number)
 
 
+def as_an_error_of_its_own():
+    """What a compiled library may make of Ctrl-C in the midst of it."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ValueError("KeyboardInterrupt") from None
+
+
+def another_error():
+    raise ValueError("other")
+
+
+BODIES = pytest.mark.parametrize(
+    ("body", "kind"), [(as_an_error_of_its_own, KeyboardInterrupt), (another_error, ValueError)]
+)
+
+
+@BODIES
+def test_an_insistent_signal_ends_the_block_whatever_a_library_makes_of_it(body, kind):
+    def after_a_first_one():
+        with interrupts.graceful_interrupts(silent=True):
+            signal.raise_signal(signal.SIGINT)
+            body()
+
+    with pytest.raises(kind):
+        after_a_first_one()
+
+
+@BODIES
+def test_a_prompt_interrupt_ends_the_block_whatever_a_library_makes_of_it(body, kind):
+    with pytest.raises(kind), interrupts.prompt_interrupts():
+        body()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_prompt_interrupts_leave_another_handler_alone():
+    with interrupts.graceful_interrupts(silent=True) as interrupt, interrupts.prompt_interrupts():
+        signal.raise_signal(signal.SIGINT)
+    assert interrupt.requested
+
+
 def test_handlers_are_put_back():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with interrupts.graceful_interrupts():
