@@ -9,18 +9,15 @@ seen not to grow with the number of layers. Runs are continued if they are there
 smaller sizes make it shorter. Figures come from `metrics.jsonl`.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
+from commands import PEAK, PRICE, READ, SECONDS, stage_costs, tool
 from runs import machine_line, markdown
 
 from globe_stream.engine.metrics import MetricRow, read_metrics
 from globe_stream.formatting import format_bytes
-
-PEAK, PRICE = "memory/peak_bytes", "memory/price_bytes"
 
 
 @click.command(help=__doc__.split("\n", 1)[0] if __doc__ else None)
@@ -54,47 +51,40 @@ def _write_model(model: Path, given: dict[str, Any]) -> None:
     if (model / "model.safetensors.index.json").exists():
         return
     sizes = ("layers", "experts", "hidden", "intermediate")
-    _tool("synth", "--out", model, *(part for n in sizes for part in (f"--{n}", given[n])))
+    tool("synth", "--out", model, *(part for n in sizes for part in (f"--{n}", given[n])))
 
 
 def _seed_and_train(model: Path, run: Path, layers: int, given: dict[str, Any]) -> None:
     shared = ("--memory", given["memory"], "--device", given["device"])
     method = () if given["method"] is None else ("--method", given["method"])
-    _tool(
+    tool(
         *("seed", model, "--run", run, "--layers", f"0:{layers}", *method, *shared),
         *("--families", given["families"], "--bases", given["bases"]),
         *("--rank-ratio", given["rank_ratio"]),
     )
     warmup = ("--warmup-epochs", given["warmup_epochs"])
-    _tool("train", run, "--epochs", given["epochs"], *warmup, *shared)
-
-
-def _tool(*arguments: Any) -> None:
-    """One command of the tool in a process of its own; its progress goes to standard error."""
-    line = [sys.executable, "-m", "globe_stream", *map(str, arguments)]
-    click.echo(" ".join(["globe-stream", *line[3:]]), err=True)
-    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    tool("train", run, "--epochs", given["epochs"], *warmup, *shared)
 
 
 def _report(runs: dict[int, list[MetricRow]], given: dict[str, Any]) -> str:
-    many, few = (_stages(rows) for rows in runs.values())
+    many, few = (stage_costs(rows) for rows in runs.values())
     counts = list(runs)
     heads = ["stage", "seconds", "read", "peak", "price", "peak / price"]
     heads += [f"peak at {counts[1]} layers", f"{counts[0]} / {counts[1]} layers"]
     lines = [
         [
             stage,
-            f"{row['time/seconds']:.0f}",
-            format_bytes(row["io/bytes_read"]),
-            format_bytes(row[PEAK]),
-            format_bytes(row[PRICE]),
+            f"{row[SECONDS]:.0f}",
+            format_bytes(int(row[READ])),
+            format_bytes(int(row[PEAK])),
+            format_bytes(int(row[PRICE])),
             f"{row[PEAK] / row[PRICE]:.3f}",
-            format_bytes(few[stage][PEAK]) if stage in few else "",
+            format_bytes(int(few[stage][PEAK])) if stage in few else "",
             f"{row[PEAK] / few[stage][PEAK]:.3f}" if stage in few else "",
         ]
         for stage, row in many.items()
     ]
-    highest = [max(row[PEAK] for row in found.values()) for found in (many, few)]
+    highest = [int(max(row[PEAK] for row in found.values())) for found in (many, few)]
     return (
         f"{counts[0]} x {given['experts']} experts of {given['intermediate']} x {given['hidden']}, "
         f"m = {given['bases']}, --memory {given['memory']}\n\n{markdown(heads, lines)}\n\n"
@@ -102,21 +92,6 @@ def _report(runs: dict[int, list[MetricRow]], given: dict[str, Any]) -> str:
         f"{format_bytes(highest[1])} at {counts[1]}: ratio {highest[0] / highest[1]:.3f}\n\n"
         f"{machine_line()}"
     )
-
-
-def _stages(rows: list[MetricRow]) -> dict[str, dict[str, Any]]:
-    """Peak, price, seconds and bytes by unit and stage, epochs added up."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        stage = "train" if row.stage.startswith("train") else row.stage
-        entry = found.setdefault(
-            f"{row.family} {stage}", {"time/seconds": 0.0, "io/bytes_read": 0, PEAK: 0, PRICE: 0}
-        )
-        for name in ("time/seconds", "io/bytes_read"):
-            entry[name] += row.number(name) or 0
-        for name in (PEAK, PRICE):
-            entry[name] = max(entry[name], row.number(name) or 0)
-    return {name: entry for name, entry in found.items() if entry[PRICE]}
 
 
 if __name__ == "__main__":
