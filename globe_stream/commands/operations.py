@@ -29,10 +29,13 @@ def seed_work(group: ExpertGroup, config: SeedConfig) -> dict[str, Work]:
 def epoch_work(group: ExpertGroup, config: TrainConfig, epoch: int) -> Work:
     """The epoch number `epoch`, counted from zero."""
     schedule, now = Schedule(config, group.bases, 1.0), ScheduleState(epoch=epoch)
+    linear = schedule.in_warmup(now) or config.activation == "none"
     kind = EpochKind(
-        schedule.in_warmup(now),
-        config.coding_steps,
-        schedule.support_target() is not None or config.support_cap is not None,
+        beta=schedule.beta(now),
+        pinv=config.targets == "pinv",
+        projected=linear and config.warmup_targets == "current",
+        coding_steps=config.coding_steps,
+        sparse=schedule.support_target() is not None or config.support_cap is not None,
     )
     return operations.epoch(group.sizes, kind)
 

@@ -25,12 +25,11 @@ def coarse_bmm(
     """
     if precision == "bf16":
         product = torch.bmm(left.bfloat16(), right.bfloat16()).to(left.dtype)
-    elif out is not None and left.device.type == "cpu":
+        return product if out is None else out.copy_(product)
+    if out is not None and left.device.type != "cpu":
+        return out.copy_(coarse_bmm(left, right, precision))
+    with _tensor_float(precision == "tf32" and left.is_cuda):
         return torch.bmm(left, right, out=out)
-    else:
-        with _tensor_float(precision == "tf32" and left.is_cuda):
-            product = torch.bmm(left, right)
-    return product if out is None else out.copy_(product)
 
 
 @contextmanager

@@ -50,7 +50,8 @@ def nearly_orthonormal_rows(matrices: Tensor, precision: Precision = "float32") 
         if step:
             row_gram(rows, precision, gram)
         rows, spare = _step(rows, gram, precision, mix, spare), rows
-    rows[zero] = torch.eye(*rows.shape[1:], dtype=rows.dtype, device=rows.device)
+    if bool(zero.any()):
+        rows[zero] = torch.eye(*rows.shape[1:], dtype=rows.dtype, device=rows.device)
     return rows
 
 

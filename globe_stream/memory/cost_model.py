@@ -107,18 +107,20 @@ def fit_bytes(sizes: GroupSizes, curved: bool = False) -> int:
     return 4 * (rd + max(factoring, solving, measuring, 2 * rd if curved else 0))
 
 
-def gradient_bytes(sizes: GroupSizes, warmup: bool, curved: bool) -> int:
+def gradient_bytes(sizes: GroupSizes, rotates: bool, blended: bool, curved: bool) -> int:
     """Arrays of one expert at the peak of finding its gradient, its mixture aside.
 
     H, H H^T, W H^T and A stay from the fit; residual and gradient take the places of the weights
     and of the mixture. Surrogate: A^T times the residual (r, d), with a curved activation two more
     (r, d) for its slope. Pinv: the right side (d, r) of its solve and the solution, three (r, r).
-    Warm-up: the rotation, then the rotated expert (r, d) with the rotation (r, p).
+    Warm-up: the rotation, then the rotated expert (r, d) with the rotation (r, p). A blended epoch
+    does both in turn, the first in a copy of the mixture.
     """
     rd, rr, pr = _areas(sizes)
-    surrogate = max(3 * rd if curved else rd, 2 * rd + 3 * rr)
-    rotation = max(rotation_bytes(sizes) // 4, pr + rd) if warmup else 0
-    return 4 * (rd + rr + 2 * pr + max(surrogate, rotation))
+    surrogate = 2 * rd + max(rd if curved else 0, 3 * rr)
+    rotation = max(rotation_bytes(sizes) // 4, pr + rd) if rotates else 0
+    copy = rd if blended else 0
+    return 4 * (rd + rr + 2 * pr + copy + max(surrogate, rotation))
 
 
 def _areas(sizes: GroupSizes) -> tuple[int, int, int]:
@@ -155,7 +157,13 @@ def measure_bytes(sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes)
 
 
 def train_bytes(
-    sizes: GroupSizes, batch_plan: BatchPlan, reader: ReaderBytes, *, warmup: bool, curved: bool
+    sizes: GroupSizes,
+    batch_plan: BatchPlan,
+    reader: ReaderBytes,
+    *,
+    rotates: bool,
+    blended: bool,
+    curved: bool,
 ) -> int:
     """An epoch: bank and sum of gradients throughout, and the larger of its pass and its step.
 
@@ -171,7 +179,7 @@ def train_bytes(
     squares = 4 * (3 * (sizes.rank**2 + sizes.d**2) + 2 * sizes.rank * sizes.d)
     codes = 2 * 4 * sizes.experts * sizes.bases + 24 * sizes.experts
     solve = 4 * (3 * sizes.rank * sizes.d + 2 * sizes.rank**2)
-    one = max(fit_bytes(sizes, curved), gradient_bytes(sizes, warmup, curved))
+    one = max(fit_bytes(sizes, curved), gradient_bytes(sizes, rotates, blended, curved))
     fits = min(batch, fitted_together(sizes.rank, sizes.d)) * one
     coding = 4 * batch * tile_rows(sizes) * sizes.d + 8 * 12 * min(batch, NNLS_ROWS) * sizes.bases
     each = reader(batch, None) + 4 * batch * sizes.rank * sizes.d + max(fits, coding) + solve

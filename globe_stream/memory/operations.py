@@ -50,9 +50,15 @@ class Work(Record):
 
 @dataclass(frozen=True)
 class EpochKind:
-    """What decides an epoch's work besides sizes: the options that change its products."""
+    """What decides an epoch's work besides sizes: the options that change its products.
 
-    warmup: bool
+    `beta` is the share of the weight-aware targets, which `pinv` makes pseudo-inverse ones;
+    `projected` says that rotations are those to mixtures which the fit has projected W on.
+    """
+
+    beta: float
+    pinv: bool
+    projected: bool
     coding_steps: int
     sparse: bool
 
@@ -145,28 +151,30 @@ def epoch(sizes: GroupSizes, kind: EpochKind) -> Work:
     """One pass that trains, and the step of the bank after it."""
     m, r, p, d = _dimensions(sizes)
     each = fit(sizes) + 4.0 * m * r * d  # products with the bank, for codes and for its step
-    if kind.warmup:
-        each += rotation(r, p) + 2.0 * p * r * d
-    else:
-        each += 4.0 * p * r * d + 2.0 * p * r * min(PROBES, r)
+    if kind.beta < 1:
+        each += rotation(r, p) + (2.0 if kind.projected else 4.0) * p * r * d
+    if kind.beta > 0:
+        seen = 2.0 * p * r * r + ridge_solve(r, d) if kind.pinv else 2.0 * p * r * min(PROBES, r)
+        each += 4.0 * p * r * d + seen
     solves = kind.coding_steps * (3 if kind.sparse else 1) + 3
     codes = 2.0 * m * m * (solves + 3)
     sampled = -(-sizes.experts // metric_stride(sizes.experts))
     sample = ridge_solve(r, d) + 2.0 * d * d * r + 2.0 * r * r * p
     n = sizes.experts
     passed = Work(n * each + sampled * sample, n * codes, sizes.stored_bytes)
-    return passed + bank_step(sizes, warmup=kind.warmup)
+    return passed + bank_step(sizes, identity=kind.beta < 1 or kind.pinv)
 
 
-def bank_step(sizes: GroupSizes, *, warmup: bool) -> Work:
+def bank_step(sizes: GroupSizes, *, identity: bool) -> Work:
     """Between two passes: the metric's Gram matrix of the atoms, the step, and its commit.
 
-    In the metric every atom is multiplied from both sides, before the pass and after it.
+    In a metric other than the identity every atom is multiplied from both sides, before the pass
+    and after it.
     """
     m, r, _, d = _dimensions(sizes)
-    metric = 2.0 * r * r * d if warmup else 2 * (2.0 * r * r * d + 2.0 * r * d * d)
-    products = (3 if warmup else 4) * 2.0 * m * m * r * d
-    double = 0.0 if warmup else 2.0 * (r**3 + d**3) + r**3 / 3 + 2.0 * r * r * min(PROBES, r)
+    metric = 2.0 * r * r * d if identity else 2 * (2.0 * r * r * d + 2.0 * r * d * d)
+    products = (3 if identity else 4) * 2.0 * m * m * r * d
+    double = 0.0 if identity else 2.0 * (r**3 + d**3) + r**3 / 3 + 2.0 * r * r * min(PROBES, r)
     return Work(m * metric + products, double + 4 / 3 * r**3, 0.0, 3 * sizes.bank_bytes)
 
 

@@ -284,7 +284,8 @@ def _train_bytes(group: ExpertGroup, config: TrainConfig, processes: int) -> Est
             sizes,
             batch_plan,
             reader,
-            warmup=config.warmup_epochs > 0,
+            rotates=config.warmup_epochs + config.blend_epochs > 0,
+            blended=config.blend_epochs > 0,
             curved=config.activation != "none",
         )
 

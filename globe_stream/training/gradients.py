@@ -77,10 +77,10 @@ def surrogate(
         precision: of A^T times the residual; the residual itself is float32.
     """
     residual = weights.baddbmm_(fit.adapters, fit.hidden, alpha=-1)
-    seen = coarse_bmm(fit.adapters.mT, residual, precision).mul_(activation.gamma)
-    if activation.linear:
-        mixtures.copy_(seen)
-    else:
+    seen = coarse_bmm(
+        fit.adapters.mT, residual, precision, mixtures if activation.linear else None
+    ).mul_(activation.gamma)
+    if not activation.linear:
         activation.slope_(mixtures, fit.hidden).mul_(seen)
     energies = squared_sums(torch.matmul(fit.adapters, probes))
     mean = energies * (activation.gamma**2 / len(probes))

@@ -107,38 +107,43 @@ def test_baseline():
     assert seeding_cost.baseline_bytes(SMALL, BatchPlan(4), reader) == 4000 + 8 * (5 * 11 + 4 * 25)
 
 
+def train_bytes(sizes, batch_plan, reader, *, rotates=True, blended=False, curved=False):
+    return budget.train_bytes(
+        sizes, batch_plan, reader, rotates=rotates, blended=blended, curved=curved
+    )
+
+
 def test_training_grows_with_each_of_its_parts(monkeypatch):
     """A resident bank counts twice, a batch by its experts, a larger model by N codes."""
     monkeypatch.setattr(budget, "ATOM_CHUNK_BYTES", 1)
     monkeypatch.setattr(budget, "LIVE_ARRAYS", 0, raising=False)
 
-    def estimate_bytes(sizes=SMALL, batch=40, *, spill=False, warmup=True, curved=False):
-        return budget.train_bytes(
-            sizes, BatchPlan(batch, spill), reader, warmup=warmup, curved=curved
-        )
+    def estimate_bytes(sizes=SMALL, batch=40, *, spill=False, **kind):
+        return train_bytes(sizes, BatchPlan(batch, spill), reader, **kind)
 
-    one = max(budget.fit_bytes(SMALL), budget.gradient_bytes(SMALL, True, False))
+    one = max(budget.fit_bytes(SMALL), budget.gradient_bytes(SMALL, True, False, False))
     assert estimate_bytes(batch=41) - estimate_bytes() == 1000 + 4 * RD + one
     more = GroupSizes(experts=8, p=5, d=11, rank=3, bases=2, itemsize=2)
     assert estimate_bytes(more) - estimate_bytes() == 8 * 2 + 24
     monkeypatch.setattr(budget, "TILE_BYTES", 4 * 2 * 11)
     assert estimate_bytes() - estimate_bytes(spill=True) == 2 * BANK - 2 * BANK // 3
     tall = GroupSizes(experts=7, p=40, d=12, rank=11, bases=2, itemsize=2)
-    assert estimate_bytes(tall, warmup=False) < estimate_bytes(tall)
+    assert estimate_bytes(tall, rotates=False) < estimate_bytes(tall)
     flat = GroupSizes(experts=7, p=4, d=20, rank=4, bases=2, itemsize=2)
     assert estimate_bytes(flat, curved=True) > estimate_bytes(flat)
+    assert estimate_bytes(flat, blended=True) - estimate_bytes(flat) == 40 * 4 * 4 * 20
 
 
 def test_the_step_holds_no_more_than_whole_banks():
     """Chunks of atoms are never larger than the bank they are cut from."""
-    step = budget.train_bytes(SMALL, BatchPlan(1), nothing, warmup=False, curved=False)
+    step = train_bytes(SMALL, BatchPlan(1), nothing, rotates=False)
     assert step < 100_000
 
 
 def test_a_step_counts_when_it_needs_more_than_the_pass(monkeypatch):
     monkeypatch.setattr(budget, "LIVE_ARRAYS", 0)
-    pass_only = budget.train_bytes(SMALL, BatchPlan(1), nothing, warmup=False, curved=False)
-    larger = budget.train_bytes(SMALL, BatchPlan(2), nothing, warmup=False, curved=False)
+    pass_only = train_bytes(SMALL, BatchPlan(1), nothing, rotates=False)
+    larger = train_bytes(SMALL, BatchPlan(2), nothing, rotates=False)
     assert larger == pass_only, "tiny batches hide below the step"
 
 

@@ -1,5 +1,7 @@
 """Operations of every stage against those that torch was asked for."""
 
+import shutil
+
 import pytest
 import torch
 from operation_counter import OperationCounter
@@ -10,7 +12,7 @@ from globe_stream.commands.seed import seed
 from globe_stream.commands.session import Session
 from globe_stream.commands.train import train
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
-from globe_stream.engine.rates import Rates
+from globe_stream.engine.rates import Rates, product_rate
 from globe_stream.kernels import gram, polar, ridge
 from globe_stream.memory import operations
 from globe_stream.memory.operations import Work
@@ -26,6 +28,13 @@ def counted(work):
     with OperationCounter() as counter:
         work()
     return counter
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rates_measured():
+    """The products that are timed once in a process, by whichever command is the first."""
+    for dtype in (torch.float32, torch.float64):
+        product_rate(torch.device("cpu"), dtype)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +65,21 @@ def test_seeding(problem, beginning):
     assert whole.read_bytes == pytest.approx(4 * group.sizes.stored_bytes)
 
 
+INITIAL = {"warmup_targets": "initial"}
+BLENDED = {"warmup_epochs": 0, "blend_epochs": 1}
+PINV = {"warmup_epochs": 0, "targets": "pinv"}
+
+
 @pytest.mark.slow
-def test_a_warm_up_epoch_and_one_after_it(problem, beginning):
-    run, group, _ = problem
+@pytest.mark.parametrize(("changes", "epochs"), [
+    ({}, 2), (INITIAL, 1), (BLENDED, 1), (BLENDED | {"activation": "none"}, 1), (PINV, 1),
+])  # fmt: skip
+def test_epochs_of_every_kind(problem, beginning, tmp_path, changes, epochs):
+    seeded, group, _ = problem
+    run = shutil.copytree(seeded, tmp_path / "run")
     loading = 2.0 * group.bases**2 * group.rank * group.sizes.d  # Gram matrix of the loaded bank
-    for epoch in (0, 1):
-        options = TrainConfig(epochs=epoch + 1, **TRAINING)
+    for epoch in range(epochs):
+        options = TrainConfig(epochs=epoch + 1, **(TRAINING | changes))
         found = counted(lambda options=options: train(run, options, RUNTIME, silent=True))
         priced = epoch_work(group, options, epoch)
         single, double = found.single - beginning.single, found.double - beginning.double
