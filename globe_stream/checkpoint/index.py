@@ -58,6 +58,11 @@ class ExpertIndex:
     """Makes sure that the files of some paths are here; `anew=True` downloads them in any case."""
 
     @property
+    def name(self) -> str:
+        """The id of a hub model, or the folder's own name: what exports say they were made from."""
+        return self.model if self.revision is not None else self.root.name
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """All shards."""
         return tuple(header.path for header in self.headers)

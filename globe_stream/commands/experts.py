@@ -11,7 +11,7 @@ from globe_stream.commands.compatibility import source_changes
 from globe_stream.config import SeedConfig, SelectionConfig
 from globe_stream.errors import InputError, option
 from globe_stream.factorization.groups import ExpertGroup, make_groups
-from globe_stream.factorization.records import run_header
+from globe_stream.factorization.records import require_source, run_header
 from globe_stream.formatting import count_of
 from globe_stream.seeding.statistics import ZeroExperts
 from globe_stream.store.run import Run
@@ -140,6 +140,7 @@ def recorded_experts(run: Run) -> GroupedExperts:
             f"{run.path}: begun by another version of globe-stream ({error.message}). "
             f"Use that version, or seed again with {option('fresh')} or into a new {option('run')}"
         ) from error
+    require_source(run, header)
     experts = open_experts(header.model, selection, seeding, header.zero_experts)
     changed = source_changes(header.fingerprint, experts.index.fingerprint())
     if changed:

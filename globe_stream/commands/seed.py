@@ -22,7 +22,14 @@ from globe_stream.engine.distributed import join
 from globe_stream.engine.status import StatusDocument, run_status
 from globe_stream.errors import InputError
 from globe_stream.factorization.groups import ExpertGroup
-from globe_stream.factorization.records import GroupRecord, RunConfig, RunHeader, run_header
+from globe_stream.factorization.records import (
+    SOURCE,
+    GroupRecord,
+    RunConfig,
+    RunHeader,
+    Source,
+    run_header,
+)
 from globe_stream.io import files
 from globe_stream.io.world import World
 from globe_stream.memory import planner
@@ -92,6 +99,7 @@ def _seed(
         session.require_free(resources, (one for own in plans.values() for one in own.values()))
         if run is None:
             run = held.enter_context(_new_run(path, header, fresh, world))
+        _record_source(run, header)
         options = {"selection": selection, "seed": seeding}
         with session.recording(run, resources, options) as context:
             for line in (*selection.ignored(), *seeding.ignored(), *experts.notes):
@@ -105,6 +113,12 @@ def _seed(
             for one in seedings:
                 one.run()
         return run_status(run)
+
+
+def _record_source(run: Run, header: RunHeader) -> None:
+    """Record where the checkpoint is now, if it moved since `run` was created."""
+    if run_header(run).model != header.model:
+        run.commit({SOURCE: Source(header.model)})
 
 
 def _seedings(
@@ -146,8 +160,9 @@ def new_header(
 ) -> RunHeader:
     """What a run is created with: the model, its fingerprint, the configuration, the groups."""
     index = experts.index
+    folder = Path(index.model).expanduser().absolute()
     return RunHeader(
-        index.model,
+        str(folder) if index.revision is None else index.model,
         index.model_type,
         index.revision,
         index.fingerprint(),

@@ -48,12 +48,12 @@ def model_card(source: TrainedRun, manifest: ExportManifest, size: int) -> str:
     data = ModelCardData(
         library_name="globe-stream" if kind == "factors" else "transformers",
         tags=["mixture-of-experts", "compression"],
-        base_model=index.model if index.revision is not None else None,
+        base_model=index.name if index.revision is not None else None,
     )
     content = _TEMPLATES.get_template("card.md.jinja").render(
         card_data=data.to_yaml(),
-        title=f"{index.model.rstrip('/').rsplit('/', 1)[-1]}, {_TITLES[kind]}",
-        origin=index.model + (f" at {index.revision}" if index.revision else ""),
+        title=f"{index.name.rsplit('/', 1)[-1]}, {_TITLES[kind]}",
+        origin=index.name + (f" at {index.revision}" if index.revision else ""),
         version=__version__,
         model_type=index.model_type,
         kind=kind,

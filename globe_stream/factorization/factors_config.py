@@ -86,7 +86,7 @@ def describe(
         FORMAT,
         KIND,
         dtype,
-        index.model,
+        index.name,
         index.revision,
         index.model_type,
         index.fingerprint(),

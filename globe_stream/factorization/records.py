@@ -1,10 +1,11 @@
 """What a run records of its groups of experts: sizes in the header, a state for each group."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from globe_stream.checkpoint.fingerprint import CheckpointFingerprint
-from globe_stream.errors import InputError
+from globe_stream.errors import InputError, option
 from globe_stream.factorization.error_sums import ErrorSums, pooled
 from globe_stream.factorization.sizes import GroupSizes
 from globe_stream.io.records import Json, Record
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 PROCRUSTES_MEAN = "seed/procrustes_mean"
 """The array of a group that holds the mean (r, d) of its aligned experts, if seeding made one."""
+
+SOURCE = "source"
 
 Stage = Literal["seeded", "training", "trained"]
 
@@ -109,9 +112,27 @@ class GroupState(Record):
         return ErrorSums.from_relative(self.relative_frobenius_error, self.squared_norm)
 
 
+@dataclass(frozen=True)
+class Source(Record):
+    """Where the checkpoint of a run is now, if it moved since the run was created."""
+
+    model: str
+
+
 def run_header(run: Run) -> RunHeader:
-    """The header of `run`; InputError when another version wrote it."""
-    return RunHeader.from_json(run.header, f"{run.path}/ledger.jsonl: header")
+    """The header of `run`, with where its checkpoint is now; InputError if another version's."""
+    header = RunHeader.from_json(run.header, f"{run.path}/ledger.jsonl: header")
+    moved = run.state(SOURCE, Source)
+    return header if moved is None else replace(header, model=moved.model)
+
+
+def require_source(run: Run, header: RunHeader) -> None:
+    """Raise InputError where the folder that `run` was seeded from is no longer there."""
+    if header.revision is None and not Path(header.model).is_dir():
+        raise InputError(
+            f"{header.model}: no such folder, and {run.path} was seeded from it. Give the seed "
+            f"command again, with the folder of now and {option('run')} {run.path}"
+        )
 
 
 def group_state(run: Run, key: str) -> GroupState | None:

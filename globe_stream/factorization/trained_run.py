@@ -16,6 +16,7 @@ from globe_stream.factorization.records import (
     GroupRecord,
     GroupState,
     RunHeader,
+    require_source,
     run_header,
     seeded_state,
 )
@@ -89,6 +90,8 @@ def _ready_states(run: Run, header: RunHeader, trained: bool) -> dict[str, Group
 
 
 def _open_checked(run: Run, header: RunHeader, model: str | None) -> ExpertIndex:
+    if model is None:
+        require_source(run, header)
     name, revision = model or header.model, header.revision
     rows = [arrays.read(run.array(f"{record.key}/experts")) for record in header.groups]
     text = header.config.selection.get("layout")
