@@ -5,8 +5,8 @@ Mixture Z_i wants to move by M^-1 F_i C^-1 / L_i, with the metric M (r, r) seen 
 spares two large products an expert: coding needs only <B_j, F_i>, and the bank's sum of gradients
 is multiplied by the inverses once, after the pass.
 
-Gradients take the place of the mixtures Z, and residuals that of the weights W: arrays of an expert
-are so large that touching fresh ones costs a tenth of the time.
+Gradients take the place of the mixtures Z, and residuals that of the weights W: an expert's arrays
+are large, and fresh ones would add to the peak.
 Source: docs/design.md, section Targets.
 """
 
