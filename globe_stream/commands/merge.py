@@ -28,6 +28,7 @@ from globe_stream.factorization.records import (
     RunConfig,
     RunHeader,
     group_state,
+    require_source,
     run_header,
     seeded_state,
 )
@@ -74,7 +75,7 @@ def _require_alike(runs: Sequence[Run]) -> None:
     for run in others:
         new = run_header(run)
         changed = [
-            *differences({"model": old.model}, {"model": new.model}),
+            *differences({"model": _source_name(old)}, {"model": _source_name(new)}),
             *differences(_shared(old.config), _shared(new.config)),
             *source_changes(old.fingerprint, new.fingerprint),
             *differences(_training(first), _training(run)),
@@ -84,6 +85,11 @@ def _require_alike(runs: Sequence[Run]) -> None:
                 f"{run.path}: not of the same model and options as {first.path}: "
                 f"{'; '.join(changed)}. Merge runs that differ in their groups only"
             )
+
+
+def _source_name(header: RunHeader) -> str:
+    """The hub's id, or the folder's own name: another machine may have it elsewhere."""
+    return header.model if header.revision is not None else Path(header.model).name
 
 
 def _shared(config: RunConfig) -> Json:
@@ -118,6 +124,7 @@ def _owners(runs: Sequence[Run]) -> dict[str, Run]:
 def _joined_header(runs: Sequence[Run], owners: dict[str, Run]) -> RunHeader:
     """The header of one run with all groups of `runs`, checked against the checkpoint."""
     first = run_header(runs[0])
+    require_source(runs[0], first)
     zero: Places = tuple(sorted({place for run in runs for place in run_header(run).zero_experts}))
     selection = SelectionConfig.from_mapping(_joined_selection(runs, owners), "selection")
     seeding = SeedConfig.from_mapping(first.config.seed, "seed")

@@ -117,8 +117,9 @@ def _seed(
 
 def _record_source(run: Run, header: RunHeader) -> None:
     """Record where the checkpoint is now, if it moved since `run` was created."""
-    if run_header(run).model != header.model:
-        run.commit({SOURCE: Source(header.model)})
+    model = run.world.of_first(header.model)
+    if run_header(run).model != model:
+        run.commit({SOURCE: Source(model)})
 
 
 def _seedings(

@@ -60,6 +60,18 @@ def test_the_parts_are_the_whole(runs, tmp_path):
 
 
 @pytest.mark.slow
+def test_other_machines_have_the_checkpoint_elsewhere(runs, model, tmp_path):
+    whole, head, _ = runs
+    last = ("--families", "up", "--single-layer", "2")
+    there = make(shutil.copytree(model, tmp_path / model.name), tmp_path / "there", *last)
+    merge(tmp_path / "out", [head, there])
+    assert support.results(tmp_path / "out") == support.results(whole)
+    other = make(shutil.copytree(model, tmp_path / "other"), tmp_path / "run", *last)
+    with pytest.raises(InputError, match=r"model: was '.*', now 'other'"):
+        merge(tmp_path / "none", [head, other])
+
+
+@pytest.mark.slow
 def test_it_continues_like_the_whole(runs, tmp_path):
     whole = shutil.copytree(runs[0], tmp_path / "whole")
     merge(tmp_path / "out", runs[1:])
