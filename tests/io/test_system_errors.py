@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import sys
 
 import pytest
 import support
@@ -18,7 +19,7 @@ def _limited(arguments, log):
     with log.open("a") as file:
         os.dup2(file.fileno(), 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))
-    main.main(arguments)
+    sys.exit(main.run(arguments))
 
 
 def one_line(told):
