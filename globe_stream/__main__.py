@@ -9,10 +9,8 @@ from globe_stream.engine.signals import prompt_interrupts
 def main() -> None:
     """Run the command line and exit with 0, 1, 2 or 130, Ctrl-C during the imports included."""
     try:
-        with prompt_interrupts() as interrupt:
+        with prompt_interrupts():
             from globe_stream.cli.main import run
-        if interrupt.insisted:  # torch does without numpy where importing it fails
-            raise KeyboardInterrupt
         sys.exit(run())
     except KeyboardInterrupt:
         print(f"globe-stream: interrupted; {after_interruption(sys.argv[1:])}", file=sys.stderr)

@@ -103,7 +103,10 @@ def doctor(model: str | None, as_json: bool, **values: Any) -> None:
 @options_of(SyntheticModel)
 @as_json
 def synth(out: Path, as_json: bool, **values: Any) -> None:
-    """Write an offline MoE checkpoint in the qwen2_moe layout, in bounded memory."""
+    """Write an offline MoE checkpoint in the qwen2_moe layout, in bounded memory.
+
+    Up and gate matrices of the experts alone: what seed and train take, and no model to run.
+    """
     from globe_stream.engine.progress import Progress
     from globe_stream.synthetic.checkpoints import write_synthetic
 

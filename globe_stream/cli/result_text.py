@@ -129,7 +129,7 @@ def comparison(found: "ModelComparison") -> str:
 
 
 def _scored_model(row: "Row") -> str:
-    size = f"{row.bases} x {row.rank}" if row.bases else ""
+    size = f"{row.bases} x {row.rank}" if row.bases else f"rank {row.rank}" if row.rank else ""
     kept = f"{row.parameters_kept:.1%}" if row.parameters_kept else ""
     bits = f"{row.bits_per_weight:.2f}" if row.bits_per_weight else ""
     errors = ", ".join(f"{name} {value:.4f}" for name, value in row.relative_errors.items())

@@ -51,6 +51,7 @@ def merge(out: Path, paths: Sequence[Path]) -> StatusDocument:
     anything is written, for runs of other models or options, unfinished ones, a group that two of
     them have, and one that none has.
     """
+    _require_apart(paths)
     with ExitStack() as held:
         runs = [held.enter_context(Run(path, writable=True)) for path in paths]
         _require_alike(runs)
@@ -66,6 +67,14 @@ def merge(out: Path, paths: Sequence[Path]) -> StatusDocument:
         if problems:
             raise GlobeError(f"{problems[0]}. Make it anew from undamaged runs")
         return run_status(run)
+
+
+def _require_apart(paths: Sequence[Path]) -> None:
+    """Raise InputError for a run that is given twice."""
+    places = [path.resolve() for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"{path}: given twice. Give every run once")
 
 
 def _require_alike(runs: Sequence[Run]) -> None:
@@ -110,7 +119,7 @@ def _owners(runs: Sequence[Run]) -> dict[str, Run]:
             key = group.key
             if key in owners:
                 raise InputError(
-                    f"{key}: both {owners[key].path} and {run.path} have it. Leave one of them out"
+                    f"{key}: both {owners[key].path} and {run.path} have it. {_remedy(run)}"
                 )
             if group_state(run, key) is None or f"{key}:partial" in recorded_states(run, key):
                 raise InputError(
@@ -119,6 +128,13 @@ def _owners(runs: Sequence[Run]) -> dict[str, Run]:
                 )
             owners[key] = run
     return owners
+
+
+def _remedy(run: Run) -> str:
+    """What to do about a group that `run` and another one have."""
+    if run_header(run).config.seed["bank_scope"] != "global":
+        return "Leave one of them out"
+    return f"Leave one of them out, or seed each of other layers with {option('bank_scope')} layer"
 
 
 def _joined_header(runs: Sequence[Run], owners: dict[str, Run]) -> RunHeader:

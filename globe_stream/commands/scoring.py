@@ -35,6 +35,7 @@ from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
 from globe_stream.export.model import export_model
 from globe_stream.export.result import ExportResult
+from globe_stream.factorization.fitted_group import FittedGroup
 from globe_stream.factorization.trained_run import TrainedRun, open_trained_run
 from globe_stream.io.files import make_folder
 from globe_stream.memory.allocator import return_freed_memory
@@ -210,19 +211,30 @@ def _description(run: Path, variant: Variant) -> _Description:
         if not variant.of_run:
             return _Description("", variant.name, bits=bits)
         first = source.groups[0].group
-        sizes = (first.bases, first.rank, _kept(source))
-        return _Description(run.name, variant.name, *sizes, bits)
+        bases, rank, kept = first.bases, first.rank, _kept(source, _bank_ratio)
+        if variant.of_svd:
+            bases, rank, kept = None, first.sizes.svd_rank, _kept(source, _svd_ratio)
+        return _Description(run.name, variant.name, bases, rank, kept, bits)
 
 
-def _kept(source: TrainedRun) -> float:
+def _kept(source: TrainedRun, ratio: Callable[[FittedGroup], float]) -> float:
     """Parameters kept over parameters replaced, all groups together."""
     whole = kept = 0.0
     for fitted in source.groups:
         sizes = fitted.group.sizes
         elements = sizes.experts * sizes.p * sizes.d
         whole += elements
-        kept += elements * sizes.parameter_ratio(len(fitted.codes.values))
+        kept += elements * ratio(fitted)
     return kept / whole
+
+
+def _bank_ratio(fitted: FittedGroup) -> float:
+    return fitted.group.sizes.parameter_ratio(len(fitted.codes.values))
+
+
+def _svd_ratio(fitted: FittedGroup) -> float:
+    sizes = fitted.group.sizes
+    return sizes.svd_rank * (sizes.p + sizes.d) / (sizes.p * sizes.d)
 
 
 def _common_origin(runs: Sequence[Path], *, same_experts: bool) -> Path:

@@ -161,9 +161,8 @@ def new_header(
 ) -> RunHeader:
     """What a run is created with: the model, its fingerprint, the configuration, the groups."""
     index = experts.index
-    folder = Path(index.model).expanduser().absolute()
     return RunHeader(
-        str(folder) if index.revision is None else index.model,
+        str(index.root) if index.revision is None else index.model,
         index.model_type,
         index.revision,
         index.fingerprint(),

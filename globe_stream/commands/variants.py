@@ -50,6 +50,11 @@ class Variant:
         return self.kind not in ("original", "rtn")
 
     @property
+    def of_svd(self) -> bool:
+        """Whether it is the SVD of equal size, which has no bank."""
+        return self.kind in ("svd", "svd-rtn")
+
+    @property
     def needs_training(self) -> bool:
         """Whether the run's bank is used."""
         return self.kind in ("dense", "patched", "model", "dense-rtn")
@@ -68,7 +73,7 @@ class Variant:
 
     def _group_bits(self, group: ExpertGroup) -> float:
         item = ITEM_BYTES.get(group.experts[0].dtype, 2)
-        if self.kind in ("svd", "svd-rtn"):
+        if self.of_svd:
             return svd_bits(group.sizes, self.bits[0] if self.bits else None, item)
         if self.bits:
             return matrix_bits(group.sizes, self.bits[0])

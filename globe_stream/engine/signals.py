@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a request that the pass at hand meets between two batches."""
 
+import _thread
 import signal
 import sys
 import threading
@@ -66,36 +67,54 @@ def graceful_interrupts(
 
 
 @contextmanager
-def prompt_interrupts() -> Iterator[Interrupt]:
-    """Let SIGINT end the block with KeyboardInterrupt wherever it arrives, in libraries too.
+def prompt_interrupts() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the block with KeyboardInterrupt, in libraries too.
 
-    Nothing changes where SIGINT does something else already, and outside the main thread. Where a
-    library passes over the KeyboardInterrupt, the block goes on, and `insisted` tells.
+    A signal that already does something else keeps doing it, and other threads are left alone.
     """
     interrupt = Interrupt("stopping", silent=True)
     interrupt.requested = True
     ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield interrupt
-        return
-    signal.signal(signal.SIGINT, interrupt.request)
+    old = {number: signal.getsignal(number) for number in _UNTOUCHED if ours}
+    taken = [number for number, handler in old.items() if handler is _UNTOUCHED[number]]
+    for number in taken:
+        signal.signal(number, interrupt.request)
     try:
         with _insistence_seen(interrupt):
-            yield interrupt
+            yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in taken:
+            signal.signal(number, old[number])
+
+
+_UNTOUCHED = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+"""What signals do where nobody asked for anything else."""
 
 
 @contextmanager
 def _insistence_seen(interrupt: Interrupt) -> Iterator[None]:
-    """Raise KeyboardInterrupt for any error after `interrupt` raised one.
+    """Raise KeyboardInterrupt at the end of the block if `interrupt` raised one that got lost.
 
     Compiled libraries put a KeyboardInterrupt that meets them into errors of their own
-    (pydantic-core: SchemaError).
+    (pydantic-core: SchemaError) or pass over it (torch, while it imports numpy); so does Python in
+    a `__del__`, where the signal is sent again.
     """
+    ordinary = sys.unraisablehook
+
+    def send_again(lost: "sys.UnraisableHookArgs") -> None:
+        if lost.exc_type is KeyboardInterrupt and interrupt.insisted:
+            _thread.interrupt_main()
+        else:
+            ordinary(lost)
+
+    sys.unraisablehook = send_again
     try:
         yield
     except Exception as error:
         if interrupt.insisted:
             raise KeyboardInterrupt from error
         raise
+    finally:
+        sys.unraisablehook = ordinary
+    if interrupt.insisted:
+        raise KeyboardInterrupt

@@ -39,15 +39,20 @@ class Measured:
         }
 
 
-def progressed(saved: GroupState, after: ScheduleState, cost: PassCost, over: bool) -> GroupState:
-    """`saved` after one more epoch that cost `cost`; `over` says that training ends with it."""
+def progressed(
+    saved: GroupState, after: ScheduleState, cost: PassCost, between: float, *, over: bool
+) -> GroupState:
+    """`saved` after one more epoch: its pass cost `cost`, all else since the last one `between` s.
+
+    `over` says that training ends with it.
+    """
     return replace(
         saved,
         stage="trained" if over else "training",
         epoch=after.epoch,
         passes=saved.passes + 1,
         bytes_read=saved.bytes_read + cost.bytes_read,
-        seconds=saved.seconds + cost.seconds,
+        seconds=saved.seconds + cost.seconds + between,
     )
 
 

@@ -78,6 +78,7 @@ class Trainer:
         gamma = config.gain * (sizes.rank * sizes.d) ** 0.5
         self.schedule = Schedule(config, group.bases, gamma)
         self._norms = torch.from_numpy(self._read("norms"))
+        self._counted = time.monotonic()  # up to when this group's seconds are in its state
 
     def run(self) -> None:
         """Carry out the epochs that are not done yet."""
@@ -153,7 +154,9 @@ class Trainer:
             self.group.experts,
             self.plan.batch_plan.batch,
         )
+        begin = time.monotonic()
         cost = stream(self.context, task, accumulator)
+        self._counted += time.monotonic() - begin  # they are in `cost`, with attempts before
         return accumulator, task, cost
 
     def _accept(
@@ -326,7 +329,8 @@ class Trainer:
 
     def _progressed(self, after: ScheduleState, cost: PassCost) -> GroupState:
         saved = seeded_state(self.context.run, self.group.key)
-        return progressed(saved, after, cost, self._over(after))
+        last, self._counted = self._counted, time.monotonic()
+        return progressed(saved, after, cost, self._counted - last, over=self._over(after))
 
     def _warned(self, state: GroupState, after: ScheduleState) -> GroupState:
         """`state` with what training ends without, if it ends with the epoch before `after`."""

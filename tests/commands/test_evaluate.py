@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from sample_runs import Recipe, make_run, tiny_model
+from sample_runs import (
+    EXPERTS,
+    HIDDEN,
+    INTERMEDIATE,
+    LAYERS,
+    Recipe,
+    make_run,
+    tiny_model,
+)
 
 from globe_stream.cli.result_text import comparison
 from globe_stream.commands.models import Loading, estimate_loading
@@ -44,6 +52,13 @@ def test_table_of_all_models(tmp_path: Path, model: Path, run: Path, text: Path)
     assert bits["run", "dense"] == pytest.approx(bits["run", "patched"], abs=0.02)
     assert bits["run", "dense"] != bits["", "original"]
     assert found.rows[1].parameters_kept < found.rows[4].parameters_kept
+    dense, svd = found.rows[1], found.rows[3]
+    kept = INTERMEDIATE * 18 + 5 * 18 * HIDDEN / (LAYERS * EXPERTS)
+    rank = int(kept / (INTERMEDIATE + HIDDEN))
+    assert (svd.bases, svd.rank) == (None, rank)
+    whole = INTERMEDIATE * HIDDEN
+    assert svd.parameters_kept == pytest.approx(rank * (INTERMEDIATE + HIDDEN) / whole)
+    assert svd.parameters_kept < dense.parameters_kept
     document = json.loads(json.dumps(found.to_json()))
     assert document["rows"][3]["relative_errors"].keys() == {"up", "gate"}
     lines = comparison(found).splitlines()

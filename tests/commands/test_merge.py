@@ -106,10 +106,20 @@ def test_overlaps_and_gaps_are_named(runs, model, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InputError, match=r"up/layers-000-000: both .*head and .*whole have it"):
         merge(out, [head, whole])
+    with pytest.raises(InputError, match="last: given twice"):
+        merge(out, [last, last.parent / "." / "last"])
     first = make(model, tmp_path / "first", "--families", "up", "--single-layer", "0")
     with pytest.raises(InputError, match=r"up/layers-001-001: none of the runs has it.* 1:2"):
         merge(out, [first, last])
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_banks_of_all_layers_cannot_be_joined(model, tmp_path):
+    scope = ("--bank-scope", "global", "--single-layer")
+    apart = [make(model, tmp_path / layer, *scope, layer, train=False) for layer in "01"]
+    with pytest.raises(InputError, match="both .* have it.*bank_scope.* layer"):
+        merge(tmp_path / "out", apart)
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Devices, GEMM precision, clocks and interrupts."""
 
+import contextlib
 import itertools
 import signal
+import sys
 import threading
 import time
 
@@ -88,13 +90,17 @@ def test_a_clock_is_due_once_an_interval(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_and_the_second_stops(number, capsys):
-    with interrupts.graceful_interrupts() as interrupt:
-        assert not interrupt.requested
-        signal.raise_signal(number)
-        assert interrupt.requested
-        assert f"{number.name}: saving the state" in capsys.readouterr().err
-        with pytest.raises(KeyboardInterrupt):
+    def twice():
+        with interrupts.graceful_interrupts() as interrupt:
+            assert not interrupt.requested
             signal.raise_signal(number)
+            assert interrupt.requested
+            assert f"{number.name}: saving the state" in capsys.readouterr().err
+            signal.raise_signal(number)
+            raise AssertionError("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()
 
 
 def as_an_error_of_its_own():
@@ -105,13 +111,30 @@ def as_an_error_of_its_own():
         raise ValueError("KeyboardInterrupt") from None
 
 
+def passed_over():
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def lost_in_a_destructor():
+    class Object:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    Object()
+    for _ in range(1000):
+        pass
+    raise AssertionError("the signal was not sent again")
+
+
 def another_error():
     raise ValueError("other")
 
 
-BODIES = pytest.mark.parametrize(
-    ("body", "kind"), [(as_an_error_of_its_own, KeyboardInterrupt), (another_error, ValueError)]
-)
+BODIES = pytest.mark.parametrize(("body", "kind"), [
+    (as_an_error_of_its_own, KeyboardInterrupt), (passed_over, KeyboardInterrupt),
+    (lost_in_a_destructor, KeyboardInterrupt), (another_error, ValueError),
+])  # fmt: skip
 
 
 @BODIES
@@ -127,9 +150,17 @@ def test_an_insistent_signal_ends_the_block_whatever_a_library_makes_of_it(body,
 
 @BODIES
 def test_a_prompt_interrupt_ends_the_block_whatever_a_library_makes_of_it(body, kind):
+    before = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    hook = sys.unraisablehook
     with pytest.raises(kind), interrupts.prompt_interrupts():
         body()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert sys.unraisablehook is hook
+
+
+def test_sigterm_is_prompt_too():
+    with pytest.raises(KeyboardInterrupt), interrupts.prompt_interrupts():
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_prompt_interrupts_leave_another_handler_alone():

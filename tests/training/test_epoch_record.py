@@ -38,9 +38,10 @@ def test_a_rejected_state_is_told_apart():
 
 def test_progress_keeps_every_figure_of_the_saved_state():
     after = ScheduleState(epoch=4, error=0.4, rejected=1)
-    found = progressed(SAVED, after, COST, over=False)
-    assert (found.epoch, found.passes, found.bytes_read, found.seconds) == (4, 8, 150, 3.5)
-    assert (found.stage, progressed(SAVED, after, COST, over=True).stage) == ("training", "trained")
+    found = progressed(SAVED, after, COST, 0.25, over=False)
+    assert (found.epoch, found.passes, found.bytes_read, found.seconds) == (4, 8, 150, 3.75)
+    last = progressed(SAVED, after, COST, 0.25, over=True)
+    assert (found.stage, last.stage) == ("training", "trained")
     assert found.relative_frobenius_error == 0.4
     assert (found.median_support, found.activation_lambda, found.temperature) == (5.0, 0.5, 2.0)
 
