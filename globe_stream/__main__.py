@@ -11,10 +11,12 @@ def main() -> None:
     try:
         with prompt_interrupts():
             from globe_stream.cli.main import run
-        sys.exit(run())
+        code = run()
     except KeyboardInterrupt:
         print(f"globe-stream: interrupted; {after_interruption(sys.argv[1:])}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    exec("")  # else Python dies of SIGINT if Ctrl-C met code made from text, such as a dataclass
+    sys.exit(code)
 
 
 if __name__ == "__main__":

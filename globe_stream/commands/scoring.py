@@ -211,10 +211,11 @@ def _description(run: Path, variant: Variant) -> _Description:
         if not variant.of_run:
             return _Description("", variant.name, bits=bits)
         first = source.groups[0].group
-        bases, rank, kept = first.bases, first.rank, _kept(source, _bank_ratio)
         if variant.of_svd:
-            bases, rank, kept = None, first.sizes.svd_rank, _kept(source, _svd_ratio)
-        return _Description(run.name, variant.name, bases, rank, kept, bits)
+            rank, kept = first.sizes.svd_rank, _kept(source, _svd_ratio)
+            return _Description(run.name, variant.name, None, rank, kept, bits)
+        kept = _kept(source, _bank_ratio)
+        return _Description(run.name, variant.name, first.bases, first.rank, kept, bits)
 
 
 def _kept(source: TrainedRun, ratio: Callable[[FittedGroup], float]) -> float:

@@ -1,5 +1,6 @@
 """What is said to whoever interrupts a command is true of that command."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ class Stop:
     def find_spec(self, name, path=None, target=None):
         if name == module:
             with contextlib.suppress(*[KeyboardInterrupt] if passed_over else []):
-                signal.raise_signal(signal.SIGINT)
+                exec("signal.raise_signal(signal.SIGINT)")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Stop())
 sys.argv[1:] = ["status", "/nowhere"]
@@ -64,10 +65,12 @@ main()
     ("click", ""), ("pydantic_core", ""), ("torch", ""), ("numpy.matrixlib", ""),
     ("torch", "passed over"),
 ])  # fmt: skip
-def test_ctrl_c_while_the_program_is_imported_is_one_line(module, passed_over):
+def test_ctrl_c_while_the_program_is_imported_is_one_line(tmp_path, module, passed_over):
+    (tmp_path / "importing.py").write_text(IMPORTING)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
     told = subprocess.run(
-        [sys.executable, "-c", IMPORTING, module, passed_over],
-        capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "importing", module, passed_over],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (told.returncode, told.stdout) == (130, "")
     assert told.stderr == "globe-stream: interrupted; it changes nothing; give it again\n"

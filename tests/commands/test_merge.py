@@ -118,7 +118,7 @@ def test_overlaps_and_gaps_are_named(runs, model, tmp_path):
 def test_banks_of_all_layers_cannot_be_joined(model, tmp_path):
     scope = ("--bank-scope", "global", "--single-layer")
     apart = [make(model, tmp_path / layer, *scope, layer, train=False) for layer in "01"]
-    with pytest.raises(InputError, match="both .* have it.*bank_scope.* layer"):
+    with pytest.raises(InputError, match=r"both .* have it.*bank_scope.* layer"):
         merge(tmp_path / "out", apart)
 
 
