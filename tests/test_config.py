@@ -115,7 +115,7 @@ def test_configurations_are_frozen_and_compared_by_value():
 
 def test_differences_are_spelled_out():
     assert differences({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": "x", "d": None}) == [
-        "b: was 2, now 'x'", "c: was 3, now None"]  # fmt: skip
+        "b: was 2, now 'x'", "c: was 3, now not set"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("scope", "layers"), [("global", None), ("layer", 1), ("layers:6", 6)])

@@ -62,8 +62,8 @@ def _operations(devices: "Mapping[str, UsableDevice | DeviceReport]") -> str:
 def _run(run: "RunTime") -> tuple[str, ...]:
     return (
         "",
-        f"{run.model}, {run.epochs} epochs: {format_seconds(run.seconds)} at these rates "
-        f"({format_seconds(run.computing_seconds)} of arithmetic, "
-        f"{format_seconds(run.reading_seconds)} of reading; an estimate), "
+        f"{run.model}, seeding and {run.epochs} epochs: about {format_seconds(run.seconds)} "
+        f"({format_seconds(run.computing_seconds)} of products, "
+        f"{format_seconds(run.reading_seconds)} of reading beside them), "
         f"{format_bytes(run.peak_memory_bytes)} of memory",
     )

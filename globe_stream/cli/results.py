@@ -198,6 +198,8 @@ def evaluate(
 
     if frontier and text is None:
         raise click.UsageError("--frontier needs --text: bits per byte are those of a text")
+    if models and text is None:
+        raise click.UsageError("--models needs --text: what is scored on it")
     scoring = None
     if text is not None:
         windows = record_from(Windows, values)

@@ -18,7 +18,7 @@ from globe_stream.commands.plan import plan
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.engine.capabilities import BASIC, SOLVERS, device_fault, solver_faults
 from globe_stream.engine.device import choose_device, float32_setting
-from globe_stream.engine.rates import product_rate
+from globe_stream.engine.rates import ATTAINED, product_rate
 from globe_stream.io.records import Compact, Record
 from globe_stream.memory.device_memory import whole_memory
 
@@ -59,7 +59,7 @@ class DiskRates(Record):
 
 @dataclass(frozen=True)
 class RunTime(Record):
-    """Seconds of the epochs of a plan: the longer of computing and reading."""
+    """Seconds of a run as `plan` reckons them, seeding included, and what they are made of."""
 
     model: str
     epochs: int
@@ -109,7 +109,7 @@ def doctor(
     if model is None:
         return report
     planned = plan(model, selection, seeding, training, runtime)
-    return replace(report, run=_run_time(planned, training.epochs, report))
+    return replace(report, run=run_time(planned, training.epochs))
 
 
 def examine(folder: Path) -> MachineReport:
@@ -133,21 +133,18 @@ def examine(folder: Path) -> MachineReport:
     )
 
 
-def _run_time(planned: RunEstimate, epochs: int, report: MachineReport) -> RunTime:
-    """What the epochs of a plan take on the machine of `report`."""
-    device = report.devices[report.device]
-    assert isinstance(device, UsableDevice)
-    computing = epochs * planned.epoch_flops / device.gemm_flops
-    reading = planned.bytes_read / report.disk.read_bytes_per_second
+def run_time(planned: RunEstimate, epochs: int) -> RunTime:
+    """What a plan of so many epochs takes on this machine."""
+    rates = planned.rates
     return RunTime(
         planned.model,
         epochs,
         planned.peak_memory_bytes,
         planned.least_memory_bytes,
         planned.epoch_flops,
-        computing,
-        reading,
-        max(computing, reading),
+        planned.flops / rates.single / ATTAINED,
+        0.0 if rates.disk is None else planned.bytes_read / rates.disk,
+        planned.seconds,
     )
 
 

@@ -140,10 +140,14 @@ def whole_number(text: str) -> int | None:
 def differences(old: JsonObject, new: JsonObject) -> list[str]:
     """One phrase per key whose value differs, spelled out."""
     return [
-        f"{key}: was {old.get(key)!r}, now {new.get(key)!r}"
+        f"{key}: was {_setting(old.get(key))}, now {_setting(new.get(key))}"
         for key in sorted(set(old) | set(new))
         if old.get(key) != new.get(key)
     ]
+
+
+def _setting(value: object) -> str:
+    return "not set" if value is None else repr(value)
 
 
 @cache

@@ -385,3 +385,8 @@ def test_settings_that_do_not_do_what_they_seem_to_are_told(tmp_path, tell, seed
 
 def test_an_unknown_method_of_a_sweep_is_named_by_its_option(tell, checkpoint):
     refused(tell("sweep", checkpoint, "--methods", "foo"), "--methods 'foo' is not known")
+
+
+@pytest.mark.parametrize("option", [("--frontier",), ("--models", "original")])
+def test_models_are_scored_on_a_text(tell, tmp_path, option):
+    refused(tell("eval", tmp_path, *option), f"{option[0]} needs --text")

@@ -147,10 +147,10 @@ def test_options_that_are_not_given_are_those_of_the_run(tell, seeded):
 
 
 @pytest.mark.parametrize(("options", "difference"), [
-    (("--rank", 5), "seed rank: was None, now 5"),
+    (("--rank", 5), "seed rank: was not set, now 5"),
     (("--method", "ts_pca"), "seed method: was 'nn_dictionary', now 'ts_pca'"),
     (("--families", "up"), "selection families: was 'both', now 'up'"),
-    (("--layers", "0:1"), "selection layers: was None, now '0:1'"),
+    (("--layers", "0:1"), "selection layers: was not set, now '0:1'"),
     (("--seed", 7), "seed seed: was 0, now 7"),
 ])  # fmt: skip
 def test_a_changed_seed_option_is_refused_with_the_difference(

@@ -7,6 +7,8 @@ import torch
 from strict_device import strict
 
 from globe_stream.commands import doctor
+from globe_stream.commands.plan import plan
+from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.engine import rates
 
 
@@ -51,7 +53,13 @@ def test_with_a_model_it_says_what_a_run_would_take(tell, checkpoint):
         json.loads(tell("plan", checkpoint, "--bases", "4", "--json").out),
     )
     assert run["epoch_flops"] == planned["epoch_flops"]
-    expected = run["epochs"] * planned["epoch_flops"] / document["devices"]["cpu"]["gemm_flops"]
-    assert run["computing_seconds"] == pytest.approx(expected)
-    assert run["seconds"] == max(run["computing_seconds"], run["reading_seconds"])
-    assert "an estimate" in tell("doctor", checkpoint, "--bases", "4").out
+    rate = document["devices"]["cpu"]["gemm_flops"]
+    assert run["computing_seconds"] == pytest.approx(planned["flops"] / rate / 0.7)
+    assert run["seconds"] >= max(run["computing_seconds"], run["reading_seconds"])
+    assert "seeding and" in tell("doctor", checkpoint, "--bases", "4").out
+
+
+def test_the_time_of_a_run_is_that_of_its_plan(checkpoint):
+    options = (SelectionConfig(), SeedConfig(bases=4), TrainConfig(epochs=7), RuntimeConfig())
+    planned = plan(str(checkpoint), *options)
+    assert doctor.run_time(planned, 7).seconds == planned.seconds
