@@ -238,7 +238,10 @@ def _known_zero(folder: Path) -> Places:
 
 @contextmanager
 def _folder(out: Path | None, scratch: Path | None) -> Iterator[Path]:
-    """The folder to work in: `out`, under a lock, or one that is deleted in the end."""
+    """The folder to work in: `out`, under a lock, or one that is deleted in the end.
+
+    One that was made here goes again with bad input that comes to light before any work.
+    """
     if out is None:
         with _scratch_folder(scratch) as folder:
             yield folder
@@ -248,9 +251,15 @@ def _folder(out: Path | None, scratch: Path | None) -> Iterator[Path]:
         raise InputError(
             f"{out}: not empty and not of a sweep ({others[0]}). Choose another {option('out')}"
         )
+    made = not out.exists()
     files.make_folder(out)
-    with RunLock(out):
-        yield out
+    try:
+        with RunLock(out):
+            yield out
+    except InputError:
+        if made and {child.name for child in out.iterdir()} <= set(LOCK_FILES):
+            files.remove(out)
+        raise
 
 
 def _others(out: Path) -> list[str]:

@@ -291,9 +291,12 @@ def test_a_budget_too_small_is_refused(checkpoint):
 
 
 @QUICK
-def test_sizes_that_do_not_fit_name_their_point(checkpoint):
-    with pytest.raises(InputError, match=r"point bases=99: .*more atoms"):
-        swept(checkpoint, "bases=5,99")
+def test_sizes_that_do_not_fit_name_their_point(checkpoint, tmp_path):
+    (tmp_path / "before").mkdir()
+    for out in (tmp_path / "new", tmp_path / "before"):
+        with pytest.raises(InputError, match=r"point bases=99: .*more atoms"):
+            swept(checkpoint, "bases=5,99", out=out)
+    assert [path.name for path in tmp_path.iterdir()] == ["before"], "no folder is left behind"
 
 
 @pytest.mark.slow
