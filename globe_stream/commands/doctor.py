@@ -18,9 +18,10 @@ from globe_stream.commands.plan import plan
 from globe_stream.config import RuntimeConfig, SeedConfig, SelectionConfig, TrainConfig
 from globe_stream.engine.capabilities import BASIC, SOLVERS, device_fault, solver_faults
 from globe_stream.engine.device import choose_device, float32_setting
-from globe_stream.engine.rates import ATTAINED, product_rate
+from globe_stream.engine.rates import product_rate
 from globe_stream.io.records import Compact, Record
 from globe_stream.memory.device_memory import whole_memory
+from globe_stream.memory.operations import Work
 
 WRITTEN = 64 << 20
 """Bytes that are written and read to time the disk."""
@@ -142,8 +143,8 @@ def run_time(planned: RunEstimate, epochs: int) -> RunTime:
         planned.peak_memory_bytes,
         planned.least_memory_bytes,
         planned.epoch_flops,
-        planned.flops / rates.single / ATTAINED,
-        0.0 if rates.disk is None else planned.bytes_read / rates.disk,
+        rates.seconds(Work(single=planned.flops)),
+        rates.seconds(Work(read_bytes=planned.bytes_read)),
         planned.seconds,
     )
 

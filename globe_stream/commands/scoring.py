@@ -35,7 +35,6 @@ from globe_stream.export.dense import export_dense
 from globe_stream.export.factors import export_factors
 from globe_stream.export.model import export_model
 from globe_stream.export.result import ExportResult
-from globe_stream.factorization.fitted_group import FittedGroup
 from globe_stream.factorization.trained_run import TrainedRun, open_trained_run
 from globe_stream.io.files import make_folder
 from globe_stream.memory.allocator import return_freed_memory
@@ -211,31 +210,21 @@ def _description(run: Path, variant: Variant) -> _Description:
         if not variant.of_run:
             return _Description("", variant.name, bits=bits)
         first = source.groups[0].group
-        if variant.of_svd:
-            rank, kept = first.sizes.svd_rank, _kept(source, _svd_ratio)
-            return _Description(run.name, variant.name, None, rank, kept, bits)
-        kept = _kept(source, _bank_ratio)
-        return _Description(run.name, variant.name, first.bases, first.rank, kept, bits)
+        bases = None if variant.of_svd else first.bases
+        rank = first.sizes.svd_rank if variant.of_svd else first.rank
+        return _Description(run.name, variant.name, bases, rank, _kept(source, variant), bits)
 
 
-def _kept(source: TrainedRun, ratio: Callable[[FittedGroup], float]) -> float:
+def _kept(source: TrainedRun, variant: Variant) -> float:
     """Parameters kept over parameters replaced, all groups together."""
     whole = kept = 0.0
     for fitted in source.groups:
         sizes = fitted.group.sizes
         elements = sizes.experts * sizes.p * sizes.d
+        codes = len(fitted.codes.values)
         whole += elements
-        kept += elements * ratio(fitted)
+        kept += elements * (sizes.svd_ratio if variant.of_svd else sizes.parameter_ratio(codes))
     return kept / whole
-
-
-def _bank_ratio(fitted: FittedGroup) -> float:
-    return fitted.group.sizes.parameter_ratio(len(fitted.codes.values))
-
-
-def _svd_ratio(fitted: FittedGroup) -> float:
-    sizes = fitted.group.sizes
-    return sizes.svd_rank * (sizes.p + sizes.d) / (sizes.p * sizes.d)
 
 
 def _common_origin(runs: Sequence[Path], *, same_experts: bool) -> Path:

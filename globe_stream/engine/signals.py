@@ -4,9 +4,12 @@ import _thread
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+
+_UNTOUCHED = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+"""What the signals do where nobody asked for anything else."""
 
 
 class Interrupt:
@@ -48,22 +51,8 @@ def graceful_interrupts(
     be nested: what was asked of the inner one was asked of the outer one, too.
     """
     interrupt = Interrupt(answer, silent, patient)
-    if threading.current_thread() is not threading.main_thread():
+    with _handled(interrupt, tuple(_UNTOUCHED)):
         yield interrupt
-        return
-    old = {
-        number: signal.signal(number, interrupt.request)
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        with _insistence_seen(interrupt):
-            yield interrupt
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-            outer = getattr(handler, "__self__", None)
-            if interrupt.requested and isinstance(outer, Interrupt):
-                outer.requested = True
 
 
 @contextmanager
@@ -74,21 +63,27 @@ def prompt_interrupts() -> Iterator[None]:
     """
     interrupt = Interrupt("stopping", silent=True)
     interrupt.requested = True
-    ours = threading.current_thread() is threading.main_thread()
-    old = {number: signal.getsignal(number) for number in _UNTOUCHED if ours}
-    taken = [number for number, handler in old.items() if handler is _UNTOUCHED[number]]
-    for number in taken:
-        signal.signal(number, interrupt.request)
+    numbers = [n for n, ordinary in _UNTOUCHED.items() if signal.getsignal(n) is ordinary]
+    with _handled(interrupt, numbers):
+        yield
+
+
+@contextmanager
+def _handled(interrupt: Interrupt, numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """Let `interrupt` answer the signals `numbers` inside the block (main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, interrupt.request) for number in numbers}
     try:
         with _insistence_seen(interrupt):
             yield
     finally:
-        for number in taken:
-            signal.signal(number, old[number])
-
-
-_UNTOUCHED = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-"""What signals do where nobody asked for anything else."""
+        for number, handler in old.items():
+            signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if interrupt.requested and isinstance(outer, Interrupt):
+                outer.requested = True
 
 
 @contextmanager

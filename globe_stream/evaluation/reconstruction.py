@@ -132,7 +132,7 @@ def svd_errors(
 ) -> list[GroupErrors]:
     """Errors of every expert's truncated SVD with the group's parameters, in one streamed pass.
 
-    The rank is `scope.Sizes.svd_rank`. Source: docs/design.md, section Problem.
+    The rank is `GroupSizes.svd_rank`. Source: docs/design.md, section Problem.
     """
     with open_trained_run(run, trained=False) as source:
         tally = Tally(sum(len(fitted.group.experts) for fitted in source.groups), progress)

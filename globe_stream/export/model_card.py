@@ -48,7 +48,7 @@ def model_card(source: TrainedRun, manifest: ExportManifest, size: int) -> str:
     data = ModelCardData(
         library_name="globe-stream" if kind == "factors" else "transformers",
         tags=["mixture-of-experts", "compression"],
-        base_model=index.name if index.revision is not None else None,
+        base_model=index.model if index.revision is not None else None,
     )
     content = _TEMPLATES.get_template("card.md.jinja").render(
         card_data=data.to_yaml(),

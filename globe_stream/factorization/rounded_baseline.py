@@ -59,9 +59,8 @@ def matrix_bits(sizes: GroupSizes, bits: int) -> float:
 
 def svd_bits(sizes: GroupSizes, bits: int | None, itemsize: int) -> float:
     """Stored bits a weight of the SVD of equal size, in `bits` or in elements of `itemsize`."""
-    rank = sizes.svd_rank
     if bits is None:
-        stored = 8 * itemsize * rank * (sizes.p + sizes.d)
-    else:
-        stored = rounded_bits(rank, sizes.p, bits) + rounded_bits(rank, sizes.d, bits)
+        return 8 * itemsize * sizes.svd_ratio
+    rank = sizes.svd_rank
+    stored = rounded_bits(rank, sizes.p, bits) + rounded_bits(rank, sizes.d, bits)
     return stored / (sizes.p * sizes.d)

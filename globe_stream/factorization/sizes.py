@@ -45,6 +45,11 @@ class GroupSizes:
         return self.kept_parameters // (self.experts * (self.p + self.d))
 
     @property
+    def svd_ratio(self) -> float:
+        """Parameters that the SVD of rank `svd_rank` keeps, as a fraction of p d."""
+        return self.svd_rank * (self.p + self.d) / (self.p * self.d)
+
+    @property
     def spectrum_operations(self) -> float:
         """Floating-point operations of one expert's singular values: the Gram, its eigenvalues."""
         side, length = sorted((self.p, self.d))
